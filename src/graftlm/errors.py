@@ -1,0 +1,75 @@
+"""The exceptions a user can meet, and the exit code each one means.
+
+Every message answers three questions: what was wrong, what was expected, what to do about it.
+The command line prints the message without a traceback and exits with ``exit_code``.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+__all__ = [
+    "ArtifactError",
+    "ConfigError",
+    "DataError",
+    "GraftLMError",
+    "ModelError",
+    "RequestError",
+    "ResourceError",
+    "TargetError",
+    "TrainingError",
+    "near_matches",
+]
+
+
+class GraftLMError(Exception):
+    """Base of every error graftlm raises on purpose. Exit code 1: the work failed."""
+
+    exit_code = 1
+
+
+class RequestError(GraftLMError):
+    """The request itself was wrong, and nothing was done. Exit code 2."""
+
+    exit_code = 2
+
+
+class ConfigError(RequestError):
+    """One or more settings are wrong; all of them are listed at once."""
+
+    def __init__(self, problems: str | Sequence[str]) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class DataError(RequestError):
+    """The data cannot be read, is malformed, or would train nothing."""
+
+
+class ModelError(RequestError):
+    """The model cannot be found, read or built."""
+
+
+class TargetError(RequestError):
+    """A LoRA target matches no module, or does not fit the module it matches."""
+
+
+class ArtifactError(RequestError):
+    """An adapter, checkpoint or exported file is missing, corrupt or of another model."""
+
+
+class ResourceError(RequestError):
+    """Memory, disk space or a permission is missing; checked before work starts."""
+
+
+class TrainingError(GraftLMError):
+    """Training had to stop, for example because the loss was not finite."""
+
+
+def near_matches(word: str, candidates: Iterable[str], limit: int = 3) -> str:
+    """``"; did you mean 'a' or 'b'?"`` for the closest candidates, or ``""`` when none is close."""
+    close = difflib.get_close_matches(word, list(candidates), n=limit, cutoff=0.5)
+    if not close:
+        return ""
+    return "; did you mean " + " or ".join(repr(name) for name in close) + "?"

@@ -1,0 +1,127 @@
+"""Writing files so that a reader never sees half of one.
+
+Everything graftlm writes goes to a temporary name in the target's own folder, is flushed to the
+device, and takes its final name in one rename. A crash or a full disk leaves the old file, if there
+was one, untouched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from graftlm.errors import ResourceError
+
+__all__ = ["atomic_folder", "atomic_write", "require_free_space", "write_json"]
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path to write to; on success it becomes ``path``, else it is removed.
+
+    Raises:
+        ResourceError: the folder cannot be written to, or the disk is full.
+    """
+    target = Path(path)
+    with _disk_errors_named(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            temporary.chmod(0o666 & ~_umask())
+            _sync(temporary)
+            temporary.replace(target)
+            _sync(target.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder to fill; on success it becomes ``path``, else it is removed.
+
+    Args:
+        path: the folder to create.
+        replace: whether an existing folder may be replaced; the old one goes last.
+
+    Raises:
+        ResourceError: the folder exists and is not empty (without ``replace``), cannot be
+            written to, or the disk is full.
+    """
+    target = Path(path)
+    if target.exists() and not replace and (not target.is_dir() or any(target.iterdir())):
+        raise ResourceError(
+            f"{target} already exists and is not an empty folder. "
+            "Choose another folder, or remove this one first."
+        )
+    with _disk_errors_named(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+        try:
+            yield temporary
+            temporary.chmod(0o777 & ~_umask())
+            for file in temporary.rglob("*"):
+                _sync(file)
+            if target.exists():
+                old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old."))
+                target.rename(old / "old")
+                temporary.rename(target)
+                shutil.rmtree(old)
+            else:
+                temporary.rename(target)
+            _sync(target.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_json(path: str | Path, value: Any, *, sort_keys: bool = False) -> None:
+    """Write ``value`` as indented JSON, atomically."""
+    text = json.dumps(value, indent=2, sort_keys=sort_keys, ensure_ascii=False) + "\n"
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def require_free_space(folder: str | Path, nbytes: int, what: str) -> None:
+    """Raise `ResourceError` unless the disk that holds ``folder`` has ``nbytes`` to spare."""
+    existing = Path(folder).absolute()
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    if free < nbytes:
+        raise ResourceError(
+            f"{what} needs {nbytes / 1e9:.2f} GB in {folder}, but the disk has {free / 1e9:.2f} GB "
+            "free. Free some space or choose another folder."
+        )
+
+
+@contextlib.contextmanager
+def _disk_errors_named(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ResourceError(
+            f"cannot write {target}: {error.strerror or error}. Nothing was changed there; "
+            "check the path, its permissions and the free disk space."
+        ) from error
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
