@@ -1,0 +1,7 @@
+"""Linear layers over 4-bit weights, and low-rank adapters around any base layer."""
+
+from __future__ import annotations
+
+from graftlm.layers.nf4_linear import NF4Linear
+
+__all__ = ["NF4Linear"]
