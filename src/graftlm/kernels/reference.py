@@ -1,0 +1,75 @@
+"""The NF4 product in plain PyTorch: what kernels are tested against, and what runs without them.
+
+With the frozen weight W (out, in) held in 4 bits (QLoRA, arXiv 2305.14314, equation 5):
+
+    forward    y  = x Wᵀ      x (..., in)  → y (..., out)
+    backward   dx = dy W      dy (..., out) → dx (..., in);  W gets no gradient
+
+W is dequantised a tile of rows at a time and each tile is multiplied and dropped, so the memory on
+top of the operands is one tile, never the matrix.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from graftlm import nf4
+from graftlm.nf4.weight import NF4Weight
+
+__all__ = ["linear", "linear_backward", "row_tiles"]
+
+TILE_ELEMENTS = 1 << 21
+"""Weights dequantised at a time: 8 MB in float32, small beside a model, large beside a call."""
+
+GROUP = 256
+"""Blocks that share one nested maximum; tiles start on a group so that every part slices."""
+
+
+def linear(x: Tensor, w4: NF4Weight, compute: torch.dtype) -> Tensor:
+    """``x Wᵀ`` for ``x`` (..., in), multiplied in ``compute``, returned in the type of ``x``."""
+    out_features, in_features = w4.shape
+    rows = x.reshape(-1, in_features).to(compute)
+    y = rows.new_empty(rows.shape[0], out_features)
+    for start, stop, tile in row_tiles(w4, compute):
+        y[:, start:stop] = rows @ tile.T
+    return y.to(x.dtype).reshape(*x.shape[:-1], out_features)
+
+
+def linear_backward(dy: Tensor, w4: NF4Weight, compute: torch.dtype) -> Tensor:
+    """``dy W`` for ``dy`` (..., out), tiles summed in float32, returned in the type of ``dy``."""
+    out_features, in_features = w4.shape
+    rows = dy.reshape(-1, out_features).to(compute)
+    dx = torch.zeros(rows.shape[0], in_features, dtype=torch.float32, device=dy.device)
+    for start, stop, tile in row_tiles(w4, compute):
+        dx += rows[:, start:stop] @ tile
+    return dx.to(dy.dtype).reshape(*dy.shape[:-1], in_features)
+
+
+def row_tiles(w4: NF4Weight, dtype: torch.dtype) -> Iterator[tuple[int, int, Tensor]]:
+    """Yield ``(start, stop, W[start:stop])`` over the rows of W, dequantised to ``dtype``."""
+    out_features, in_features = w4.shape
+    step = max(1, TILE_ELEMENTS // max(in_features, 1))
+    for start in range(0, out_features, step):
+        stop = min(start + step, out_features)
+        tile = _flat_range(w4, start * in_features, stop * in_features, dtype)
+        yield start, stop, tile.reshape(stop - start, in_features)
+
+
+def _flat_range(w4: NF4Weight, first: int, last: int, dtype: torch.dtype) -> Tensor:
+    """Elements ``first:last`` of the flattened weight. Blocks cross rows, so this is the unit."""
+    align = w4.block_size * GROUP
+    group = first // align
+    base, end = group * align, min(-(-last // align) * align, w4.numel)
+    nested = w4.nested_absmax
+    part = dataclasses.replace(
+        w4,
+        codes=w4.codes[base // 2 : -(-end // 2)],
+        absmax=w4.absmax[group * GROUP : -(-end // w4.block_size)],
+        nested_absmax=None if nested is None else nested[group : -(-end // align)],
+        shape=(end - base,),
+    )
+    return nf4.dequantize(part, dtype)[first - base : last - base]
