@@ -1,0 +1,113 @@
+"""LoRA beside a frozen linear layer (arXiv 2106.09685).
+
+    y = W x + s · B A x        s = alpha / r, or alpha / √r with rsLoRA (arXiv 2312.03732)
+
+W [out, in] is frozen and may be stored in any form (16-bit, NF4, GPT-2's transposed `Conv1D`):
+only the base module knows. A [r, in] starts Kaiming-uniform and B [out, r] at zero, so that step 0
+equals the base model. A and B are float32 whatever the base is: in 16 bits a small Adam step is
+lost to rounding.
+
+    W  base      A  lora_A      B  lora_B      r  rank      s  scaling
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+__all__ = ["LoRALinear", "adapter_device", "adapter_scaling", "linear_shape", "low_rank_update"]
+
+
+def linear_shape(module: nn.Module) -> tuple[int, int] | None:
+    """``(out_features, in_features)`` of a module that computes ``x Wᵀ + b``, else ``None``."""
+    if isinstance(module, Conv1D):
+        return module.nf, module.nx
+    rows, columns = getattr(module, "out_features", None), getattr(module, "in_features", None)
+    return (rows, columns) if isinstance(rows, int) and isinstance(columns, int) else None
+
+
+def adapter_scaling(rank: int, alpha: float, use_rslora: bool) -> float:
+    """The factor s in front of B A."""
+    return alpha / math.sqrt(rank) if use_rslora else alpha / rank
+
+
+def adapter_device(base: nn.Module) -> torch.device:
+    """Adapters live where the base's weights live (a 4-bit base has buffers, no parameters)."""
+    tensors = itertools.chain(base.parameters(), base.buffers())
+    return next(tensors, torch.empty(0)).device
+
+
+def low_rank_update(x: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
+    """``s · (x Aᵀ) Bᵀ``: x (..., in), A [r, in], B [out, r] → (..., out)."""
+    return F.linear(F.linear(x, A), B) * scaling
+
+
+class LoRALinear(nn.Module):
+    """A frozen linear layer with a trainable low-rank update beside it.
+
+    Args:
+        base: the layer to adapt; anything `linear_shape` knows. It is called, never looked into.
+        rank: r, the inner dimension of the update.
+        alpha: numerator of the scaling.
+        dropout: probability of dropping an input of the update while training.
+        use_rslora: scale by alpha / √r.
+
+    A is drawn from torch's global generator: seed it before the adapters are made.
+    """
+
+    def __init__(
+        self,
+        base: nn.Module,
+        rank: int,
+        alpha: float,
+        dropout: float = 0.0,
+        use_rslora: bool = False,
+    ) -> None:
+        super().__init__()
+        shape = linear_shape(base)
+        if shape is None:
+            raise TypeError(f"{type(base).__name__} is not a linear layer")
+        self.out_features, self.in_features = shape
+        self.rank, self.alpha, self.dropout, self.use_rslora = rank, alpha, dropout, use_rslora
+        self.scaling = adapter_scaling(rank, alpha, use_rslora)
+        self.enabled = True
+        self.base = base
+        like = torch.empty(0, dtype=torch.float32, device=adapter_device(base))
+        self.lora_A = nn.Parameter(like.new_empty(rank, self.in_features))
+        self.lora_B = nn.Parameter(like.new_zeros(self.out_features, rank))
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., in_features) to (..., out_features), in the base's output type."""
+        y: Tensor = self.base(x)
+        if not self.enabled:
+            return y
+        x = x.to(self.lora_A.dtype)
+        if self.dropout:
+            x = F.dropout(x, self.dropout, self.training)
+        return (y + low_rank_update(x, self.lora_A, self.lora_B, self.scaling)).to(y.dtype)
+
+    @torch.no_grad()
+    def delta(self) -> Tensor:
+        """``s · B A`` in float32, laid out as the base's weight: [out, in], Conv1D [in, out]."""
+        delta = (self.lora_B @ self.lora_A) * self.scaling
+        return delta.T if isinstance(self.base, Conv1D) else delta
+
+    @property
+    def weight(self) -> Tensor:
+        """The frozen weight, for model code that asks a layer for its type or device."""
+        return self.base.weight  # type: ignore[return-value]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The frozen bias."""
+        return self.base.bias  # type: ignore[return-value]
+
+    def extra_repr(self) -> str:
+        """The adapter's settings in ``print(model)``."""
+        return f"rank={self.rank}, scaling={self.scaling:g}, dropout={self.dropout:g}"
