@@ -1,0 +1,143 @@
+"""Cross-entropy of a linear output layer, without ever storing its logits.
+
+For a position with hidden state h (D,), target t, head W (V, D) and bias b (V,):
+
+    a_j = scale · (h · w_j + b_j)                     z_j = softcap(a_j) = c tanh(a_j / c)
+    L   = lse(z) − (1 − ε) z_t − (ε / V) Σ_j z_j      ε: label smoothing
+
+    ∂L/∂z_j = p_j − (1 − ε) [j = t] − ε / V           p = softmax(z)
+    ∂L/∂h   = Σ_j ∂L/∂z_j · z'_j · w_j                z'_j = scale · (1 − (z_j / c)²)
+    ∂L/∂w_j = Σ_positions ∂L/∂z_j · z'_j · h
+
+The vocabulary V is large (262,144 for Gemma 3) and the logits (N, V) dwarf everything else in a
+training step. So the head is walked in tiles that stay in cache, with an online log-sum-exp, and
+what is kept is (N,) and (N, D) (the idea of cut cross-entropy, arXiv 2411.09009).
+
+With a frozen head, the gradient for h comes out of the *same* walk and the backward pass only
+scales it. Most p_j are too small to matter there: entries with p_j ≤ ``tolerance`` may be left
+out of the sum. What they weigh in total, 1 − Σ kept p, is known exactly and reported; a position
+where it is too large is computed densely. ``tolerance=0`` keeps everything. With a trainable head,
+the backward pass walks a second time and all gradients are exact.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from graftlm.kernels import cross_entropy
+from graftlm.kernels.cross_entropy import Head, Walk
+
+__all__ = ["CrossEntropyStatistics", "linear_cross_entropy"]
+
+
+@dataclasses.dataclass(frozen=True)
+class CrossEntropyStatistics:
+    """How the gradient of one call was made.
+
+    Attributes:
+        kept_share: share of the N × V softmax entries that the gradient was made of.
+        dropped_mass: largest probability left out at any position; 0 when exact.
+        dense_positions: positions whose gradient was computed from all entries.
+    """
+
+    kept_share: float
+    dropped_mass: float
+    dense_positions: int
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    label_smoothing: float = 0.0,
+    logit_scale: float = 1.0,
+    tolerance: float = 1e-6,
+) -> tuple[Tensor, CrossEntropyStatistics]:
+    """Summed cross-entropy (nats) of ``softcap(logit_scale · (hidden weightᵀ + bias))``.
+
+    Differentiable in ``hidden``, ``weight`` and ``bias``. Memory does not depend on N × V.
+
+    Args:
+        hidden: (N, D) hidden states of the supervised positions only, any floating-point type.
+        weight: (V, D) output layer; a bfloat16 weight is converted tile by tile, never as a whole.
+        targets: (N,) int64 in [0, V).
+        bias: (V,) or ``None``.
+        softcap: caps the logits at ±softcap smoothly (Gemma 2's ``final_logit_softcapping``).
+        label_smoothing: share of the target spread evenly over the vocabulary.
+        logit_scale: multiplies the logits before the cap.
+        tolerance: with a frozen head, probabilities up to this may be left out of the gradient;
+            the loss itself is always complete. 0 leaves nothing out.
+
+    Returns:
+        The loss, a float32 scalar (float64 for float64 ``hidden``), and how its gradient was made.
+
+    Raises:
+        RequestError: when shapes, types or values do not fit.
+    """
+    head = Head(
+        weight=weight.detach(),
+        bias=None if bias is None else bias.detach(),
+        softcap=softcap,
+        scale=logit_scale,
+    )
+    cross_entropy.check(hidden, head, targets, label_smoothing, tolerance)
+    head_trains = weight.requires_grad or (bias is not None and bias.requires_grad)
+    want_grad = torch.is_grad_enabled() and hidden.requires_grad and not head_trains
+    with torch.no_grad():
+        walk = cross_entropy.forward(hidden, head, targets, label_smoothing, tolerance, want_grad)
+    loss: Tensor = _LossSum.apply(  # type: ignore[no-untyped-call]
+        hidden, weight, bias, head, targets, label_smoothing, walk
+    )
+    entries = max(hidden.shape[0] * weight.shape[0], 1)
+    return loss, CrossEntropyStatistics(
+        kept_share=walk.kept / entries,
+        dropped_mass=float(walk.dropped.max()) if len(walk.dropped) else 0.0,
+        dense_positions=walk.dense,
+    )
+
+
+class _LossSum(torch.autograd.Function):
+    """Σ loss of a finished walk; its backward scales that walk's gradient, or walks again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        head: Head,
+        targets: Tensor,
+        label_smoothing: float,
+        walk: Walk,
+    ) -> Tensor:
+        if walk.grad_hidden is not None:
+            ctx.dtype = hidden.dtype
+            ctx.save_for_backward(walk.grad_hidden)
+        else:
+            ctx.softcap, ctx.scale, ctx.label_smoothing = head.softcap, head.scale, label_smoothing
+            ctx.save_for_backward(hidden, weight, bias, targets, walk.lse)
+        return walk.loss.sum()
+
+    @staticmethod
+    @once_differentiable  # type: ignore[misc]
+    def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
+        if len(ctx.saved_tensors) == 1:
+            (grad_hidden,) = ctx.saved_tensors
+            return (grad_hidden * d_loss).to(ctx.dtype), *(None,) * 6
+        hidden, weight, bias, targets, lse = ctx.saved_tensors
+        head = Head(weight, bias, ctx.softcap, ctx.scale)
+        grads = cross_entropy.backward(
+            hidden, head, targets, lse, ctx.label_smoothing, ctx.needs_input_grad[:3]
+        )
+        d_hidden = None if grads.hidden is None else (grads.hidden * d_loss).to(hidden.dtype)
+        d_weight = None if grads.weight is None else grads.weight.mul_(d_loss)
+        d_bias = None if grads.bias is None else grads.bias.mul_(d_loss)
+        return d_hidden, d_weight, d_bias, None, None, None, None
