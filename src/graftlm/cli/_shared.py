@@ -1,0 +1,58 @@
+"""What several commands print or parse alike."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["AdapterOption", "JsonOption", "ModelArgument", "QuantizeOption", "open_model", "say"]
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, nothing else.")]
+ModelArgument = Annotated[
+    str, typer.Argument(help="A folder, a Hub id, a .gguf file, or a built-in: gemma-3-270m.")
+]
+AdapterOption = Annotated[
+    str | None, typer.Option(help="A PEFT adapter folder, or a run folder.", show_default=False)
+]
+QuantizeOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Hold the base in 4 bits (`nf4`) or as it is (`none`). "
+        "Default: as the adapter was trained, else as it is.",
+        show_default=False,
+    ),
+]
+
+
+def say(result: dict[str, Any], as_json: bool, text: str) -> None:
+    """Print ``result`` as one JSON object on stdout, or ``text`` for people."""
+    print(json.dumps(result, ensure_ascii=False) if as_json else text)
+
+
+def stderr_console() -> Console:
+    """Where progress and logs go."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def open_model(model: str, adapter: str | None, quantize: str | None) -> tuple[Any, Any]:
+    """Load ``model`` (with ``adapter``, if any) for use, and its tokenizer."""
+    from graftlm.artifacts import load_adapter, trained_on
+    from graftlm.errors import ConfigError
+    from graftlm.models import load_model
+
+    if quantize not in (None, "nf4", "none"):
+        raise ConfigError(f"--quantize {quantize!r}: expected nf4 or none")
+    if quantize is None and adapter is not None:
+        quantize = trained_on(Path(adapter))
+    loaded, tokenizer = load_model(model, quantize="nf4" if quantize == "nf4" else None)
+    if adapter is not None:
+        load_adapter(loaded, adapter)
+    return loaded.eval(), tokenizer

@@ -1,0 +1,48 @@
+"""`graftlm chat`: a conversation in the terminal."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from graftlm.cli._shared import AdapterOption, ModelArgument, QuantizeOption, open_model
+
+__all__ = ["chat"]
+
+
+def chat(
+    model: ModelArgument,
+    adapter: AdapterOption = None,
+    quantize: QuantizeOption = None,
+    system: Annotated[str | None, typer.Option(help="A system message.", show_default=False)] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 500,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.7,
+    seed: Annotated[int, typer.Option(help="For a temperature above 0.")] = 0,
+) -> None:
+    """Talk to a model. An empty line or Ctrl-D ends the talk.
+
+    Example: `graftlm chat gemma-3-270m --adapter runs/first`
+    """
+    from graftlm.data.chat import render_prompt
+    from graftlm.models import generate_text
+
+    loaded, tokenizer = open_model(model, adapter, quantize)
+    messages = [{"role": "system", "content": system}] if system else []
+    while True:
+        print("you> ", end="", flush=True, file=sys.stderr)
+        line = sys.stdin.readline()
+        if not line.strip():
+            return
+        messages.append({"role": "user", "content": line.strip()})
+        answer = generate_text(
+            loaded,
+            tokenizer,
+            [render_prompt(messages, tokenizer)],
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed + len(messages),
+        )[0]
+        print(answer.text, flush=True)
+        messages.append({"role": "assistant", "content": answer.text})

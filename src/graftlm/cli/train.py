@@ -1,0 +1,92 @@
+"""`graftlm train`: one training run, from a YAML file, flags, or both."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from graftlm.cli._shared import JsonOption, say
+
+if TYPE_CHECKING:
+    from graftlm.train import RunResult
+
+__all__ = ["train"]
+
+_HIDE = {"show_default": False}
+
+
+def train(
+    config: Annotated[Path | None, typer.Argument(help="Settings in YAML.", **_HIDE)] = None,
+    model: Annotated[str | None, typer.Option(help="The base model.", **_HIDE)] = None,
+    data: Annotated[str | None, typer.Option(help="The rows to train on.", **_HIDE)] = None,
+    eval_data: Annotated[str | None, typer.Option(help="The rows to measure on.", **_HIDE)] = None,
+    method: Annotated[str | None, typer.Option(help="qlora, lora or full.", **_HIDE)] = None,
+    out: Annotated[str | None, typer.Option(help="The run folder.", **_HIDE)] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps.", **_HIDE)] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Any setting: train.learning_rate=2e-4. Repeatable.", **_HIDE),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train an adapter (or, with `--method full`, all weights).
+
+    Example: `graftlm train --model gemma-3-270m --data rows.jsonl --steps 200 --out runs/first`
+
+    All settings are listed in docs/settings.md. Ctrl-C writes a checkpoint;
+    `graftlm train --resume --out RUN` goes on from it, bit for bit.
+    """
+    from graftlm.config import RunConfig, load_run_config, parse_override
+
+    flags: list[tuple[list[str], Any]] = [
+        (path, value)
+        for path, value in (
+            (["model", "name"], model),
+            (["data", "train"], data),
+            (["data", "eval"], eval_data),
+            (["method"], method),
+            (["out"], out),
+            (["train", "steps"], steps),
+        )
+        if value is not None
+    ]
+    overrides = flags + [parse_override(text) for text in set_ or []]
+    if resume and config is None:
+        saved = Path(out or str(RunConfig().out)) / "config.yaml"
+        config = saved if saved.exists() else None
+    settings = load_run_config(config, overrides)
+
+    from graftlm.train import run
+
+    result = run(settings, resume=resume)
+    say(dataclasses.asdict(result), as_json, summary(result, settings.out))
+    if not result.finished:
+        raise typer.Exit(1)
+
+
+def summary(result: RunResult, out: str) -> str:
+    """A finished (or stopped) run in a few lines."""
+    lines = [
+        f"{result.method} on {result.model}: {result.steps} steps, "
+        f"{result.supervised_tokens:,} supervised tokens in {result.wall_seconds:.0f} s "
+        f"({result.tokens_per_second:.0f} tokens/s)",
+        f"trained {result.trainable_parameters:,} of {result.total_parameters:,} parameters; "
+        f"peak memory {result.peak_memory_bytes / 1e9:.2f} GB",
+    ]
+    if result.train_loss is not None:
+        lines.append(f"training loss {result.train_loss:.4f}")
+    if result.eval_loss_before is not None and result.eval_loss_after is not None:
+        lines.append(
+            f"held-out loss {result.eval_loss_before:.4f} → {result.eval_loss_after:.4f}"
+        )
+    if result.finished:
+        lines.append(f"result: {result.adapter}")
+        if result.method != "full":
+            lines.append(f"next:   graftlm merge {out} --out merged")
+    else:
+        lines.append(f"stopped at step {result.steps}; graftlm train --resume --out {out}")
+    return "\n".join(lines)

@@ -1,0 +1,84 @@
+"""Continuing prompts: a thin layer over transformers' `generate`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["Answer", "generate_text"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """One continuation.
+
+    Attributes:
+        text: without the prompt and without special tokens.
+        tokens: tokens generated, the end token included.
+        stopped: whether the model ended by itself, before ``max_new_tokens``.
+    """
+
+    text: str
+    tokens: int
+    stopped: bool
+
+
+def generate_text(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int = 200,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> list[Answer]:
+    """Continue each of ``prompts`` (token ids), all in one batch padded on the left.
+
+    Args:
+        model: a causal language model.
+        tokenizer: the model's.
+        prompts: token ids, one sequence a prompt; lengths may differ.
+        max_new_tokens: the longest continuation.
+        temperature: 0 takes the likeliest token each time.
+        seed: of the draw, for a temperature above 0.
+    """
+    longest = max(len(prompt) for prompt in prompts)
+    end = _end_tokens(model, tokenizer)
+    pad = min(end)  # masked on the left, cut off on the right
+    device = next(model.parameters()).device
+    ids = torch.full((len(prompts), longest), pad, dtype=torch.long, device=device)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = torch.tensor(prompt, device=device)
+        mask[row, longest - len(prompt) :] = 1
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    greedy = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+    with torch.random.fork_rng(), torch.inference_mode():
+        torch.manual_seed(seed)
+        output = model.generate(  # type: ignore[operator]
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=sorted(end),
+            pad_token_id=pad,
+            **(sampling if temperature > 0 else greedy),
+        )
+    return [_answer(tokenizer, row[longest:].tolist(), end) for row in output]
+
+
+def _answer(tokenizer: Any, new: list[int], end: set[int]) -> Answer:
+    stop = next((index for index, token in enumerate(new) if token in end), None)
+    kept = new if stop is None else new[:stop]
+    text = tokenizer.decode(kept, skip_special_tokens=True)
+    return Answer(text, len(kept) + (stop is not None), stop is not None)
+
+
+def _end_tokens(model: nn.Module, tokenizer: Any) -> set[int]:
+    """Every token that ends a text: the tokenizer's, and those the model's settings name."""
+    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    listed = named if isinstance(named, list) else [named]
+    return {token for token in (tokenizer.eos_token_id, *listed) if token is not None}

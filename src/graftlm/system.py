@@ -1,0 +1,72 @@
+"""What this machine has: memory now, memory at its peak, processor features, versions.
+
+All figures are bytes. "Resident" is what the operating system counts as the process's own pages in
+memory, file-backed ones included; it is the figure `top` shows and the one that gets a process killed.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import resource
+import sys
+from pathlib import Path
+
+import psutil
+
+__all__ = ["available_memory", "cpu_flags", "peak_resident", "resident", "versions"]
+
+_CGROUP_LIMITS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    (
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+    ),
+)
+
+
+def resident() -> int:
+    """Resident memory of this process now."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def peak_resident() -> int:
+    """The highest resident memory this process has had since it started."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def available_memory() -> int:
+    """Memory a new allocation can have without swapping, container limits honoured."""
+    available = int(psutil.virtual_memory().available)
+    for limit_file, usage_file in _CGROUP_LIMITS:
+        try:
+            limit, usage = Path(limit_file).read_text(), Path(usage_file).read_text()
+        except OSError:
+            continue  # not this cgroup version, or not Linux
+        if limit.strip() != "max":
+            available = min(available, max(0, int(limit) - int(usage)))
+    return available
+
+
+def cpu_flags() -> frozenset[str]:
+    """Instruction-set flags as Linux names them; empty on other systems."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return frozenset()
+    for line in text.splitlines():
+        if line.startswith(("flags", "Features")):
+            return frozenset(line.partition(":")[2].split())
+    return frozenset()
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that can change a result."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in ("graftlm", "torch", "transformers", "tokenizers", "safetensors"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found

@@ -1,0 +1,64 @@
+"""The held-out loss: mean negative log-likelihood per supervised token, in nats."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from graftlm.data.batch import Example, collate
+from graftlm.errors import DataError
+from graftlm.train.loss import causal_lm_loss
+
+__all__ = ["EvalResult", "evaluate"]
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalResult:
+    """A model measured on rows.
+
+    Attributes:
+        loss: mean over supervised tokens, in nats.
+        perplexity: ``exp(loss)``.
+        rows: rows measured.
+        supervised_tokens: tokens whose prediction was measured.
+    """
+
+    loss: float
+    perplexity: float
+    rows: int
+    supervised_tokens: int
+
+
+def evaluate(model: nn.Module, examples: Sequence[Example], batch_size: int = 8) -> EvalResult:
+    """Measure ``model`` on ``examples``; rows of like length go together to save padding.
+
+    The model is put into evaluation mode and returned to the mode it had.
+    """
+    if not examples:
+        raise DataError("there are no rows to evaluate on. Give a file with at least one row.")
+    order = sorted(range(len(examples)), key=lambda index: -len(examples[index].input_ids))
+    was_training, loss_sum, tokens = model.training, 0.0, 0
+    device = next(model.parameters()).device
+    model.eval()
+    try:
+        with torch.no_grad():
+            for start in range(0, len(order), batch_size):
+                rows = [examples[index] for index in order[start : start + batch_size]]
+                batch = collate(rows).to(device)
+                if batch.supervised_tokens:
+                    loss_sum += float(causal_lm_loss(model, batch))
+                    tokens += batch.supervised_tokens
+    finally:
+        model.train(was_training)
+    if not tokens:
+        raise DataError(
+            "no row has a supervised token, so there is nothing to evaluate. "
+            "Check that the rows have answers and that data.max_length does not cut them off."
+        )
+    mean = loss_sum / tokens
+    perplexity = math.exp(mean) if mean < 700 else math.inf
+    return EvalResult(mean, perplexity, len(examples), tokens)

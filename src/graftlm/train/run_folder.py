@@ -1,0 +1,108 @@
+"""The run folder: what is in it, and when it may be written to.
+
+    config.yaml      every setting, resolved          metrics.jsonl    a line a step
+    provenance.json  hashes of base, data, settings   summary.json     the outcome
+    checkpoints/     step-N/ …                        adapter/         the result (full: model/)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from graftlm.config import RunConfig, load_run_config
+from graftlm.errors import ArtifactError, ConfigError, ResourceError
+from graftlm.files import atomic_write, write_json
+from graftlm.system import versions
+
+__all__ = ["open_run", "result_folder", "sha256_of_files", "write_provenance"]
+
+# Settings that decide how a run is watched, not what it computes: free to change on resume.
+_FREE_ON_RESUME = {"out", "train.save_steps", "train.keep_checkpoints", "train.tensorboard"}
+
+
+def open_run(out: Path, config: RunConfig, resume: bool) -> None:
+    """Create the run folder, or check that it can be resumed with these settings.
+
+    Raises:
+        ResourceError: the folder holds another run, or cannot be written.
+        ArtifactError: nothing to resume.
+        ConfigError: resuming with settings that would change the result.
+    """
+    saved = out / "config.yaml"
+    if resume:
+        if not saved.exists():
+            raise ArtifactError(f"{out} holds no run to resume: {saved} is missing")
+        _require_same_settings(load_run_config(saved), config)
+    elif saved.exists():
+        raise ResourceError(
+            f"{out} already holds a run. Add --resume to go on with it, or choose another --out."
+        )
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ResourceError(f"{out} exists and is not an empty folder. Choose another --out.")
+    with atomic_write(saved) as temporary:
+        temporary.write_text(
+            yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+            encoding="utf-8",
+        )
+
+
+def result_folder(out: Path, method: str) -> Path:
+    """Where the outcome of a run lies: a PEFT adapter, or with ``full`` a whole model."""
+    return out / ("model" if method == "full" else "adapter")
+
+
+def write_provenance(out: Path, config: RunConfig, base_path: Path | None) -> None:
+    """Record what the result was made from: hashes of base, data and settings, and versions."""
+    settings = json.dumps(config.model_dump(mode="json", exclude={"out"}), sort_keys=True)
+    base_files = sorted(base_path.glob("*.safetensors")) if base_path is not None else []
+    record: dict[str, Any] = {
+        "base": {"name": config.model.name, "sha256": sha256_of_files(base_files)},
+        "data": {
+            name: {"path": path, "sha256": sha256_of_files([Path(path)])}
+            for name in ("train", "eval")
+            if (path := getattr(config.data, name)) and Path(path).is_file()
+        },
+        "settings_sha256": hashlib.sha256(settings.encode()).hexdigest(),
+        "versions": versions(),
+    }
+    write_json(out / "provenance.json", record)
+
+
+def sha256_of_files(paths: Iterable[Path]) -> str | None:
+    """One hash over the contents of ``paths`` in order; ``None`` when there are none."""
+    digest, found = hashlib.sha256(), False
+    for path in paths:
+        found = True
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest() if found else None
+
+
+def _require_same_settings(saved: RunConfig, asked: RunConfig) -> None:
+    before, now = _flatten(saved.model_dump()), _flatten(asked.model_dump())
+    changed = [
+        f"{name}: the run has {before[name]!r}, asked for {now[name]!r}"
+        for name in before
+        if before[name] != now[name] and name not in _FREE_ON_RESUME
+    ]
+    if changed:
+        raise ConfigError(
+            ["a resumed run must keep the settings it began with; these differ:", *changed]
+        )
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and prefix.count(".") == 0 and not key.endswith("_pattern"):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
