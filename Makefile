@@ -1,0 +1,41 @@
+# Two virtual environments, so that the demo shows what a user installs and nothing more.
+#   make demo    install, then the whole demo          make check   format, lint, types
+#   make test    install with test extras, the suite   make bench   all benchmarks
+PYTHON ?= python3
+DEMO_ENV ?= .venv-demo
+TEST_ENV ?= .venv
+PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
+
+.PHONY: demo test check format bench bench-kernels bench-peers docs clean
+
+demo: $(DEMO_ENV)/installed
+	$(DEMO_ENV)/bin/graftlm demo --out demo-run
+
+test: $(TEST_ENV)/installed
+	$(TEST_ENV)/bin/python -m pytest --numprocesses 2 --dist loadgroup
+
+check: $(TEST_ENV)/installed
+	$(TEST_ENV)/bin/ruff format --check .
+	$(TEST_ENV)/bin/ruff check .
+	$(TEST_ENV)/bin/mypy
+
+format: $(TEST_ENV)/installed
+	$(TEST_ENV)/bin/ruff format .
+	$(TEST_ENV)/bin/ruff check --fix .
+
+# torch first and alone: its version must be fixed before anything that depends on it is resolved.
+$(DEMO_ENV)/installed: $(SOURCES)
+	$(PYTHON) -m venv $(DEMO_ENV)
+	$(DEMO_ENV)/bin/python $(PIP_INSTALL) torch
+	$(DEMO_ENV)/bin/python $(PIP_INSTALL) --editable ".[demo]"
+	touch $@
+
+$(TEST_ENV)/installed: $(SOURCES)
+	$(PYTHON) -m venv $(TEST_ENV)
+	$(TEST_ENV)/bin/python $(PIP_INSTALL) torch
+	$(TEST_ENV)/bin/python $(PIP_INSTALL) --editable ".[test]"
+	touch $@
+
+clean:
+	rm -rf $(DEMO_ENV) $(TEST_ENV) build demo-run

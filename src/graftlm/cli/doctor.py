@@ -1,0 +1,44 @@
+"""`graftlm doctor`: what this machine has, and whether graftlm works on it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from graftlm.cli._shared import JsonOption, say
+
+__all__ = ["doctor"]
+
+
+def doctor(as_json: JsonOption = False) -> None:
+    """Report hardware, versions and kernels; check every kernel against the reference.
+
+    Example: `graftlm doctor`
+    """
+    import torch
+
+    from graftlm import kernels, system
+
+    report: dict[str, Any] = {
+        "versions": system.versions(),
+        "threads": torch.get_num_threads(),
+        "available_memory_bytes": system.available_memory(),
+        "cuda": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        "kernels": kernels.status(),
+        "checks": kernels.selfcheck(),
+    }
+    say(report, as_json, _table(report))
+
+
+def _table(report: dict[str, Any]) -> str:
+    lines = [f"{name:<14} {version}" for name, version in report["versions"].items()]
+    lines += [
+        f"{'threads':<14} {report['threads']}",
+        f"{'memory':<14} {report['available_memory_bytes'] / 1e9:.1f} GB free",
+        f"{'cuda':<14} {report['cuda'] or 'none'}",
+    ]
+    lines += [f"{'kernels':<14} {name}: {value}" for name, value in report["kernels"].items()]
+    lines += [
+        f"{'check':<14} " + ", ".join(f"{key} {value}" for key, value in check.items())
+        for check in report["checks"]
+    ]
+    return "\n".join(lines)
