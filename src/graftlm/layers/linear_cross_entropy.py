@@ -127,7 +127,7 @@ class _LossSum(torch.autograd.Function):
         return walk.loss.sum()
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc]
+    @once_differentiable
     def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
         if len(ctx.saved_tensors) == 1:
             (grad_hidden,) = ctx.saved_tensors
