@@ -19,7 +19,7 @@ class NF4Weight:
     cross rows, and the last one may be short. With ``n = numel``, ``b = ceil(n / block_size)``:
 
     Attributes:
-        codes: uint8 ``[ceil(n / 2)]``; two 4-bit codes a byte, the first element in the high nibble.
+        codes: uint8 ``[ceil(n / 2)]``; two 4-bit codes a byte, the first in the high nibble.
         absmax: the largest magnitude of each block: float32 ``[b]``, or uint8 ``[b]`` (indices into
             the signed dynamic map) when double-quantised.
         nested_absmax: float32 ``[ceil(b / 256)]``, the scale of each group of 256 block maxima;
@@ -67,9 +67,10 @@ class NF4Weight:
 
     def to(self, device: torch.device | str) -> NF4Weight:
         """The same weight on another device; the stored types never change."""
-        moved = {
-            name: None if value is None else value.to(device)
-            for name in ("codes", "absmax", "nested_absmax", "offset")
-            for value in (getattr(self, name),)
-        }
-        return dataclasses.replace(self, **moved)
+        return dataclasses.replace(
+            self,
+            codes=self.codes.to(device),
+            absmax=self.absmax.to(device),
+            nested_absmax=None if self.nested_absmax is None else self.nested_absmax.to(device),
+            offset=None if self.offset is None else self.offset.to(device),
+        )
