@@ -1,0 +1,21 @@
+"""Low-rank adapters on a model: put in, switch off, count, fold in, take out."""
+
+from __future__ import annotations
+
+from graftlm.lora.inject import add_lora, disable_adapters, lora_parameters, remove
+from graftlm.lora.merging import MergeReport, merge, merge_adapters
+from graftlm.lora.report import LoRAReport, count_parameters
+from graftlm.lora.targets import lora_modules
+
+__all__ = [
+    "LoRAReport",
+    "MergeReport",
+    "add_lora",
+    "count_parameters",
+    "disable_adapters",
+    "lora_modules",
+    "lora_parameters",
+    "merge",
+    "merge_adapters",
+    "remove",
+]
