@@ -16,7 +16,9 @@ def chat(
     model: ModelArgument,
     adapter: AdapterOption = None,
     quantize: QuantizeOption = None,
-    system: Annotated[str | None, typer.Option(help="A system message.", show_default=False)] = None,
+    system: Annotated[
+        str | None, typer.Option(help="A system message.", show_default=False)
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 500,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.7,
     seed: Annotated[int, typer.Option(help="For a temperature above 0.")] = 0,

@@ -40,5 +40,8 @@ def generate(
     answer = generate_text(
         loaded, tokenizer, [ids], max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
     )[0]
-    say(dict(prompt=prompt, text=answer.text, tokens=answer.tokens, stopped=answer.stopped), as_json,
-        answer.text)
+    say(
+        dict(prompt=prompt, text=answer.text, tokens=answer.tokens, stopped=answer.stopped),
+        as_json,
+        answer.text,
+    )

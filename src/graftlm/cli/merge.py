@@ -17,7 +17,9 @@ def merge(
     out: Annotated[Path, typer.Option(help="The folder to write.")],
     base: Annotated[
         str | None,
-        typer.Option(help="The base model; default: the one the adapter names.", show_default=False),
+        typer.Option(
+            help="The base model; default: the one the adapter names.", show_default=False
+        ),
     ] = None,
     onto: Annotated[
         str | None,

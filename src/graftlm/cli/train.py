@@ -80,9 +80,7 @@ def summary(result: RunResult, out: str) -> str:
     if result.train_loss is not None:
         lines.append(f"training loss {result.train_loss:.4f}")
     if result.eval_loss_before is not None and result.eval_loss_after is not None:
-        lines.append(
-            f"held-out loss {result.eval_loss_before:.4f} → {result.eval_loss_after:.4f}"
-        )
+        lines.append(f"held-out loss {result.eval_loss_before:.4f} → {result.eval_loss_after:.4f}")
     if result.finished:
         lines.append(f"result: {result.adapter}")
         if result.method != "full":

@@ -142,7 +142,9 @@ def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 def _copy_exactly(parameters: dict[str, nn.Parameter], stored: dict[str, Tensor]) -> None:
     if parameters.keys() != stored.keys():
         odd = sorted(parameters.keys() ^ stored.keys())
-        raise ArtifactError(f"the checkpoint is of another model: {odd[0]!r} is only in one of them")
+        raise ArtifactError(
+            f"the checkpoint is of another model: {odd[0]!r} is only in one of them"
+        )
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(stored[name])

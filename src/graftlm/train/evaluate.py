@@ -48,7 +48,7 @@ def evaluate(model: nn.Module, examples: Sequence[Example], batch_size: int = 8)
         with torch.no_grad():
             for start in range(0, len(order), batch_size):
                 rows = [examples[index] for index in order[start : start + batch_size]]
-                batch = collate(rows).to(device)
+                batch = collate(rows, pad_id=None).to(device)
                 if batch.supervised_tokens:
                     loss_sum += float(causal_lm_loss(model, batch))
                     tokens += batch.supervised_tokens

@@ -102,9 +102,10 @@ class Run:
         per_epoch = math.ceil(len(self.examples) / self.config.train.batch_size)
         device = next(self.model.parameters()).device
         return [
-            collate([self.examples[row] for row in self._order(i // per_epoch)[i % per_epoch]]).to(
-                device
-            )
+            collate(
+                [self.examples[row] for row in self._order(i // per_epoch)[i % per_epoch]],
+                pad_id=None,  # padding is told by position
+            ).to(device)
             for i in range(step * count, (step + 1) * count)
         ]
 

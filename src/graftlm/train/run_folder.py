@@ -1,8 +1,8 @@
 """The run folder: what is in it, and when it may be written to.
 
-    config.yaml      every setting, resolved          metrics.jsonl    a line a step
-    provenance.json  hashes of base, data, settings   summary.json     the outcome
-    checkpoints/     step-N/ …                        adapter/         the result (full: model/)
+config.yaml      every setting, resolved          metrics.jsonl    a line a step
+provenance.json  hashes of base, data, settings   summary.json     the outcome
+checkpoints/     step-N/ …                        adapter/         the result (full: model/)
 """
 
 from __future__ import annotations

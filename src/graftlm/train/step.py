@@ -100,7 +100,9 @@ def _diagnose_loss(model: nn.Module, batch: Batch, value: float) -> str:
     else:
         cause = "all weights are finite, so an activation overflowed"
         dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()})
-        remedy = f"Weights are {', '.join(dtypes)}; try model.dtype=float32 or a lower learning rate."
+        remedy = (
+            f"Weights are {', '.join(dtypes)}; try model.dtype=float32 or a lower learning rate."
+        )
     length = batch.input_ids.shape[1]
     return (
         f"the loss is {value} on a batch of {len(batch.input_ids)} rows × {length} tokens "
