@@ -53,14 +53,28 @@ class ModelConfig(Settings):
 class DataConfig(Settings):
     """Which rows to learn from, and how they become tokens."""
 
-    train: str = ""
-    """The rows to train on."""
+    train: str | dict[str, float] = ""
+    """The rows to train on: a file, folder, glob, `-`, Hub data set, or `{source: weight, ...}`."""
     eval: str | None = None
     """The rows to measure on; never trained on."""
+    eval_fraction: float = pydantic.Field(0.0, ge=0, lt=1)
+    """Without `eval`: hold this share of `train` out, chosen by content, the same for ever."""
+    columns: dict[str, str] = {}
+    """Column names: `{prompt: question, completion: answer}` reads `question` as the prompt."""
     max_length: int = pydantic.Field(512, ge=2)
     """Longest row in tokens."""
-    loss_on: Literal["completion", "all"] = "completion"
-    """What is learned: only the answers, or every token."""
+    truncation: Literal["drop", "left", "right", "split"] = "drop"
+    """A longer row is dropped, cut from the left or the right, or split into windows."""
+    loss_on: Literal["completion", "last", "all"] = "completion"
+    """What is learned: every answer, only the last answer of a chat, or every token."""
+    chat_template: str = "auto"
+    """`auto` (the tokenizer's own, else by family), or a built-in: `chatml`, `plain`, ..."""
+    packing: bool = False
+    """Put several rows into one sequence of `max_length`; each attends only to itself."""
+    group_by_length: bool = True
+    """Batch rows of similar length, which pads less."""
+    workers: int | None = pydantic.Field(None, ge=0)
+    """Processes that tokenise large data; `None` takes one a core, 0 works in this process."""
 
 
 class LoRAConfig(Settings):

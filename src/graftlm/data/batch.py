@@ -1,0 +1,119 @@
+"""Examples and batches: what the model reads, and which tokens it learns.
+
+Labels are not shifted: ``labels[b, t]`` is the token at ``t`` where that token is learned, and
+``IGNORED`` elsewhere; the loss predicts ``labels[:, 1:]`` from positions ``[:, :-1]``. Padding is
+told by position, from the lengths, never by comparing with a pad id: pad = eos is harmless.
+
+A packed example holds several sequences end to end. Their positions restart at zero, which is how
+transformers recognises them (with ``attention_mask=None`` and no cache) and keeps each from
+attending to the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+__all__ = ["IGNORED", "Batch", "Example", "collate"]
+
+IGNORED = -100
+"""The label of a token that is not learned."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Example:
+    """One sequence of tokens, or several packed end to end."""
+
+    input_ids: npt.NDArray[np.int32] | Sequence[int]
+    """Token ids, (length,)."""
+    supervised: npt.NDArray[np.bool_] | Sequence[bool]
+    """Which of them are learned, (length,)."""
+    lengths: tuple[int, ...] | None = None
+    """Packed: the length of each sequence inside; ``None`` for a single sequence."""
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Batch:
+    """Tensors of one forward pass; B rows of L positions."""
+
+    input_ids: Tensor
+    """int64, (B, L)."""
+    labels: Tensor
+    """int64, (B, L): the token itself where it is learned, ``IGNORED`` elsewhere; not shifted."""
+    attention_mask: Tensor | None = None
+    """bool, (B, L): false on padding; ``None`` when there is none, or when rows are packed."""
+    position_ids: Tensor | None = None
+    """int64, (B, L): given for packed rows only, restarting at each sequence."""
+    tokens: int = 0
+    """Real tokens, padding not counted."""
+
+    @property
+    def supervised_tokens(self) -> int:
+        """Tokens that count in the loss: nothing predicts a row's first one."""
+        return int((self.labels[:, 1:] != IGNORED).sum())
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        mask, positions = self.attention_mask, self.position_ids
+        return Batch(
+            self.input_ids.to(device),
+            self.labels.to(device),
+            None if mask is None else mask.to(device),
+            None if positions is None else positions.to(device),
+            self.tokens,
+        )
+
+
+def collate(examples: Sequence[Example], pad_id: int | None) -> Batch:
+    """Pad examples on the right to the longest and stack them.
+
+    Args:
+        examples: at least one; either all packed or none.
+        pad_id: any valid token id; it is masked by position, so ``None`` (0) and eos are fine.
+    """
+    lengths = np.array([len(example) for example in examples])
+    shape = (len(examples), int(lengths.max()))
+    ids = np.full(shape, 0 if pad_id is None else pad_id, dtype=np.int64)
+    labels = np.full(shape, IGNORED, dtype=np.int64)
+    for row, example in enumerate(examples):
+        tokens = np.asarray(example.input_ids, dtype=np.int64)
+        ids[row, : len(tokens)] = tokens
+        labels[row, : len(tokens)] = np.where(np.asarray(example.supervised), tokens, IGNORED)
+    mask: Tensor | None = None
+    positions: Tensor | None = None
+    if any(example.lengths is not None for example in examples):
+        positions = torch.from_numpy(_restarting_positions(examples, labels))
+    elif lengths.min() < shape[1]:
+        mask = torch.from_numpy(np.arange(shape[1]) < lengths[:, None])
+    return Batch(
+        input_ids=torch.from_numpy(ids),
+        labels=torch.from_numpy(labels),
+        attention_mask=mask,
+        position_ids=positions,
+        tokens=int(lengths.sum()),
+    )
+
+
+def _restarting_positions(
+    examples: Sequence[Example], labels: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """Positions (B, L) that restart at each sequence and at the padding, a sequence of its own.
+
+    Also takes the label off each sequence's first token: its neighbour belongs to another one.
+    """
+    positions = np.tile(np.arange(labels.shape[1], dtype=np.int64), (len(labels), 1))
+    for row, example in enumerate(examples):
+        parts = (len(example),) if example.lengths is None else example.lengths
+        starts = np.cumsum((0, *parts))
+        for start in starts[starts < labels.shape[1]]:
+            positions[row, start:] = np.arange(labels.shape[1] - start)
+            labels[row, start] = IGNORED
+    return positions

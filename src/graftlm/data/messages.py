@@ -1,0 +1,157 @@
+"""Checking and normalising the messages of a conversation.
+
+The result is what chat templates expect: ``{"role", "content": str, ...}`` with OpenAI-style
+``tool_calls`` whose arguments are objects. Beside it stands, for each message, whether it may be
+learned: an assistant's message is, unless it says ``train: false`` or ``weight: 0``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from graftlm.errors import near_matches
+
+__all__ = ["RowError", "parse_messages", "parse_tools", "text_of"]
+
+_ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "model": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+    "function_call": "function_call",
+}
+
+
+class RowError(ValueError):
+    """What is wrong with one row; the caller adds where the row stands."""
+
+
+def parse_messages(value: Any, column: str) -> tuple[tuple[dict[str, Any], ...], tuple[bool, ...]]:
+    """Messages in either spelling, ``role``/``content`` or ShareGPT's ``from``/``value``.
+
+    Returns:
+        The normalised messages and, for each, whether it may be learned.
+    """
+    if not isinstance(value, list | tuple):
+        raise RowError(f"{column} is {type(value).__name__}, expected a list of messages")
+    if not value:
+        raise RowError(f"{column} is empty, expected at least one message")
+    messages: list[dict[str, Any]] = []
+    learn: list[bool] = []
+    for number, item in enumerate(value):
+        message, learned = _message(item, f"{column}[{number}]")
+        messages.append(message)
+        learn.append(learned)
+    return tuple(messages), tuple(learn)
+
+
+def _message(item: Any, where: str) -> tuple[dict[str, Any], bool]:
+    if not isinstance(item, Mapping):
+        raise RowError(f"{where} is {type(item).__name__}, expected {{role, content}}")
+    given = item.get("role", item.get("from"))
+    if given is None:
+        raise RowError(f"{where} has {', '.join(map(str, item))}; expected role and content")
+    role = _ROLES.get(str(given).strip().lower())
+    if role is None:
+        hint = near_matches(str(given).lower(), _ROLES)
+        raise RowError(
+            f"{where} has the role {given!r}, expected system, user, assistant or tool{hint}"
+        )
+    content = item.get("content", item.get("value"))
+    skipped = {"role", "from", "content", "value", "train", "weight", "tool_calls"}
+    message = {k: v for k, v in item.items() if k not in skipped and v is not None}
+    if role == "function_call":
+        call = _object(content, f"{where}.value")
+        message["tool_calls"] = [_tool_call(call, where)]
+        return {"role": "assistant", "content": "", **message}, _learned(item, "assistant", where)
+    calls = item.get("tool_calls")
+    if calls:
+        if not isinstance(calls, list | tuple):
+            raise RowError(f"{where}.tool_calls is {type(calls).__name__}, expected a list")
+        message["tool_calls"] = [_tool_call(call, f"{where}.tool_calls") for call in calls]
+    if content is None:
+        if not calls:
+            raise RowError(f"{where} ({role}) has no content, expected text")
+        content = ""
+    text = text_of(content, f"{where}.content")
+    return {"role": role, "content": text, **message}, _learned(item, role, where)
+
+
+def _learned(item: Mapping[str, Any], role: str, where: str) -> bool:
+    weight = item.get("weight")
+    if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
+        raise RowError(f"{where}.weight is {weight!r}, expected 0 or 1")
+    train = item.get("train")
+    if train is not None and not isinstance(train, bool):
+        raise RowError(f"{where}.train is {train!r}, expected true or false")
+    if train and role != "assistant":
+        raise RowError(f"{where} asks to train on a {role} message; only answers are learned")
+    return role == "assistant" and train is not False and weight != 0
+
+
+def text_of(value: Any, where: str) -> str:
+    """A string, or the joined parts of a content list; anything but text is refused."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list | tuple):
+        return "".join(_part(part, where) for part in value)
+    raise RowError(f"{where} is {type(value).__name__} ({str(value)[:40]}), expected text")
+
+
+def _part(part: Any, where: str) -> str:
+    if isinstance(part, str):
+        return part
+    if isinstance(part, Mapping) and part.get("type", "text") == "text":
+        text = part.get("text")
+        if isinstance(text, str):
+            return text
+    kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+    raise RowError(f"{where} has a part of type {kind!r}, expected text only")
+
+
+def _tool_call(call: Any, where: str) -> dict[str, Any]:
+    if not isinstance(call, Mapping):
+        raise RowError(f"{where} holds {type(call).__name__}, expected {{name, arguments}}")
+    function = call.get("function", call)
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise RowError(f"{where} has no function name, expected {{name, arguments}}")
+    arguments = _object(function.get("arguments") or {}, f"{where}.arguments")
+    rest = {k: v for k, v in call.items() if k in ("id", "index") and v is not None}
+    named = {"name": function["name"], "arguments": arguments}
+    return {"type": "function", **rest, "function": named}
+
+
+def _object(value: Any, where: str) -> dict[str, Any]:
+    """An object, also when it comes as a string of JSON, as OpenAI's interface gives it."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise RowError(f"{where} is not valid JSON ({error}): {value[:40]!r}") from None
+    if not isinstance(value, Mapping):
+        raise RowError(f"{where} is {type(value).__name__}, expected an object")
+    return dict(value)
+
+
+def parse_tools(value: Any) -> list[Any] | None:
+    """The ``tools`` column: a list of JSON schemas, or that list as a string."""
+    if value is None or value == "":
+        return None
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise RowError(f"tools is not valid JSON ({error}): {value[:40]!r}") from None
+    if not isinstance(value, list) or not all(isinstance(tool, Mapping) for tool in value):
+        raise RowError("tools is not a list of objects; expected JSON schemas of functions")
+    return list(value) or None

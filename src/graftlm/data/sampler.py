@@ -1,0 +1,50 @@
+"""The order of rows: a pure function of the lengths, the seed and the epoch.
+
+Nothing is carried from one step to the next, so a run resumes at step ``s`` of an epoch by taking
+``batches(...)[s:]``, and sees exactly the rows it would have seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+__all__ = ["batches"]
+
+_POOL = 64
+"""Batches that are sorted by length together: long enough to pad little, short enough to mix."""
+
+
+def batches(
+    lengths: Sequence[int],
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    *,
+    group_by_length: bool = True,
+) -> list[list[int]]:
+    """The batches of one epoch, as row numbers; every row occurs once.
+
+    Rows are shuffled, cut into pools, sorted by length inside each pool and cut into batches, and
+    the batches are shuffled: rows of a batch are of similar length, batches come in any order. The
+    last batch may be smaller.
+
+    Args:
+        lengths: tokens in each row.
+        batch_size: rows a batch.
+        seed: the run's.
+        epoch: counted from zero; each has an order of its own.
+        group_by_length: without it, rows are shuffled and cut, no more.
+    """
+    generator = np.random.default_rng([seed, epoch])
+    order = generator.permutation(len(lengths))
+    if not group_by_length:
+        return [order[i : i + batch_size].tolist() for i in range(0, len(order), batch_size)]
+    sizes = np.asarray(lengths)
+    made: list[list[int]] = []
+    for start in range(0, len(order), batch_size * _POOL):
+        pool = order[start : start + batch_size * _POOL]
+        pool = pool[np.argsort(sizes[pool], kind="stable")]
+        made += [pool[i : i + batch_size].tolist() for i in range(0, len(pool), batch_size)]
+    return [made[i] for i in generator.permutation(len(made))]

@@ -1,0 +1,183 @@
+"""Text to tokens, with masks exact to the character.
+
+A row is tokenised once, as a whole, and its spans are looked up by the tokenizer's offsets. Where a
+token would straddle the edge of a turn, the text is cut there and its parts are tokenised apart:
+generation starts from a prompt that ends at that edge, so such a token could never be seen there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from graftlm.config import DataConfig
+from graftlm.data.batch import Example
+from graftlm.data.chat import ChatFormat, Rendered
+from graftlm.data.formats import Row
+
+__all__ = ["Encoder", "render_prompt"]
+
+_ANCHORS = ("\n", ".", "a", "0")
+"""Texts put before a later part, so that the tokenizer does not take it for a text's beginning."""
+
+
+class Encoder:
+    """Tokenises rows for one tokenizer.
+
+    Attributes:
+        format: how rows are rendered.
+    """
+
+    def __init__(self, tokenizer: Any, config: DataConfig) -> None:
+        self.format = ChatFormat(tokenizer, config)
+        self._tokenizer = tokenizer
+        self._backend = getattr(tokenizer, "backend_tokenizer", None)
+        self._special = {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+        inside = tokenizer("a", add_special_tokens=False).input_ids
+        full = list(tokenizer("a").input_ids)
+        at = next((i for i in range(len(full)) if full[i : i + len(inside)] == inside), 0)
+        self._bos = full[:at]
+        self._eos = tokenizer.eos_token_id
+        if self._backend is not None:
+            self._backend.no_truncation()
+            self._backend.no_padding()
+            probe = self._backend.encode("a b", add_special_tokens=False)
+            spaces = probe.offsets and probe.offsets[-1] == (2, 3) and len(probe.ids) == 2
+            # Some tokenizers report " b" at the "b": their offsets hide a straddling space.
+            self._trims = bool(spaces)
+
+    def __call__(self, rendered: Sequence[Rendered]) -> list[Example]:
+        """One example a row, at full length."""
+        if self._backend is None:
+            encodings: Sequence[Any] = [None] * len(rendered)
+        else:
+            encodings = self._backend.encode_batch(
+                [row.text for row in rendered], add_special_tokens=False
+            )
+        return [self._example(row, enc) for row, enc in zip(rendered, encodings, strict=True)]
+
+    def rows(self, rows: Sequence[Row]) -> list[Example]:
+        """Render and tokenise."""
+        return self([self.format.render(row) for row in rows])
+
+    def _example(self, row: Rendered, encoding: Any) -> Example:
+        edges = sorted({edge for turn in (*row.turns, *row.learned) for edge in turn})
+        ids, at = self._positions(row.text, edges, encoding)
+        head = self._bos if row.bos else []
+        tail = [self._eos] if row.eos else []
+        supervised = np.zeros(len(head) + len(ids) + len(tail), dtype=np.bool_)
+        for start, end in row.learned:
+            supervised[len(head) + at[start] : len(head) + at[end]] = True
+        if tail:
+            supervised[-1] = row.eos_learned
+        return Example(np.array([*head, *ids, *tail], dtype=np.int32), supervised)
+
+    def _positions(
+        self, text: str, edges: list[int], encoding: Any, skip: tuple[int, int] = (0, 0)
+    ) -> tuple[list[int], dict[int, int]]:
+        """Token ids of a text, and for each edge the index of the first token at or after it.
+
+        Args:
+            text: what is tokenised.
+            edges: positions in it, sorted.
+            encoding: the text's encoding, with ``skip`` (tokens, characters) of an anchor in front.
+            skip: see ``encoding``.
+        """
+        if encoding is None:
+            cut = [edge for edge in edges if 0 < edge < len(text)]
+            at: dict[int, int] = {}
+        else:
+            at, cut = self._look_up(text, edges, encoding, skip)
+        if cut:
+            return self._apart(text, edges, cut)
+        if encoding is None:
+            ids = list(self._tokenizer.encode(text, add_special_tokens=False))
+        else:
+            ids = encoding.ids[skip[0] :]
+        return ids, {edge: at.get(edge, 0 if edge <= 0 else len(ids)) for edge in edges}
+
+    def _apart(
+        self, text: str, edges: list[int], cut: list[int]
+    ) -> tuple[list[int], dict[int, int]]:
+        """Tokenise the parts between cuts one by one."""
+        ids: list[int] = []
+        at: dict[int, int] = {}
+        bounds = [0, *cut, len(text)]
+        for start, end in pairwise(bounds):
+            inner = [edge - start for edge in edges if start <= edge <= end]
+            encoding, skip = self._encode_part(text[start:end], later=start > 0)
+            part, found = self._positions(text[start:end], inner, encoding, skip)
+            for edge, index in found.items():
+                at[edge + start] = index + len(ids)
+            ids.extend(part)
+        return ids, at
+
+    def _encode_part(self, text: str, later: bool) -> tuple[Any, tuple[int, int]]:
+        """Encode a part; one that is not the text's beginning stands behind an anchor."""
+        if self._backend is None:
+            return None, (0, 0)
+        for anchor in _ANCHORS if later and text else ():
+            alone = self._backend.encode(anchor, add_special_tokens=False).ids
+            encoding = self._backend.encode(anchor + text, add_special_tokens=False)
+            if encoding.ids[: len(alone)] == alone:
+                return encoding, (len(alone), len(anchor))
+        return self._backend.encode(text, add_special_tokens=False), (0, 0)
+
+    def _look_up(
+        self, text: str, edges: list[int], encoding: Any, skip: tuple[int, int]
+    ) -> tuple[dict[int, int], list[int]]:
+        """Edges that fall between two tokens, and edges that a token straddles."""
+        at: dict[int, int] = {}
+        cut: list[int] = []
+        tokens, characters = skip
+        for edge in edges:
+            if edge <= 0 or edge >= len(text):
+                continue
+            token = encoding.char_to_token(edge + characters)
+            if token is None:  # the tokenizer dropped this character
+                token = _first_after(encoding, edge + characters)
+                straddles = False
+            else:
+                straddles = encoding.token_to_chars(token)[0] < edge + characters
+            if straddles and encoding.ids[token] in self._special:
+                token += 1  # a marker that swallows the spaces beside it, e.g. Phi-3's <|end|>
+                straddles = text[edge - 1].isspace() or not text[edge].isspace()
+            if straddles or (self._trims and text[edge - 1].isspace()):
+                cut.append(edge)
+            else:
+                at[edge] = token - tokens
+        return at, cut
+
+
+def _first_after(encoding: Any, position: int) -> int:
+    starts = [start for start, _ in encoding.offsets]
+    return next((i for i, start in enumerate(starts) if start >= position), len(starts))
+
+
+def render_prompt(
+    given: str | Row | Sequence[dict[str, Any]],
+    tokenizer: Any,
+    config: DataConfig | None = None,
+    tools: Any = None,
+) -> list[int]:
+    """The token ids a model is given before it answers, as in training to the last token.
+
+    Args:
+        given: a prompt (rendered as ``prompt``/``completion`` rows are), messages, or a row, of
+            which everything before its last answer is taken.
+        tokenizer: the model's.
+        config: the settings the model was trained with, for its chat template.
+        tools: JSON schemas of functions the model may call.
+    """
+    encoder = Encoder(tokenizer, config or DataConfig())
+    if isinstance(given, Row):
+        tools = given.tools
+        messages = list(given.messages)
+        while messages and messages[-1]["role"] == "assistant":
+            messages.pop()
+        given = messages if given.kind == "chat" else given.prompt
+    [example] = encoder([encoder.format.prompt(given, tools)])
+    return [int(token) for token in example.input_ids]
