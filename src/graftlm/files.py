@@ -69,6 +69,7 @@ def atomic_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
             yield temporary
             temporary.chmod(0o777 & ~_umask())
             for file in temporary.rglob("*"):
+                file.chmod((0o777 if file.is_dir() else 0o666) & ~_umask())
                 _sync(file)
             if target.exists():
                 old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old."))
