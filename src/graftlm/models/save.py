@@ -1,0 +1,55 @@
+"""Writing a plain transformers folder: sharded safetensors, whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from graftlm.errors import ModelError
+from graftlm.files import atomic_folder, require_free_space
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["save_model", "write_model"]
+
+SMALL_FILES_BYTES = 100_000_000  # tokenizer, configs
+
+
+def save_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    out: str | Path,
+    *,
+    replace: bool = False,
+) -> None:
+    """Write a model and its tokenizer; tied weights are stored once.
+
+    Args:
+        model: without adapters and 4-bit layers (merge first; see also `quantize_folder`).
+        tokenizer: its tokenizer.
+        out: the folder to create.
+        replace: whether an existing folder may be replaced.
+
+    Raises:
+        ModelError: the model still has adapters or 4-bit layers.
+        ResourceError: the disk is too small, or ``out`` exists or cannot be written to.
+    """
+    from graftlm.layers import LoRAEmbedding, LoRALinear, NF4Linear
+
+    for name, module in model.named_modules():
+        if isinstance(module, (LoRALinear, LoRAEmbedding, NF4Linear)):
+            raise ModelError(
+                f"{name} is a {type(module).__name__}: a plain model folder holds neither adapters "
+                "nor 4-bit layers. Merge the adapters first."
+            )
+    storages = {tensor.untyped_storage().data_ptr(): tensor.nbytes for tensor in model.parameters()}
+    require_free_space(out, sum(storages.values()) + SMALL_FILES_BYTES, "Saving the model")
+    with atomic_folder(out, replace=replace) as folder:
+        write_model(model, tokenizer, folder)
+
+
+def write_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Fill ``folder``; the caller makes it appear at once."""
+    model.save_pretrained(folder, max_shard_size="4GB")
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,116 @@
+"""What a model name stands for: a folder, a Hub id, a `.gguf` file, or a built-in."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from graftlm.errors import ModelError, near_matches
+from graftlm.models import builtin, gguf_convert
+
+__all__ = ["ResolvedModel", "resolve"]
+
+Kind = Literal["folder", "hub", "gguf", "builtin"]
+
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+WANTED_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+UNWANTED_FILES = ["*/*", "consolidated*"]
+
+
+class ResolvedModel(NamedTuple):
+    """A model that is ready to be opened.
+
+    Attributes:
+        path: the local folder with config.json, safetensors and tokenizer.
+        kind: what the name was.
+        name: what other tools would call the model: the Hub id, else the folder.
+    """
+
+    path: Path
+    kind: Kind
+    name: str
+
+
+def resolve(name: str | Path, *, trust_remote_code: bool = False) -> ResolvedModel:
+    """Find a model, downloading it or converting it into the cache where that is needed.
+
+    Raises:
+        ModelError: nothing is called so; near matches are listed.
+    """
+    text = str(name)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        _require_model(path)
+        return ResolvedModel(path, "folder", text)
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ModelError(f"{text} is a file; expected a model folder or a .gguf file.")
+        folder = gguf_convert.converted(path)
+        return ResolvedModel(folder, "gguf", str(folder))
+    if text in builtin.MODELS:
+        folder = builtin.folder_of(text)
+        return ResolvedModel(folder, "builtin", str(folder))
+    if HUB_ID.fullmatch(text) and path.suffix != ".gguf" and not path.parent.is_dir():
+        return ResolvedModel(_download(text, trust_remote_code), "hub", text)
+    raise ModelError(_not_found(text, path))
+
+
+def _require_model(folder: Path) -> None:
+    if (folder / "config.json").is_file():
+        return
+    if (folder / "adapter_config.json").is_file() or (folder / "adapter").is_dir():
+        raise ModelError(
+            f"{folder} holds an adapter, not a model. Name its base model, and this folder as the "
+            "adapter."
+        )
+    ggufs = sorted(folder.glob("*.gguf"))
+    hint = f" For the GGUF file in it, name the file: {ggufs[0]}" if ggufs else ""
+    raise ModelError(f"{folder} has no config.json, so it is not a model folder.{hint}")
+
+
+def _not_found(text: str, path: Path) -> str:
+    siblings = path.parent.iterdir() if path.parent.is_dir() else ()
+    nearby = {
+        str(path.with_name(entry.name))
+        for entry in siblings
+        if entry.suffix == ".gguf" or (entry / "config.json").is_file()
+    }
+    hint = near_matches(text, sorted({*builtin.MODELS, *nearby}))
+    return (
+        f"no model is called {text!r}{hint or '.'} Expected a folder, a .gguf file, a Hub id "
+        f"such as owner/name, or a built-in: {', '.join(sorted(builtin.MODELS))}."
+    )
+
+
+def _download(name: str, trust_remote_code: bool) -> Path:
+    """Fetch (or find in the Hub's cache) the safetensors, config and tokenizer of a repository."""
+    import huggingface_hub
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    python = ["*.py"] if trust_remote_code else []
+    try:
+        folder = huggingface_hub.snapshot_download(
+            name, allow_patterns=WANTED_FILES + python, ignore_patterns=UNWANTED_FILES
+        )
+    except GatedRepoError as error:
+        raise ModelError(
+            f"{name} is gated: accept its licence at https://huggingface.co/{name}, then log in "
+            "with `hf auth login`."
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise ModelError(
+            f"the Hub has no model {name!r}, or it is private and you are not logged in"
+            f"{near_matches(name, builtin.MODELS) or '.'}"
+        ) from error
+    except Exception as error:  # network errors come in many types
+        offline = os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
+        why = "HF_HUB_OFFLINE is set" if offline else f"{type(error).__name__}: {error}"
+        raise ModelError(
+            f"there is no folder {name!r} here, and it cannot be fetched from the Hub ({why}). "
+            "Check the network, or download the model elsewhere and name its folder."
+        ) from error
+    path = Path(folder)
+    _require_model(path)
+    return path

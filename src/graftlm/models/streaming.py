@@ -1,0 +1,213 @@
+"""Filling a model tensor by tensor, quantising on the way: a plug-in for `from_pretrained`.
+
+Which tensor of a checkpoint becomes which parameter of a model is transformers' own knowledge (key
+renamings, fused experts, tied weights, non-persistent buffers). So its loader drives, and calls
+back here: `LazyTensor` stands for a tensor that is not read yet, `StreamingQuantizer` says which
+parameters are stored in 4 bits, and `Quantize` turns each of those, as it arrives, into an
+`NF4Linear` in the place of the linear layer. At no time is more than one of them in memory in full.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.core_model_loading import ConversionOps
+from transformers.pytorch_utils import Conv1D
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from graftlm.errors import GraftLMError, ModelError
+from graftlm.kernels import ops
+from graftlm.layers.nf4_linear import NF4Linear
+from graftlm.models.safetensors_file import Checkpoint
+from graftlm.nf4.weight import NF4Weight
+
+__all__ = [
+    "Abort",
+    "LazyTensor",
+    "Stored",
+    "StreamingConfig",
+    "StreamingQuantizer",
+    "copied_tensors",
+    "linear_layers",
+    "register",
+    "unquantized_names",
+]
+
+METHOD = "graftlm"
+
+
+class Abort(BaseException):
+    """Carries an error out through transformers' loader, which would otherwise log and go on."""
+
+    def __init__(self, error: GraftLMError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class Stored:
+    """A weight that arrives in 4 bits already. The loader may move it; its types are fixed."""
+
+    def __init__(self, weight: NF4Weight) -> None:
+        self.weight = weight
+
+    def to(self, device: Any = None, dtype: torch.dtype | None = None) -> Stored:
+        """The same weight on ``device``; ``dtype`` is ignored."""
+        return self if device is None else Stored(self.weight.to(device))
+
+
+class LazyTensor:
+    """What transformers' loader takes for a safetensors slice: read when indexed."""
+
+    def __init__(self, read: Callable[[], Tensor | Stored]) -> None:
+        self._read = read
+
+    def __getitem__(self, _: Any) -> Tensor | Stored:
+        try:
+            return self._read()
+        except GraftLMError as error:
+            raise Abort(error) from error
+
+
+def copied_tensors(checkpoint: Checkpoint) -> dict[str, LazyTensor]:
+    """The checkpoint by name; each tensor is copied out of its file when it is asked for."""
+    return {name: LazyTensor(functools.partial(checkpoint.read, name)) for name in checkpoint}
+
+
+@functools.cache
+def register() -> None:
+    """Make the plug-in known to transformers, once a process."""
+    register_quantization_config(METHOD)(StreamingConfig)
+    register_quantizer(METHOD)(StreamingQuantizer)
+
+
+class StreamingConfig(QuantizationConfigMixin):
+    """Settings of `StreamingQuantizer`, in the form `from_pretrained` takes.
+
+    Args:
+        nf4: whether linear layers are quantised. Layers that arrive in 4 bits stay so either way.
+        block_size: weights that share one scale.
+        double_quant: whether the scales are stored in 8 bits.
+    """
+
+    def __init__(self, nf4: bool, block_size: int = 64, double_quant: bool = True) -> None:
+        self.quant_method = METHOD  # type: ignore[assignment]
+        self.nf4 = nf4
+        self.block_size = block_size
+        self.double_quant = double_quant
+
+
+class StreamingQuantizer(HfQuantizer):
+    """Tells transformers' loader what to hand to `Quantize`, and leaves no trace on the model."""
+
+    quantization_config: StreamingConfig
+
+    def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
+        self.linears = linear_layers(model)
+        self.kept = unquantized_names(model)
+
+    def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **_: Any) -> bool:
+        """Whether `Quantize` handles this parameter (and its shape)."""
+        module, _dot, leaf = param_name.rpartition(".")
+        return leaf == "weight" and module in self.linears
+
+    def get_quantize_ops(self) -> ConversionOps:
+        """The operation that runs on each such parameter."""
+        return Quantize(self)
+
+    def _process_model_after_weight_loading(
+        self, model: PreTrainedModel, **_: Any
+    ) -> PreTrainedModel:
+        self.remove_quantization_config(model)  # type: ignore[no-untyped-call]
+        for module in model.modules():
+            if isinstance(module, PreTrainedModel):
+                module.config.__dict__.pop("_is_quantized", None)
+        return model
+
+    @property
+    def is_trainable(self) -> bool:
+        """The 4-bit weights are not, but adapters on them are."""
+        return True
+
+    def is_serializable(self) -> bool:
+        """Not through transformers: see `graftlm.models.quantize_folder`."""
+        return False
+
+
+class Quantize(ConversionOps):
+    """Replace a linear layer by an `NF4Linear` when its weight arrives."""
+
+    def __init__(self, quantizer: StreamingQuantizer) -> None:
+        self.quantizer = quantizer
+
+    def convert(
+        self,
+        input_dict: dict[str, Any],
+        source_patterns: list[str],
+        target_patterns: list[str],
+        **context: Any,
+    ) -> dict[str, Any]:
+        """Handle the 4-bit layers; return the rest, which the loader places itself."""
+        rest = {}
+        for name, value in input_dict.items():
+            tensor = value[0] if isinstance(value, list) else value
+            path = name.rpartition(".")[0]
+            try:
+                weight = self._quantize(path, tensor)
+            except GraftLMError as error:
+                raise Abort(type(error)(f"{name}: {error}")) from error
+            if weight is None:
+                rest[name] = tensor
+                continue
+            layer = NF4Linear(weight, self.quantizer.linears[path].bias)
+            layer._is_hf_initialized = True  # type: ignore[assignment]  # else it is reset
+            context["model"].set_submodule(path, layer)
+            context["missing_keys"].discard(name)
+        return rest
+
+    def _quantize(self, path: str, tensor: Tensor | Stored) -> NF4Weight | None:
+        layer, config = self.quantizer.linears[path], self.quantizer.quantization_config
+        transposed = isinstance(layer, Conv1D)
+        out_by_in = tuple(layer.weight.shape)[::-1] if transposed else tuple(layer.weight.shape)
+        if isinstance(tensor, Stored):
+            shape, expected = tensor.weight.shape, out_by_in
+        else:
+            shape, expected = tuple(tensor.shape), tuple(layer.weight.shape)
+        if shape != expected:
+            raise ModelError(
+                f"the checkpoint holds {list(shape)}, the model of its config.json has "
+                f"{list(expected)}. Weights and config.json are of different models."
+            )
+        if isinstance(tensor, Stored):
+            return tensor.weight
+        if not config.nf4 or path in self.quantizer.kept:
+            return None
+        weight = tensor.t().contiguous() if transposed else tensor
+        return ops.quantize(weight, config.block_size, config.double_quant)
+
+
+def linear_layers(model: nn.Module) -> dict[str, Any]:
+    """Every layer that computes `x Wᵀ + b` and nothing else, by name.
+
+    Exact types only, since a subclass of `nn.Linear` may compute something else; `FalconLinear`
+    does not, and is named.
+    """
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if type(module) in (nn.Linear, Conv1D) or type(module).__name__ == "FalconLinear"
+    }
+
+
+def unquantized_names(model: PreTrainedModel) -> set[str]:
+    """The output head and whatever shares its weight: kept as they are."""
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    names = {name for name, module in model.named_modules() if module is head}
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    return names | {key.removesuffix(".weight") for pair in tied.items() for key in pair}
