@@ -74,7 +74,7 @@ def quantize(w: Tensor, block_size: int = 64, double_quant: bool = True) -> NF4W
             absmax[blocks] = held.view(-1)
             scaled = values / held
         codes[packed] = _pack(_count_below(scaled.view(-1), thresholds))
-    _check_finite(absmax, block_size)
+    _check_finite(absmax, numel, block_size)
     nested_absmax = offset = None
     if double_quant:
         absmax, nested_absmax, offset = double_quantize(absmax)
@@ -114,12 +114,13 @@ def _check(w: Tensor, block_size: int) -> None:
         )
 
 
-def _check_finite(absmax: Tensor, block_size: int) -> None:
+def _check_finite(absmax: Tensor, numel: int, block_size: int) -> None:
     bad = torch.nonzero(~torch.isfinite(absmax)).view(-1)
     if bad.numel():
         first = int(bad[0]) * block_size
+        last = min(first + block_size, numel) - 1
         raise ModelError(
             f"cannot quantise: NaN or infinity in {bad.numel()} of {absmax.numel()} blocks, first "
-            f"among elements {first} to {first + block_size - 1} of the flattened weight; expected "
+            f"among elements {first} to {last} of the flattened weight; expected "
             "finite values; check the checkpoint, or leave this weight unquantised"
         )
