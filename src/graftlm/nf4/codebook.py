@@ -22,7 +22,7 @@ over as a linear fraction: for e = 0 … 6 the 2^e midpoints of an even partitio
 
 Both are the tables bitsandbytes uses, to the last bit. That fixes the arithmetic: probabilities,
 partitions and the final division are in float32. The same construction in float64 is off by one
-unit in the last place at seven of the levels (rejected: a checkpoint would decode differently).
+unit in the last place at ten of the levels (rejected: a checkpoint would decode differently).
 
 The numbers are cached on the host as NumPy arrays and become a tensor when asked for. A cache of
 tensors was rejected: one filled under `FakeTensorMode` (memory planning) would poison later runs,
@@ -46,8 +46,8 @@ DELTA = 0.9677083
 
 GRID = 65536
 """Points of the even grid on [-1, 1] to which a scale is rounded before its 8-bit level is found.
-bitsandbytes looks the level up in a table of this size on a CPU; the eight levels nearest zero are
-finer than the grid, so some are never chosen. Kept: the codes have to agree."""
+bitsandbytes looks the level up in a table of this size on a CPU. The seven levels nearest zero fall
+between two points and are never chosen. Kept all the same: the codes have to agree."""
 
 Floats = npt.NDArray[np.float32]
 
