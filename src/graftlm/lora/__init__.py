@@ -5,6 +5,7 @@ from __future__ import annotations
 from graftlm.lora.inject import add_lora, disable_adapters, lora_parameters, remove
 from graftlm.lora.merging import MergeReport, merge, merge_adapters
 from graftlm.lora.report import LoRAReport, count_parameters
+from graftlm.lora.settings import lora_config
 from graftlm.lora.targets import lora_modules
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "add_lora",
     "count_parameters",
     "disable_adapters",
+    "lora_config",
     "lora_modules",
     "lora_parameters",
     "merge",

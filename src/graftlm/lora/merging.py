@@ -13,13 +13,14 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from graftlm.kernels import ops
 from graftlm.layers import NF4Linear
 from graftlm.lora.report import tied_head
-from graftlm.lora.targets import lora_modules
+from graftlm.lora.targets import base_modules, lora_modules
 
-__all__ = ["MergeReport", "dense", "merge", "merge_adapters", "merge_weight"]
+__all__ = ["MergeReport", "dequantize_layers", "merge", "merge_adapters", "merge_weight"]
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -65,20 +66,20 @@ def merge_weight(
 
 
 def merge_adapters(model: nn.Module) -> MergeReport:
-    """Replace every adapted module by a plain one with the update folded in, in place.
+    """Fold every update into its weight, in place; what is left is a plain transformers model.
 
-    4-bit bases are dequantised into the type they had before quantisation. A weight that is shared
+    All 4-bit layers are dequantised, into the type the model computes in. A weight that is shared
     with a module which is not adapted is copied, never changed under it;
     ``config.tie_word_embeddings`` then becomes false.
     """
+    dequantize_layers(model)
     tied = tied_head(model)
     largest = 0.0
     adapted = lora_modules(model)
     for name, module in adapted.items():
-        base = dense(module.base) if isinstance(module.base, NF4Linear) else module.base
-        weight, rounding = merge_weight(base.weight, module.delta())  # type: ignore[arg-type]
-        base.weight = nn.Parameter(weight, requires_grad=False)
-        model.set_submodule(name, base)
+        weight, rounding = merge_weight(module.weight, module.delta())
+        module.base.weight = nn.Parameter(weight, requires_grad=False)
+        model.set_submodule(name, module.base)
         largest = max(largest, rounding)
     untied = tied and not tied_head(model)
     if untied:
@@ -92,11 +93,21 @@ def merge(model: ModelT) -> ModelT:
     return model
 
 
-def dense(linear: NF4Linear, dtype: torch.dtype | None = None) -> nn.Linear:
-    """The plain layer that computes what the 4-bit one computes."""
-    weight = ops.dequantize(linear.weight4, dtype)
-    plain = nn.Linear(linear.in_features, linear.out_features, linear.bias is not None, "meta")
-    plain.weight = nn.Parameter(weight, requires_grad=False)
-    if linear.bias is not None:
-        plain.bias = nn.Parameter(linear.bias.detach().to(weight.dtype), requires_grad=False)
-    return plain
+def dequantize_layers(model: nn.Module) -> None:
+    """Replace every 4-bit layer by the layer the model class has there, in place."""
+    stored = {name: m for name, m in model.named_modules() if isinstance(m, NF4Linear)}
+    if not stored:
+        return
+    adapted = lora_modules(model)
+    with torch.device("meta"):
+        original = base_modules(type(model)(model.config))
+    for name, layer in stored.items():
+        bare = name.removesuffix(".base") if name.removesuffix(".base") in adapted else name
+        plain = original[bare]
+        weight = ops.dequantize(layer.weight4)
+        if isinstance(plain, Conv1D):
+            weight = weight.T.contiguous()
+        plain.weight = nn.Parameter(weight, requires_grad=False)
+        plain.bias = layer.bias  # type: ignore[assignment]
+        plain.train(layer.training)
+        model.set_submodule(name, plain)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from torch import nn
 
@@ -12,7 +13,7 @@ from graftlm.layers import LoRAEmbedding, LoRALinear, NF4Linear
 from graftlm.layers.lora_linear import linear_shape
 from graftlm.lora.targets import base_modules, lora_modules, output_head
 
-__all__ = ["LoRAReport", "count_parameters", "describe", "tied_head"]
+__all__ = ["LoRAReport", "ParameterCount", "count_parameters", "describe", "tied_head"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +65,20 @@ def describe(model: nn.Module, excluded: Iterable[str] = ()) -> LoRAReport:
     )
 
 
-def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """``(trainable, total)`` numbers, tied weights once, 4-bit weights by their elements."""
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+class ParameterCount(NamedTuple):
+    """Numbers in a model: tied weights count once, 4-bit weights by their elements."""
+
+    trainable: int
+    total: int
+
+
+def count_parameters(model: nn.Module) -> ParameterCount:
+    """Count what trains, and everything."""
     stored = sum(m.weight4.numel for m in model.modules() if isinstance(m, NF4Linear))
-    return trainable, stored + sum(p.numel() for p in model.parameters())
+    return ParameterCount(
+        trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        total=stored + sum(p.numel() for p in model.parameters()),
+    )
 
 
 def tied_head(model: nn.Module) -> bool:

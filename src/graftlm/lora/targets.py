@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
 from torch import nn
@@ -26,6 +26,8 @@ __all__ = [
     "adaptable",
     "all_linear",
     "base_modules",
+    "endings",
+    "fault",
     "lora_modules",
     "matching",
     "output_head",
@@ -93,7 +95,7 @@ def matching(names: Iterable[str], targets: str | Iterable[str]) -> list[str]:
         pattern = re.compile(targets)
         return [name for name in names if pattern.fullmatch(name)]
     wanted = set(targets)
-    return [name for name in names if any(ending in wanted for ending in _endings(name))]
+    return [name for name in names if any(ending in wanted for ending in endings(name))]
 
 
 def pattern_value(patterns: Mapping[str, ValueT], name: str, default: ValueT) -> ValueT:
@@ -156,7 +158,7 @@ def adaptable(module: nn.Module) -> bool:
     return linear_shape(module) is not None
 
 
-def _endings(name: str) -> Iterable[str]:
+def endings(name: str) -> Iterator[str]:
     """``a.b.c`` → ``a.b.c``, ``b.c``, ``c``."""
     yield name
     while "." in name:
@@ -176,13 +178,14 @@ def _invalid_expressions(config: LoRAConfig) -> list[str]:
     if isinstance(config.targets, str):
         expressions.append((f"targets {config.targets!r}", config.targets))
     return [
-        f"{what} is not a valid regular expression: {fault}"
+        f"{what} is not a valid regular expression: {why}"
         for what, expression in expressions
-        if (fault := _fault(expression))
+        if (why := fault(expression))
     ]
 
 
-def _fault(expression: str) -> str:
+def fault(expression: str) -> str:
+    """Why ``expression`` is not a valid regular expression; empty when it is."""
     try:
         re.compile(expression)
     except re.error as error:
