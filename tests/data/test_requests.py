@@ -9,7 +9,7 @@ import pytest
 
 from graftlm.data.requests import CUE, FIELDS, LANGUAGES, generate_rows
 from graftlm.data.requests.generate import _SLOTS
-from graftlm.data.requests.vocabulary import DAYS, Dice, plain
+from graftlm.data.requests.vocabulary import DAYS, Dice, Pool, plain
 from graftlm.data.scoring import score
 from graftlm.errors import DataError
 
@@ -38,30 +38,30 @@ def test_no_heldout_message_was_trained_on():
         assert len(set(rows)) == len(rows) == 1500
 
 
-def test_heldout_people_and_items_never_occur_in_training_records():
-    seen = {split: {(f, r.get(f)) for r in rows for f in ("name", "item")} for split, rows in
-            RECORDS.items()}  # fmt: skip
-    assert {field for field, value in seen["train"] & seen["heldout"] if value} == set()
-
-
-def test_some_heldout_cities_are_new_and_some_are_known():
-    cities = {s: {r["city"] for r in rows if r.get("city")} for s, rows in RECORDS.items()}
-    assert cities["heldout"] - cities["train"]
-    assert cities["heldout"] & cities["train"]
+def test_heldout_names_items_and_cities_never_occur_in_training_records():
+    for field in ("name", "item", "city"):
+        train, heldout = (
+            {plain(record[field]).lower() for record in RECORDS[split] if record.get(field)}
+            for split in ("train", "heldout")
+        )
+        assert train
+        assert heldout
+        assert not train & heldout
 
 
 @all_languages
 def test_the_pools_of_the_two_splits_are_disjoint_even_without_diacritics(language):
-    pools = [*language.templates.values(), language.names, language.devices]
-    said = [tuple({plain(text).lower() for text in pool.of(s)} for s in ROWS) for pool in pools]
-    said += [
-        tuple({entry.record.lower() for entry in pool.of(s)} for s in ROWS)
-        for pool in (language.items, language.cities)
+    pools = [
+        *language.templates.values(),
+        language.names,
+        language.second_names,
+        language.adjectives,
+        language.cities,
+        Pool(*(tuple(noun for _, noun in language.nouns.of(split)) for split in ROWS)),
     ]
-    for train, heldout in said:
-        assert train
-        assert heldout
-        assert not train & heldout
+    for pool in pools:
+        train, heldout = ([plain(text).lower() for text in pool.of(split)] for split in ROWS)
+        assert len({*train, *heldout}) == len(train) + len(heldout)
 
 
 @all_languages
@@ -86,25 +86,23 @@ def test_every_template_uses_only_the_slots_of_its_intent_and_each_once(language
 def test_records_have_their_intents_fields_in_order_and_normal_values(split):
     for record in RECORDS[split]:
         assert tuple(record) == ("intent", *FIELDS[record["intent"]])
-        assert all(value.isascii() for value in record.values() if isinstance(value, str))
         if record["intent"] == "order":
             assert record["quantity"] in range(1, 13)
         elif record["intent"] == "booking":
-            assert record["people"] in range(2, 13)
+            assert record["people"] in range(2, 11)
             assert record["day"] in DAYS
-            assert re.fullmatch(r"(0[89]|1\d|2[01]):(00|15|30|45)", record["time"])
+            assert re.fullmatch(r"(1[1-37-9]|2[01]):(00|30)", record["time"])
         else:
-            assert record["problem"] in ("broken", "late", "wrong", "incomplete")
+            assert record["problem"] in ("broken", "late", "wrong")
             assert record["wants"] in ("refund", "replacement", None)
 
 
 @both_splits
-def test_names_and_items_of_the_record_are_spelled_in_the_message(split):
+def test_text_of_the_record_is_spelled_in_the_message(split):
     for row, record in zip(ROWS[split], RECORDS[split], strict=True):
-        message = plain(row["prompt"]).lower()
-        for field in ("name", "item"):
+        for field in ("name", "item", "city"):
             value = record.get(field)
-            assert value is None or value.lower() in message, row
+            assert value is None or value.lower() in row["prompt"].lower(), row
 
 
 @both_splits

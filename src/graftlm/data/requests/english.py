@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from graftlm.data.requests.english_templates import TEMPLATES
-from graftlm.data.requests.vocabulary import City, Dice, Item, Language, Pool
+from graftlm.data.requests.english_templates import INTRODUCTIONS, SIGNATURES, TEMPLATES
+from graftlm.data.requests.vocabulary import Dice, Language, Pool
 
 __all__ = ["ENGLISH"]
 
@@ -30,6 +30,9 @@ NAMES = Pool(
         "Diana", "Edward", "Fiona", "George", "Helen", "Ivan", "Jasmine", "Karen", "Leo", "Megan",
         "Nathan", "Paula", "Ravi", "Steve", "Tina", "Yusuf", "Zoe", "Alex", "Brian", "Claire",
         "Dmitri", "Erin", "Felix", "Gina", "Hugo", "Irene", "Jack", "Kate", "Laura", "Mike",
+        "Agnes", "Bruno", "Celia", "Dylan", "Esther", "Farid", "Greta", "Henry", "Ingrid", "Joel",
+        "Keira", "Lars", "Mabel", "Nadia", "Otto", "Petra", "Ruben", "Stella", "Theo", "Ursula",
+        "Vera", "Walter", "Ximena", "Yara", "Zach", "Anita", "Basil", "Cora", "Dennis", "Edith",
     ),
     heldout=(
         "Amelia", "Ben", "Chloe", "Derek", "Elena", "Frank", "Gloria", "Harry", "Isla", "Jonas",
@@ -38,89 +41,77 @@ NAMES = Pool(
     ),
 )  # fmt: skip
 
-
-def _item(one: str, many: str | None = None) -> Item:
-    return Item(record=one, one=one, many=many or one + "s")
-
-
-ITEMS = Pool(
+SECOND_NAMES = Pool(
     train=(
-        _item("tote bag"), _item("coffee mug"), _item("scented candle"), _item("notebook"),
-        _item("wool sock"), _item("phone case"), _item("gift card"),
-        _item("birthday cake"), _item("cheese pizza"), _item("green tea box", "green tea boxes"),
-        _item("rain jacket"), _item("water bottle"), _item("photo frame"), _item("beef burger"),
-        _item("chocolate bar"), _item("yoga mat"), _item("rose bouquet"), _item("baby blanket"),
-        _item("running shirt"), _item("leather wallet"), _item("fruit basket"), _item("wine glass",
-        "wine glasses"), _item("garden chair"), _item("chicken wrap"), _item("picture book"),
-        _item("cotton towel"), _item("honey jar"), _item("apple pie"), _item("sun hat"),
-        _item("hand cream"),
+        "Miller", "Khan", "Novak", "Baker", "Silva", "Evans", "Moreau", "Tanaka", "Owens", "Reed",
+        "Larsen", "Gupta", "Walsh", "Ortiz", "Fischer", "Doyle", "Hughes", "Rossi", "Kim", "Ward",
     ),
-    heldout=(
-        _item("silk pillow"), _item("lunch box", "lunch boxes"), _item("veggie sandwich",
-        "veggie sandwiches"), _item("desk plant"), _item("travel adapter"), _item("denim apron"),
-        _item("lemon tart"), _item("beach umbrella"), _item("paper lantern"), _item("spice rack"),
-        _item("linen shirt"), _item("almond cookie"),
+    heldout=("Carter", "Lopez", "Singh", "Hansen", "Murphy", "Weber", "Diaz", "Brooks"),
+)  # fmt: skip
+
+NOUNS = Pool(
+    train=tuple(
+        ("", noun)
+        for noun in (
+            "mug", "lamp", "kettle", "backpack", "blanket", "candle", "notebook", "jacket", "phone",
+            "bottle", "chair", "wallet", "towel", "hat", "clock", "printer", "tent", "mirror",
+            "speaker", "blender", "pillow", "guitar", "helmet", "camera", "scooter", "teapot",
+            "vase", "heater", "tablet", "toaster", "sofa", "bike", "drill", "shirt", "basket",
+            "keyboard", "stroller", "suitcase", "raincoat", "frame",
+        )
+    ),
+    heldout=tuple(
+        ("", noun)
+        for noun in (
+            "lantern", "webcam", "apron", "juicer", "cushion", "ladder", "monitor", "planter",
+            "sweater", "desk", "trolley", "kayak",
+        )
     ),
 )  # fmt: skip
 
-DEVICES = Pool(
+ADJECTIVES = Pool(
     train=(
-        "desk lamp", "kettle", "blender", "rice cooker", "bluetooth speaker", "keyboard", "toaster",
-        "hair dryer", "coffee maker", "vacuum cleaner", "steam iron", "wall clock", "phone charger",
-        "printer", "fan heater", "smart watch", "power drill", "wireless mouse", "microwave",
-        "tablet",
+        "red", "small", "wooden", "black", "folding", "large", "green", "steel", "grey", "round",
+        "cheap", "leather", "white", "portable", "vintage", "yellow", "wireless", "spare",
     ),
-    heldout=(
-        "deep fryer", "webcam", "power bank", "juicer", "beard trimmer", "sewing machine",
-        "game controller", "ceiling fan", "night light", "label maker",
-    ),
+    heldout=("blue", "bamboo", "mini", "orange", "heavy", "striped"),
 )  # fmt: skip
 
 CITIES = Pool(
     train=(
-        City("New York", ("New York", "NYC", "New York City")),
-        City("Los Angeles", ("Los Angeles", "LA")),
-        City("San Francisco", ("San Francisco", "SF", "San Fran")),
-        *(
-            City(name, (name,))
-            for name in (
-                "London", "Boston", "Chicago", "Dublin", "Sydney", "Toronto", "Oxford", "Denver",
-                "Manchester", "Seattle", "Dallas", "Cardiff",
-            )
-        ),
+        "London", "Boston", "Chicago", "Dublin", "Sydney", "Toronto", "Oxford", "Denver", "Dallas",
+        "Manchester", "Seattle", "Cardiff", "New York", "Los Angeles", "San Diego", "Leeds",
+        "Ottawa", "Miami", "Brighton", "Houston", "Auckland", "Belfast", "Phoenix", "Liverpool",
+        "Vancouver", "Nashville", "Cork", "Brisbane", "Atlanta", "Plymouth",
     ),
-    heldout=tuple(
-        City(name, (name,))
-        for name in ("Bristol", "Austin", "Glasgow", "Perth", "Portland", "York")
+    heldout=(
+        "Bristol", "Austin", "Glasgow", "Perth", "Portland", "York", "Galway", "Calgary",
+        "Memphis", "Norwich",
     ),
 )  # fmt: skip
 
 PROBLEMS = {
     "broken": (
-        "arrived broken", "stopped working", "won't turn on", "has a crack in it",
-        "died after a day", "came damaged", "makes a burning smell",
+        "arrived broken", "fell apart in my hands", "is broken", "came with a crack in it",
+        "broke after one day", "came damaged", "was in pieces when I opened the box",
     ),
     "late": (
-        "still hasn't arrived", "is a week late", "was due last Monday and is not here yet",
-        "never showed up", "has been in transit for three weeks",
+        "still hasn't arrived", "is a week late", "is late again", "never showed up",
+        "has been in transit for three weeks", "was due last week and is not here yet",
     ),
     "wrong": (
-        "is the wrong colour", "is not the model I ordered", "is the wrong size",
-        "is not what I asked for", "looks nothing like the one I picked",
-    ),
-    "incomplete": (
-        "came without the cable", "has a part missing", "is missing a screw",
-        "came with no manual", "came without the power plug",
+        "is the wrong colour", "is the wrong one", "is the wrong size", "is not what I asked for",
+        "looks nothing like the picture", "is not the model I chose",
     ),
 }  # fmt: skip
 
 WISHES = {
     "refund": (
-        "I want my money back", "Please refund me", "I'd like a refund", "Give me back what I paid",
-        "Return the money to my card please",
+        "I want my money back", "Please refund me", "I'd like a refund", "Give me my money back",
+        "Please return the money to my card",
     ),
     "replacement": (
-        "Please send a new one", "I'd like a replacement", "Can you swap it for another one",
+        "Please send a new one", "I'd like a replacement", "Can you swap it for a new one",
         "I want to exchange it", "Please replace it",
     ),
     None: ("Please look into it", "What should I do", "Please call me back", "Not good enough"),
@@ -131,13 +122,13 @@ def _people(dice: Dice, number: int) -> str:
     return dice.pick((str(number), NUMBERS[number]))
 
 
-def _count(dice: Dice, item: Item, number: int) -> str:
+def _count(dice: Dice, classifier: str, item: str, number: int) -> str:
     if number == 1:
-        article = "an" if item.one[0] in "aeiou" else "a"
-        return f"{dice.pick((article, 'one', '1'))} {item.one}"
+        article = "an" if item[0] in "aeiou" else "a"
+        return f"{dice.pick((article, 'one', '1'))} {item}"
     if number == 12 and dice.chance(0.5):
-        return f"a dozen {item.many}"
-    return f"{dice.pick((str(number), NUMBERS[number], f'{number}x'))} {item.many}"
+        return f"a dozen {item}s"
+    return f"{dice.pick((str(number), NUMBERS[number], f'{number}x'))} {item}s"
 
 
 def _when(dice: Dice, day: str, hour: int, minute: int) -> str:
@@ -152,9 +143,7 @@ def _when(dice: Dice, day: str, hour: int, minute: int) -> str:
         return dice.pick((f"{_day(dice, day)} at {clock}", f"at {clock} {_day(dice, day)}"))
     clock = {
         0: NUMBERS[twelve] + dice.pick(("", " o'clock")),
-        15: f"quarter past {NUMBERS[twelve]}",
         30: f"half past {NUMBERS[twelve]}",
-        45: f"quarter to {NUMBERS[twelve % 12 + 1]}",
     }[minute]
     part = _part_of_day(dice, day, hour)
     return dice.pick((f"{part} at {clock}", f"at {clock} {part}"))
@@ -169,9 +158,9 @@ def _day(dice: Dice, day: str) -> str:
 
 
 def _part_of_day(dice: Dice, day: str, hour: int) -> str:
-    part = "morning" if hour < 12 else "afternoon" if hour < 18 else "evening"
+    part = "morning" if hour < 12 else "afternoon" if hour < 17 else "evening"
     if day == "today":
-        return "tonight" if part == "evening" and dice.chance(0.7) else f"this {part}"
+        return "tonight" if hour > 17 and dice.chance(0.7) else f"this {part}"
     if day == "tomorrow":
         return f"tomorrow {part}"
     return f"{dice.pick(('on ', ''))}{WEEKDAYS[day][0]} {part}"
@@ -179,9 +168,12 @@ def _part_of_day(dice: Dice, day: str, hour: int) -> str:
 
 ENGLISH = Language(
     templates=TEMPLATES,
+    introductions=INTRODUCTIONS,
+    signatures=SIGNATURES,
     names=NAMES,
-    items=ITEMS,
-    devices=DEVICES,
+    second_names=SECOND_NAMES,
+    nouns=NOUNS,
+    adjectives=ADJECTIVES,
     cities=CITIES,
     problems=PROBLEMS,
     wishes=WISHES,
@@ -191,7 +183,9 @@ ENGLISH = Language(
         "please": "pls", "Please": "Pls", "you": "u", "your": "ur", "thanks": "thx",
         "Thanks": "Thx", "people": "ppl", "because": "cuz", "Could you": "Cud u", "are": "r",
     },
-    people=_people,
+    item=lambda noun, adjective: f"{adjective} {noun}",
+    full_name=lambda name, second: f"{name} {second}",
     count=_count,
+    people=_people,
     when=_when,
 )  # fmt: skip

@@ -5,10 +5,9 @@ with one way to say each fact), and the hand that typed it (casing, shorthand, a
 diacritics). The record is written from the facts, so it is right whatever the hand did. Typos and
 shorthand touch only the template's own words, never a fact.
 
-Conventions of the record: a fixed key order for each intent; ``null`` for what was not said; names
-and cities in title case, items in lower case, all in plain ASCII (half of Vietnamese customers type
-without diacritics, so both spellings must give one record); ``day`` one of `DAYS`; ``time`` in 24
-hours.
+Conventions of the record: a fixed key order for each intent; ``null`` for what was not said; names,
+items and cities as the customer spelled them, but names and cities with capitals and items in the
+singular; ``day`` one of `DAYS`; ``time`` in 24 hours.
 """
 
 from __future__ import annotations
@@ -37,6 +36,8 @@ FIELDS = {
 
 CUE = " JSON:"
 
+OPENING_HOURS = (11, 12, 13, 17, 18, 19, 20, 21)
+
 
 @dataclass(frozen=True)
 class Slot:
@@ -57,8 +58,8 @@ def generate_rows(
     """Draw ``count`` different rows of ``{"prompt", "completion"}``.
 
     Args:
-        split: ``"train"``, or ``"heldout"``, whose templates, names and items never occur in
-            training (its cities are old and new).
+        split: ``"train"``, or ``"heldout"``, whose templates, names, items and cities never
+            occur in training.
         count: How many rows; languages and intents take turns.
         seed: Same seed, same bytes, on every platform.
         languages: Keys of `LANGUAGES`.
@@ -76,7 +77,7 @@ def generate_rows(
     while len(rows) < count:
         language, intent = turns[len(rows) % len(turns)]
         message, record = _draw(dice, LANGUAGES[language], split, intent)
-        completion = json.dumps(record, separators=(",", ":"))
+        completion = json.dumps(record, ensure_ascii=False, separators=(",", ":"))
         rows.setdefault(prompt_for(message), completion)
     return [{"prompt": prompt, "completion": completion} for prompt, completion in rows.items()]
 
@@ -85,28 +86,50 @@ def _draw(
     dice: Dice, language: Language, split: Split, intent: str
 ) -> tuple[str, dict[str, Value]]:
     template = dice.pick(language.templates[intent].of(split))
-    slots = _SLOTS[intent](dice, language, split)
-    name = dice.pick(language.names.of(split))
-    slots["name"] = Slot(name, {"name": plain(name)})
+    if "{name}" not in template and dice.chance(0.8):
+        if dice.chance(0.4):
+            template = f"{dice.pick(language.introductions.of(split))} {template}"
+        else:
+            template = f"{template} {dice.pick(language.signatures.of(split))}"
+    slots = {"name": _name(dice, language, split)} | _SLOTS[intent](dice, language, split)
+    spell = plain if language.drops_diacritics and dice.chance(0.35) else str
     record: dict[str, Value] = {"intent": intent} | dict.fromkeys(FIELDS[intent])
     for _, slot, _, _ in Formatter().parse(template):
-        record |= slots[slot].settles if slot else {}
-    return _type(dice, language, template, slots), record
+        for field, value in slots[slot].settles.items() if slot else ():
+            record[field] = spell(value) if isinstance(value, str) else value
+    message = spell(_type(dice, language, template, slots))
+    if dice.chance(0.5):
+        message = message.lower().rstrip(".")
+    return message, record
+
+
+def _name(dice: Dice, language: Language, split: Split) -> Slot:
+    name = dice.pick(language.names.of(split))
+    if dice.chance(0.25):
+        name = language.full_name(name, dice.pick(language.second_names.of(split)))
+    return Slot(name, {"name": name})
+
+
+def _item(dice: Dice, language: Language, split: Split) -> tuple[str, str]:
+    """A classifier and an item."""
+    classifier, noun = dice.pick(language.nouns.of(split))
+    return classifier, language.item(noun, dice.pick(language.adjectives.of(split)))
 
 
 def _order(dice: Dice, language: Language, split: Split) -> dict[str, Slot]:
-    item, quantity = dice.pick(language.items.of(split)), dice.pick((1, *range(1, 13)))
-    city = dice.pick(language.cities.of("train" if dice.chance(0.5) else split))
-    words = language.count(dice, item, quantity)
+    classifier, item = _item(dice, language, split)
+    quantity = dice.pick((1, *range(1, 11), 12))
+    city = dice.pick(language.cities.of(split))
+    words = language.count(dice, classifier, item, quantity)
     return {
-        "items": Slot(words, {"item": item.record, "quantity": quantity}),
-        "city": Slot(dice.pick(city.spellings), {"city": city.record}),
+        "items": Slot(words, {"item": item, "quantity": quantity}),
+        "city": Slot(city, {"city": city}),
     }
 
 
 def _booking(dice: Dice, language: Language, split: Split) -> dict[str, Slot]:
-    people, day = dice.pick(range(2, 13)), dice.pick(DAYS)
-    hour, minute = dice.pick(range(8, 22)), dice.pick((0, 0, 15, 30, 30, 45))
+    people, day = dice.pick(range(2, 11)), dice.pick(DAYS)
+    hour, minute = dice.pick(OPENING_HOURS), dice.pick((0, 30))
     words = language.when(dice, day, hour, minute)
     return {
         "people": Slot(language.people(dice, people), {"people": people}),
@@ -115,10 +138,10 @@ def _booking(dice: Dice, language: Language, split: Split) -> dict[str, Slot]:
 
 
 def _complaint(dice: Dice, language: Language, split: Split) -> dict[str, Slot]:
-    device = dice.pick(language.devices.of(split))
+    _, item = _item(dice, language, split)
     problem, wish = dice.pick(tuple(language.problems)), dice.pick(tuple(language.wishes))
     return {
-        "device": Slot(device, {"item": plain(device)}),
+        "item": Slot(item, {"item": item}),
         "problem": Slot(dice.pick(language.problems[problem]), {"problem": problem}),
         "wish": Slot(dice.pick(language.wishes[wish]), {"wants": wish}),
     }
@@ -131,9 +154,9 @@ def _type(dice: Dice, language: Language, template: str, slots: dict[str, Slot])
     """Fill the template as a hurried customer would type it."""
     if dice.chance(0.3):
         template = f"{dice.pick(language.openers)} {template}"
-    if dice.chance(0.25):
+    if dice.chance(0.15):
         template = f"{template} {dice.pick(language.closers)}"
-    hurried, clumsy = dice.chance(0.3), dice.chance(0.3)
+    hurried, clumsy = dice.chance(0.25), dice.chance(0.25)
     parts = []
     for literal, slot, _, _ in Formatter().parse(template):
         if hurried:
@@ -142,11 +165,7 @@ def _type(dice: Dice, language: Language, template: str, slots: dict[str, Slot])
             literal = _typo(dice, literal)
         parts.append(literal + (slots[slot].words if slot else ""))
     message = "".join(parts)
-    if language.drops_diacritics and dice.chance(0.5):
-        message = plain(message)
-    if dice.chance(0.5):
-        return message.lower().rstrip(".")
-    return message.upper() if dice.chance(0.04) else message[0].upper() + message[1:]
+    return message[0].upper() + message[1:]
 
 
 def _typo(dice: Dice, text: str) -> str:

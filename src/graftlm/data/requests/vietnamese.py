@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from graftlm.data.requests.vietnamese_templates import TEMPLATES
-from graftlm.data.requests.vocabulary import City, Dice, Item, Language, Pool, plain
+from graftlm.data.requests.vietnamese_templates import INTRODUCTIONS, SIGNATURES, TEMPLATES
+from graftlm.data.requests.vocabulary import Dice, Language, Pool
 
 __all__ = ["VIETNAMESE"]
 
@@ -13,105 +13,91 @@ NUMBERS = (
 )  # fmt: skip
 
 WEEKDAYS = {
-    "mon": ("thứ hai", "thứ 2", "t2"),
-    "tue": ("thứ ba", "thứ 3", "t3"),
-    "wed": ("thứ tư", "thứ 4", "t4"),
-    "thu": ("thứ năm", "thứ 5", "t5"),
-    "fri": ("thứ sáu", "thứ 6", "t6"),
-    "sat": ("thứ bảy", "thứ 7", "t7"),
-    "sun": ("chủ nhật", "chủ nhật", "cn"),
+    "mon": ("thứ 2", "t2"),
+    "tue": ("thứ 3", "t3"),
+    "wed": ("thứ 4", "t4"),
+    "thu": ("thứ 5", "t5"),
+    "fri": ("thứ 6", "t6"),
+    "sat": ("thứ 7", "t7"),
+    "sun": ("chủ nhật", "cn"),
 }
 
 NAMES = Pool(
     train=(
-        "Lan", "Hùng", "Ngọc Anh", "Minh Thư", "Tuấn", "Hạnh", "Quỳnh", "Thảo", "Phúc", "Kiều",
-        "Trang", "Dũng", "Hương", "Khánh Linh", "Đức", "Việt", "Nga", "Hiền", "Yến", "Thu Hà",
-        "Khang", "Kiên", "Oanh", "Phượng", "Quân", "Sơn", "Thơm", "Thanh Tùng", "Vy", "Xuân",
-        "Nhung", "Loan", "Hiếu", "Giang", "Diệp", "Châu", "Bích Ngọc", "Cường", "Nhã", "Thủy",
-        "Hoàng", "Liên", "Tuyết", "Thục", "Vân", "Trung", "Hằng", "Đăng Khôi", "Mỹ Lệ", "Thắng",
-        "Tình", "Toàn", "Cẩm Tú", "Huyền", "Phương", "Sương", "Trúc", "Hiệp", "Lâm", "Nhật Minh",
+        "Lan", "Hùng", "Tuấn", "Hạnh", "Quỳnh", "Thảo", "Phúc", "Kiều", "Trang", "Dũng", "Hương",
+        "Đức", "Việt", "Nga", "Hiền", "Yến", "Khang", "Kiên", "Oanh", "Phụng", "Quân", "Sơn",
+        "Thơm", "Tùng", "Vy", "Xuân", "Nhung", "Loan", "Hiếu", "Giang", "Diệp", "Châu", "Cường",
+        "Nhã", "Thủy", "Hoàng", "Liên", "Tuyết", "Thục", "Vân", "Trung", "Hằng", "Khôi", "Thắng",
+        "Toàn", "Huyền", "Phương", "Sương", "Trúc", "Hiệp", "Lâm", "Nhật", "Bích", "Cúc", "Dương",
+        "Hà", "Khuê", "Linh", "Nghĩa", "Quyên", "Thuận", "Kha", "Uyên", "Vượng",
     ),
     heldout=(
-        "Trâm", "Khoa", "Duyên", "Thịnh", "Gia Hân", "Tú Uyên", "Huy", "Trọng", "Luân", "Mỹ Tiên",
-        "Quang Vinh", "Đoan", "Ngân", "Lộc", "Trí", "Hậu", "Nguyệt", "Tường Vi", "Phong", "Bách",
-        "Diễm", "Kim Thoa", "Nhi", "Tấn",
+        "Trâm", "Khoa", "Duyên", "Thịnh", "Hân", "Huy", "Vĩnh", "Luân", "Tiên", "Đoan", "Ngân",
+        "Lộc", "Trinh", "Hậu", "Nguyệt", "Tường", "Phong", "Bách", "Diễm", "Thoa", "Nhi", "Tấn",
     ),
 )  # fmt: skip
 
-
-def _item(classifier: str, name: str) -> Item:
-    return Item(record=plain(name), one=f"{classifier} {name}", many=f"{classifier} {name}")
-
-
-ITEMS = Pool(
+SECOND_NAMES = Pool(
     train=(
-        _item("hộp", "trà sen"), _item("gói", "cà phê rang"), _item("chai", "mật ong"),
-        _item("hộp", "bánh pía"), _item("cái", "áo thun"), _item("đôi", "giày thể thao"),
-        _item("cuốn", "sổ tay"), _item("cái", "bình giữ nhiệt"), _item("cái", "túi vải"),
-        _item("hũ", "muối tôm"), _item("hộp", "mứt gừng"), _item("chai", "nước mắm"),
-        _item("cái", "ốp điện thoại"), _item("thùng", "xoài cát"), _item("kg", "hạt điều"),
-        _item("gói", "bánh tráng"), _item("cái", "áo mưa"), _item("cái", "khăn len"),
-        _item("cây", "bút máy"), _item("hũ", "nến thơm"), _item("chậu", "sen đá"),
-        _item("ly", "trà sữa"), _item("phần", "cơm gà"), _item("hộp", "sữa chua"),
-        _item("đôi", "dép lê"), _item("bộ", "chén sứ"), _item("kg", "nem chua"),
-        _item("cái", "nón lá"), _item("bó", "hoa hồng"), _item("ly", "cà phê sữa"),
+        "Ngọc", "Thu", "Khánh", "Thanh", "Đăng", "Cẩm", "Diệu", "Quốc", "Như", "Tuệ", "Hồng", "Bình",
+        "Mạnh", "Phước",
     ),
-    heldout=(
-        _item("hộp", "bánh cốm"), _item("gói", "trà atiso"), _item("chai", "dầu gội"),
-        _item("cái", "gối ôm"), _item("đôi", "vớ len"), _item("cuốn", "truyện tranh"),
-        _item("hũ", "chà bông"), _item("thùng", "sầu riêng"), _item("kg", "tôm khô"),
-        _item("phần", "bún bò"), _item("ly", "nước mía"), _item("bộ", "ly thủy tinh"),
-    ),
+    heldout=("Thiên", "Mỹ", "Quang", "Kim", "Hữu", "Thùy"),
 )  # fmt: skip
 
-DEVICES = Pool(
+NOUNS = Pool(
     train=(
-        "quạt máy", "nồi cơm điện", "máy xay", "tai nghe", "bàn phím", "loa bluetooth",
-        "máy sấy tóc", "ấm siêu tốc", "bàn ủi", "đèn bàn", "máy hút bụi", "cân điện tử",
-        "nồi chiên", "đồng hồ", "lò vi sóng", "camera", "máy in", "điện thoại", "bếp từ",
-        "chuột không dây",
+        ("cái", "quạt máy"), ("cái", "nồi cơm"), ("cái", "bình trà"), ("cái", "áo thun"),
+        ("đôi", "giày"), ("cuốn", "sổ tay"), ("cái", "túi vải"), ("cái", "đèn bàn"),
+        ("cái", "ba lô"), ("cái", "ghế"), ("cái", "máy xay"), ("cái", "tai nghe"),
+        ("cái", "bàn phím"), ("cái", "loa"), ("cái", "máy sấy"), ("cái", "ấm nước"),
+        ("cái", "khăn tắm"), ("cái", "nón"), ("cái", "đồng hồ"), ("cái", "điện thoại"),
+        ("cái", "gương"), ("cái", "vali"), ("đôi", "dép"), ("cái", "áo mưa"), ("cái", "mền"),
+        ("cái", "chảo"), ("cái", "kệ sách"), ("bộ", "chén"), ("cây", "dù"), ("cái", "ví da"),
+        ("cây", "đàn"), ("cái", "bếp điện"), ("chiếc", "xe đạp"), ("cái", "camera"),
+        ("cái", "bình hoa"), ("tấm", "rèm"), ("cái", "máy in"), ("cái", "giỏ mây"),
+        ("cái", "hộp cơm"), ("cái", "váy"),
     ),
     heldout=(
-        "sạc dự phòng", "máy ép", "máy cạo râu", "đèn ngủ", "bếp nướng", "máy lọc nước",
-        "tay cầm chơi game", "máy khoan", "quạt trần", "lò nướng",
+        ("cái", "gối ôm"), ("cái", "máy ép"), ("đôi", "vớ"), ("cái", "lồng đèn"),
+        ("cái", "máy khoan"), ("cái", "nệm"), ("cái", "tạp dề"), ("cái", "lò nướng"),
+        ("cây", "lau nhà"), ("bộ", "dao"), ("chiếc", "nhẫn"), ("tấm", "thảm"),
     ),
 )  # fmt: skip
 
-
-def _city(name: str, *others: str) -> City:
-    return City(plain(name), (name, *others))
-
+ADJECTIVES = Pool(
+    train=(
+        "đỏ", "nhỏ", "đen", "lớn", "xanh lá", "xám", "tròn", "trắng", "màu kem", "mini", "vàng",
+        "cao cấp", "gấp gọn", "loại dày", "trẻ em", "hồng",
+    ),
+    heldout=("tím", "màu nâu", "loại to", "xanh dương", "có sọc", "giá rẻ"),
+)  # fmt: skip
 
 CITIES = Pool(
     train=(
-        City("Ho Chi Minh", ("Sài Gòn", "TP.HCM", "SG", "Hồ Chí Minh", "HCM")),
-        _city("Hà Nội", "HN"), _city("Đà Nẵng", "ĐN"), _city("Huế"), _city("Hải Phòng", "HP"),
-        _city("Nha Trang"), _city("Đà Lạt"), _city("Quy Nhơn"), _city("Thanh Hóa"),
-        _city("Biên Hòa"), _city("Bắc Ninh"), _city("Nam Định"), _city("Long Xuyên"),
-        _city("Buôn Ma Thuột", "BMT"), _city("Thái Nguyên"),
+        "Sài Gòn", "Hà Nội", "Đà Nẵng", "Huế", "Hải Phòng", "Nha Trang", "Đà Lạt", "Quy Nhơn",
+        "Thanh Hóa", "Biên Hòa", "Bắc Ninh", "Nam Định", "Long Xuyên", "Buôn Ma Thuột", "Rạch Giá",
+        "Thái Nguyên", "Phan Thiết", "Tây Ninh", "Bến Tre", "Cà Mau", "Việt Trì", "Lào Cai",
+        "Kon Tum", "Bạc Liêu", "Hà Giang", "Tuy Hòa", "Đồng Hới", "Sóc Trăng",
     ),
     heldout=(
-        _city("Cần Thơ"), _city("Vũng Tàu"), _city("Hạ Long"), _city("Mỹ Tho"), _city("Hội An"),
-        _city("Pleiku"),
+        "Cần Thơ", "Vũng Tàu", "Hạ Long", "Mỹ Tho", "Hội An", "Pleiku", "Ninh Bình", "Vĩnh Long",
+        "Sa Đéc", "Điện Biên",
     ),
 )  # fmt: skip
 
 PROBLEMS = {
     "broken": (
-        "bị hư", "mới dùng đã hỏng", "bật không lên", "bị nứt", "bị bể khi giao",
-        "chạy được một ngày là chết", "có mùi khét",
+        "bị hư", "mới dùng đã hỏng", "bị nứt", "bị bể khi giao", "dùng được một ngày là hư",
+        "bị gãy", "mở ra đã bể",
     ),
     "late": (
-        "chưa thấy giao", "trễ cả tuần rồi", "hẹn thứ hai mà giờ chưa tới",
-        "đợi hoài không thấy", "ba tuần rồi vẫn chưa nhận được",
+        "chưa thấy giao", "giao trễ cả tuần", "vẫn chưa tới", "đợi hoài không thấy",
+        "ba tuần rồi vẫn chưa nhận được", "lại giao trễ",
     ),
     "wrong": (
         "sai màu", "giao nhầm mẫu", "không đúng loại đã đặt", "sai kích cỡ",
-        "khác hẳn hình trên web",
-    ),
-    "incomplete": (
-        "thiếu dây cắm", "thiếu phụ kiện", "thiếu sách hướng dẫn", "thiếu mất con ốc",
-        "giao thiếu bộ sạc",
+        "khác hẳn hình trên web", "bị giao nhầm",
     ),
 }  # fmt: skip
 
@@ -132,12 +118,12 @@ def _number(dice: Dice, number: int) -> str:
     return dice.pick((str(number), NUMBERS[number]))
 
 
+def _count(dice: Dice, classifier: str, item: str, number: int) -> str:
+    return f"{_number(dice, number)} {classifier} {item}"
+
+
 def _people(dice: Dice, number: int) -> str:
     return f"{_number(dice, number)} người"
-
-
-def _count(dice: Dice, item: Item, number: int) -> str:
-    return f"{_number(dice, number)} {item.one if number == 1 else item.many}"
 
 
 def _when(dice: Dice, day: str, hour: int, minute: int) -> str:
@@ -148,12 +134,10 @@ def _when(dice: Dice, day: str, hour: int, minute: int) -> str:
         return f"{clock} {_day(dice, day)}"
     said = {
         0: (f"{twelve}h", f"{twelve} giờ", f"{NUMBERS[twelve]} giờ"),
-        15: (f"{twelve}h15", f"{twelve} giờ 15"),
         30: (f"{twelve}h30", f"{twelve} rưỡi", f"{twelve} giờ rưỡi", f"{NUMBERS[twelve]} rưỡi"),
-        45: (f"{twelve}h45", f"{twelve % 12 + 1} giờ kém 15"),
     }
     clock = dice.pick(said[minute])
-    part = "sáng" if hour < 11 else "trưa" if hour < 13 else "chiều" if hour < 18 else "tối"
+    part = "trưa" if hour < 14 else "chiều" if hour < 18 else "tối"
     named = {"today": "nay", "tomorrow": "mai"}.get(day) or dice.pick(WEEKDAYS[day])
     return dice.pick((f"{clock} {part} {named}", f"{part} {named} lúc {clock}"))
 
@@ -168,9 +152,12 @@ def _day(dice: Dice, day: str) -> str:
 
 VIETNAMESE = Language(
     templates=TEMPLATES,
+    introductions=INTRODUCTIONS,
+    signatures=SIGNATURES,
     names=NAMES,
-    items=ITEMS,
-    devices=DEVICES,
+    second_names=SECOND_NAMES,
+    nouns=NOUNS,
+    adjectives=ADJECTIVES,
     cities=CITIES,
     problems=PROBLEMS,
     wishes=WISHES,
@@ -180,8 +167,10 @@ VIETNAMESE = Language(
         "không": "ko", "mình": "mk", "Mình": "Mk", "được": "đc", "nhé": "nha", "với": "vs",
         "rồi": "r", "giúp": "giùm", "Cảm ơn": "Cám ơn",
     },
-    people=_people,
+    item=lambda noun, adjective: f"{noun} {adjective}",
+    full_name=lambda name, second: f"{second} {name}",
     count=_count,
+    people=_people,
     when=_when,
     drops_diacritics=True,
 )  # fmt: skip

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
-__all__ = ["DAYS", "City", "Dice", "Item", "Language", "Pool", "Split", "plain"]
+__all__ = ["DAYS", "Dice", "Language", "Pool", "Split", "plain"]
 
 T = TypeVar("T")
 Split = Literal["train", "heldout"]
@@ -58,46 +58,44 @@ class Pool(Generic[T]):
 
 
 @dataclass(frozen=True)
-class Item:
-    """Something to order: as one says one of it, several of it, and the record's name for it.
-
-    In Vietnamese ``one`` and ``many`` start with the classifier or unit (``"hộp trà sen"``); the
-    record holds the bare item.
-    """
-
-    record: str
-    one: str
-    many: str
-
-
-@dataclass(frozen=True)
-class City:
-    """A city as the record names it, and the ways people write it."""
-
-    record: str
-    spellings: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Language:
     """Words, sentence templates and habits of one language.
 
     A template names its slots in braces. ``order``: items, name, city. ``booking``: people, when,
-    name. ``complaint``: device, problem, wish, name. A slot a template leaves out is ``null`` in
-    the record.
+    name. ``complaint``: item, problem, wish, name. A template without a name may get an introduction
+    before it or a signature after it. What a message leaves out is ``null`` in its record.
+
+    Names and items are composed, so that a model sees too many of them to learn them by heart and
+    has to learn to copy.
+
+    Attributes:
+        nouns: A thing to buy, with the word that goes between it and a number (a Vietnamese
+            classifier; empty in English).
+        item: Joins a noun and an adjective.
+        full_name: Joins the two parts of a name.
+        count: Says a number of items, given the noun's classifier and the item.
+        people: Says a number of people.
+        when: Says a day and a time, given day, hour and minute.
+        problems: For each value of the field, ways to end "the lamp …".
+        wishes: For each value of the field, sentences without the full stop.
     """
 
     templates: Mapping[str, Pool[str]]
+    introductions: Pool[str]
+    signatures: Pool[str]
     names: Pool[str]
-    items: Pool[Item]
-    devices: Pool[str]
-    cities: Pool[City]
+    second_names: Pool[str]
+    nouns: Pool[tuple[str, str]]
+    adjectives: Pool[str]
+    cities: Pool[str]
     problems: Mapping[str, tuple[str, ...]]
     wishes: Mapping[str | None, tuple[str, ...]]
     openers: tuple[str, ...]
     closers: tuple[str, ...]
     shorthand: Mapping[str, str]
+    item: Callable[[str, str], str]
+    full_name: Callable[[str, str], str]
+    count: Callable[[Dice, str, str, int], str]
     people: Callable[[Dice, int], str]
-    count: Callable[[Dice, Item, int], str]
     when: Callable[[Dice, str, int, int], str]
     drops_diacritics: bool = False
