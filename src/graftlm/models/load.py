@@ -124,7 +124,7 @@ def _fill(
     register()
     tensors = mapped_tensors(checkpoint) if already_nf4 else copied_tensors(checkpoint)
     try:
-        with _quiet_report():
+        with _captured_report() as messages:
             loaded: Any = type(skeleton).from_pretrained(
                 None,
                 config=skeleton.config,
@@ -132,12 +132,14 @@ def _fill(
                 quantization_config=streaming,
                 generation_config=_generation_config(checkpoint.folder),
                 dtype=dtype,
+                ignore_mismatched_sizes=True,  # reported, and refused below with the names
                 output_loading_info=True,
             )
     except Abort as abort:
         raise abort.error from abort.error.__cause__
     except RuntimeError as error:
-        raise ModelError(f"cannot load {checkpoint.folder}: {error}") from error
+        details = "\n".join([str(error), *messages])
+        raise ModelError(f"cannot load {checkpoint.folder}: {details}") from error
     model: PreTrainedModel = loaded[0]
     _require_complete(checkpoint.folder, loaded[1])
     _report_experts(model)
@@ -226,11 +228,17 @@ def _tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase
 
 
 @contextlib.contextmanager
-def _quiet_report() -> Iterator[None]:
-    """Silence transformers' table of missing weights: here it becomes an error with the names."""
+def _captured_report() -> Iterator[list[str]]:
+    """Take transformers' table of missing weights off the log: here it becomes an error."""
+    messages: list[str] = []
+
+    def capture(record: logging.LogRecord) -> bool:
+        messages.append(record.getMessage())
+        return False
+
     noisy = logging.getLogger("transformers.modeling_utils")
-    before, noisy.disabled = noisy.disabled, True
+    noisy.addFilter(capture)
     try:
-        yield
+        yield messages
     finally:
-        noisy.disabled = before
+        noisy.removeFilter(capture)

@@ -3,8 +3,9 @@
 Which tensor of a checkpoint becomes which parameter of a model is transformers' own knowledge (key
 renamings, fused experts, tied weights, non-persistent buffers). So its loader drives, and calls
 back here: `LazyTensor` stands for a tensor that is not read yet, `StreamingQuantizer` says which
-parameters are stored in 4 bits, and `Quantize` turns each of those, as it arrives, into an
-`NF4Linear` in the place of the linear layer. At no time is more than one of them in memory in full.
+parameters are stored in 4 bits, and `Quantize` takes each of those as it arrives. At no time is
+more than one of them in memory in full. The layers change places at the end, since a model's own
+initialisation of what it lacks may look at its linear layers.
 """
 
 from __future__ import annotations
@@ -111,6 +112,7 @@ class StreamingQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
         self.linears = linear_layers(model)
         self.kept = unquantized_names(model)
+        self.arrived: dict[str, NF4Weight] = {}
 
     def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **_: Any) -> bool:
         """Whether `Quantize` handles this parameter (and its shape)."""
@@ -124,6 +126,9 @@ class StreamingQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(
         self, model: PreTrainedModel, **_: Any
     ) -> PreTrainedModel:
+        for path, weight in self.arrived.items():
+            model.set_submodule(path, NF4Linear(weight, self.linears[path].bias))
+        self.linears, self.arrived = {}, {}
         self.remove_quantization_config(model)  # type: ignore[no-untyped-call]
         for module in model.modules():
             if isinstance(module, PreTrainedModel):
@@ -141,7 +146,7 @@ class StreamingQuantizer(HfQuantizer):
 
 
 class Quantize(ConversionOps):
-    """Replace a linear layer by an `NF4Linear` when its weight arrives."""
+    """Take the weights of 4-bit layers out of the loader's hands, quantised."""
 
     def __init__(self, quantizer: StreamingQuantizer) -> None:
         self.quantizer = quantizer
@@ -153,7 +158,7 @@ class Quantize(ConversionOps):
         target_patterns: list[str],
         **context: Any,
     ) -> dict[str, Any]:
-        """Handle the 4-bit layers; return the rest, which the loader places itself."""
+        """Keep what is in 4 bits; return the rest, which the loader places itself."""
         rest = {}
         for name, value in input_dict.items():
             tensor = value[0] if isinstance(value, list) else value
@@ -165,9 +170,8 @@ class Quantize(ConversionOps):
             if weight is None:
                 rest[name] = tensor
                 continue
-            layer = NF4Linear(weight, self.quantizer.linears[path].bias)
-            layer._is_hf_initialized = True  # type: ignore[assignment]  # else it is reset
-            context["model"].set_submodule(path, layer)
+            self.quantizer.arrived[path] = weight
+            self.quantizer.linears[path].weight._is_hf_initialized = True
             context["missing_keys"].discard(name)
         return rest
 
