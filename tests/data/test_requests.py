@@ -9,7 +9,7 @@ import pytest
 
 from graftlm.data.requests import CUE, FIELDS, LANGUAGES, generate_rows
 from graftlm.data.requests.generate import _SLOTS
-from graftlm.data.requests.vocabulary import DAYS, Dice, Pool, plain
+from graftlm.data.requests.vocabulary import Dice, Pool, plain
 from graftlm.data.scoring import score
 from graftlm.errors import DataError
 
@@ -84,14 +84,15 @@ def test_every_template_uses_only_the_slots_of_its_intent_and_each_once(language
 
 @both_splits
 def test_records_have_their_intents_fields_in_order_and_normal_values(split):
+    days = {word for language in LANGUAGES.values() for word in language.days.values()}
     for record in RECORDS[split]:
         assert tuple(record) == ("intent", *FIELDS[record["intent"]])
         if record["intent"] == "order":
             assert record["quantity"] in range(1, 13)
         elif record["intent"] == "booking":
             assert record["people"] in range(2, 11)
-            assert record["day"] in DAYS
-            assert re.fullmatch(r"(1[1-37-9]|2[01]):(00|30)", record["time"])
+            assert record["day"] in days
+            assert re.fullmatch(r"(1[2389]|2[01]):(00|30)", record["time"])
         else:
             assert record["problem"] in ("broken", "late", "wrong")
             assert record["wants"] in ("refund", "replacement", None)
@@ -102,7 +103,7 @@ def test_text_of_the_record_is_spelled_in_the_message(split):
     for row, record in zip(ROWS[split], RECORDS[split], strict=True):
         for field in ("name", "item", "city"):
             value = record.get(field)
-            assert value is None or value.lower() in row["prompt"].lower(), row
+            assert value is None or value in row["prompt"], row
 
 
 @both_splits

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from graftlm.data.requests.english_templates import INTRODUCTIONS, SIGNATURES, TEMPLATES
-from graftlm.data.requests.vocabulary import Dice, Language, Pool
+from graftlm.data.requests.vocabulary import DAYS, Dice, Language, Pool
 
 __all__ = ["ENGLISH"]
 
@@ -63,18 +63,18 @@ NOUNS = Pool(
     heldout=tuple(
         ("", noun)
         for noun in (
-            "lantern", "webcam", "apron", "juicer", "cushion", "ladder", "monitor", "planter",
-            "sweater", "desk", "trolley", "kayak",
+            "lantern", "webcam", "apron", "drum", "cushion", "ladder", "monitor", "planter",
+            "sweater", "desk", "trolley", "bookcase",
         )
     ),
 )  # fmt: skip
 
 ADJECTIVES = Pool(
     train=(
-        "red", "small", "wooden", "black", "folding", "large", "green", "steel", "grey", "round",
-        "cheap", "leather", "white", "portable", "vintage", "yellow", "wireless", "spare",
+        "red", "small", "brown", "black", "light", "large", "green", "silver", "grey", "round",
+        "cheap", "pink", "white", "portable", "vintage", "yellow", "sturdy", "simple",
     ),
-    heldout=("blue", "bamboo", "mini", "orange", "heavy", "striped"),
+    heldout=("blue", "plain", "mini", "orange", "heavy", "striped"),
 )  # fmt: skip
 
 CITIES = Pool(
@@ -158,7 +158,7 @@ def _day(dice: Dice, day: str) -> str:
 
 
 def _part_of_day(dice: Dice, day: str, hour: int) -> str:
-    part = "morning" if hour < 12 else "afternoon" if hour < 17 else "evening"
+    part = "morning" if hour < 12 else "afternoon" if hour < 18 else "evening"
     if day == "today":
         return "tonight" if hour > 17 and dice.chance(0.7) else f"this {part}"
     if day == "tomorrow":
@@ -187,5 +187,6 @@ ENGLISH = Language(
     full_name=lambda name, second: f"{name} {second}",
     count=_count,
     people=_people,
+    days={day: day for day in DAYS},
     when=_when,
 )  # fmt: skip

@@ -6,13 +6,15 @@ diacritics). The record is written from the facts, so it is right whatever the h
 shorthand touch only the template's own words, never a fact.
 
 Conventions of the record: a fixed key order for each intent; ``null`` for what was not said; names,
-items and cities as the customer spelled them, but names and cities with capitals and items in the
-singular; ``day`` one of `DAYS`; ``time`` in 24 hours.
+items and cities spelled as the customer spelled them, items in the singular; numbers as digits;
+``day`` in the language's short form; ``time`` in 24 hours; ``problem`` and ``wants`` from a fixed
+list.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from string import Formatter
 from typing import TypeAlias
@@ -36,7 +38,7 @@ FIELDS = {
 
 CUE = " JSON:"
 
-OPENING_HOURS = (11, 12, 13, 17, 18, 19, 20, 21)
+OPENING_HOURS = (12, 13, 18, 19, 20, 21)
 
 
 @dataclass(frozen=True)
@@ -86,26 +88,34 @@ def _draw(
     dice: Dice, language: Language, split: Split, intent: str
 ) -> tuple[str, dict[str, Value]]:
     template = dice.pick(language.templates[intent].of(split))
-    if "{name}" not in template and dice.chance(0.8):
+    if "{name}" not in template and dice.chance(0.85):
         if dice.chance(0.4):
             template = f"{dice.pick(language.introductions.of(split))} {template}"
         else:
             template = f"{template} {dice.pick(language.signatures.of(split))}"
     slots = {"name": _name(dice, language, split)} | _SLOTS[intent](dice, language, split)
-    spell = plain if language.drops_diacritics and dice.chance(0.35) else str
+    hand = _hand(dice, language)
     record: dict[str, Value] = {"intent": intent} | dict.fromkeys(FIELDS[intent])
     for _, slot, _, _ in Formatter().parse(template):
         for field, value in slots[slot].settles.items() if slot else ():
-            record[field] = spell(value) if isinstance(value, str) else value
-    message = spell(_type(dice, language, template, slots))
-    if dice.chance(0.5):
-        message = message.lower().rstrip(".")
-    return message, record
+            record[field] = hand(value) if isinstance(value, str) else value
+    return hand(_type(dice, language, template, slots)), record
+
+
+def _hand(dice: Dice, language: Language) -> Callable[[str], str]:
+    """How this customer spells: with or without capitals, with or without diacritics."""
+    lower, bare = dice.chance(0.5), language.drops_diacritics and dice.chance(0.3)
+
+    def spell(text: str) -> str:
+        text = text.lower() if lower else text
+        return plain(text) if bare else text
+
+    return spell
 
 
 def _name(dice: Dice, language: Language, split: Split) -> Slot:
     name = dice.pick(language.names.of(split))
-    if dice.chance(0.25):
+    if dice.chance(0.2):
         name = language.full_name(name, dice.pick(language.second_names.of(split)))
     return Slot(name, {"name": name})
 
@@ -133,15 +143,15 @@ def _booking(dice: Dice, language: Language, split: Split) -> dict[str, Slot]:
     words = language.when(dice, day, hour, minute)
     return {
         "people": Slot(language.people(dice, people), {"people": people}),
-        "when": Slot(words, {"day": day, "time": f"{hour:02d}:{minute:02d}"}),
+        "when": Slot(words, {"day": language.days[day], "time": f"{hour:02d}:{minute:02d}"}),
     }
 
 
 def _complaint(dice: Dice, language: Language, split: Split) -> dict[str, Slot]:
-    _, item = _item(dice, language, split)
+    classifier, item = _item(dice, language, split)
     problem, wish = dice.pick(tuple(language.problems)), dice.pick(tuple(language.wishes))
     return {
-        "item": Slot(item, {"item": item}),
+        "item": Slot(f"{classifier} {item}".lstrip(), {"item": item}),
         "problem": Slot(dice.pick(language.problems[problem]), {"problem": problem}),
         "wish": Slot(dice.pick(language.wishes[wish]), {"wants": wish}),
     }
@@ -156,7 +166,7 @@ def _type(dice: Dice, language: Language, template: str, slots: dict[str, Slot])
         template = f"{dice.pick(language.openers)} {template}"
     if dice.chance(0.15):
         template = f"{template} {dice.pick(language.closers)}"
-    hurried, clumsy = dice.chance(0.25), dice.chance(0.25)
+    hurried, clumsy = dice.chance(0.2), dice.chance(0.2)
     parts = []
     for literal, slot, _, _ in Formatter().parse(template):
         if hurried:

@@ -33,14 +33,14 @@ NAMES = Pool(
     ),
     heldout=(
         "Trâm", "Khoa", "Duyên", "Thịnh", "Hân", "Huy", "Vĩnh", "Luân", "Tiên", "Đoan", "Ngân",
-        "Lộc", "Trinh", "Hậu", "Nguyệt", "Tường", "Phong", "Bách", "Diễm", "Thoa", "Nhi", "Tấn",
+        "Lộc", "Trinh", "Hậu", "Nguyệt", "Tuyền", "Phong", "Bách", "Diễm", "Thoa", "Nhi", "Tấn",
     ),
 )  # fmt: skip
 
 SECOND_NAMES = Pool(
     train=(
-        "Ngọc", "Thu", "Khánh", "Thanh", "Đăng", "Cẩm", "Diệu", "Quốc", "Như", "Tuệ", "Hồng", "Bình",
-        "Mạnh", "Phước",
+        "Ngọc", "Thu", "Khánh", "Thanh", "Đăng", "Cẩm", "Diệu", "Quốc", "Như", "Tuệ", "Hồng",
+        "Bình", "Mạnh", "Phước",
     ),
     heldout=("Thiên", "Mỹ", "Quang", "Kim", "Hữu", "Thùy"),
 )  # fmt: skip
@@ -61,16 +61,16 @@ NOUNS = Pool(
     heldout=(
         ("cái", "gối ôm"), ("cái", "máy ép"), ("đôi", "vớ"), ("cái", "lồng đèn"),
         ("cái", "máy khoan"), ("cái", "nệm"), ("cái", "tạp dề"), ("cái", "lò nướng"),
-        ("cây", "lau nhà"), ("bộ", "dao"), ("chiếc", "nhẫn"), ("tấm", "thảm"),
+        ("cây", "quạt đứng"), ("bộ", "dao"), ("chiếc", "nhẫn"), ("tấm", "thảm"),
     ),
 )  # fmt: skip
 
 ADJECTIVES = Pool(
     train=(
-        "đỏ", "nhỏ", "đen", "lớn", "xanh lá", "xám", "tròn", "trắng", "màu kem", "mini", "vàng",
-        "cao cấp", "gấp gọn", "loại dày", "trẻ em", "hồng",
+        "đỏ", "nhỏ", "đen", "lớn", "xanh lá", "xám", "trắng", "màu kem", "mini", "vàng", "cao cấp",
+        "màu be", "hồng", "loại tốt", "cỡ vừa", "đời mới",
     ),
-    heldout=("tím", "màu nâu", "loại to", "xanh dương", "có sọc", "giá rẻ"),
+    heldout=("tím", "màu nâu", "loại to", "xanh dương", "giá rẻ", "kiểu mới"),
 )  # fmt: skip
 
 CITIES = Pool(
@@ -137,7 +137,7 @@ def _when(dice: Dice, day: str, hour: int, minute: int) -> str:
         30: (f"{twelve}h30", f"{twelve} rưỡi", f"{twelve} giờ rưỡi", f"{NUMBERS[twelve]} rưỡi"),
     }
     clock = dice.pick(said[minute])
-    part = "trưa" if hour < 14 else "chiều" if hour < 18 else "tối"
+    part = "trưa" if hour < 14 else "tối"
     named = {"today": "nay", "tomorrow": "mai"}.get(day) or dice.pick(WEEKDAYS[day])
     return dice.pick((f"{clock} {part} {named}", f"{part} {named} lúc {clock}"))
 
@@ -171,6 +171,7 @@ VIETNAMESE = Language(
     full_name=lambda name, second: f"{second} {name}",
     count=_count,
     people=_people,
+    days={day: forms[1] for day, forms in WEEKDAYS.items()} | {"today": "nay", "tomorrow": "mai"},
     when=_when,
     drops_diacritics=True,
 )  # fmt: skip

@@ -62,8 +62,9 @@ class Language:
     """Words, sentence templates and habits of one language.
 
     A template names its slots in braces. ``order``: items, name, city. ``booking``: people, when,
-    name. ``complaint``: item, problem, wish, name. A template without a name may get an introduction
-    before it or a signature after it. What a message leaves out is ``null`` in its record.
+    name. ``complaint``: item, problem, wish, name. A template without a name may get an
+    introduction before it or a signature after it. What a message leaves out is ``null`` in its
+    record.
 
     Names and items are composed, so that a model sees too many of them to learn them by heart and
     has to learn to copy.
@@ -76,6 +77,7 @@ class Language:
         count: Says a number of items, given the noun's classifier and the item.
         people: Says a number of people.
         when: Says a day and a time, given day, hour and minute.
+        days: The record's word for each of `DAYS`.
         problems: For each value of the field, ways to end "the lamp …".
         wishes: For each value of the field, sentences without the full stop.
     """
@@ -98,4 +100,5 @@ class Language:
     count: Callable[[Dice, str, str, int], str]
     people: Callable[[Dice, int], str]
     when: Callable[[Dice, str, int, int], str]
+    days: Mapping[str, str]
     drops_diacritics: bool = False
