@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from graftlm.config import DataConfig, LoRAConfig, ModelConfig, RunConfig, TrainConfig
     from graftlm.lora import add_lora, disable_adapters, merge
     from graftlm.models import load_model, save_model
-    from graftlm.train import evaluate, run, train
+    from graftlm.train.evaluation import evaluate
+    from graftlm.train.job import run, train
 
 __all__ = [
     "DataConfig",
@@ -50,21 +51,21 @@ _HOME = {
     "TrainConfig": "config",
     "add_lora": "lora",
     "disable_adapters": "lora",
-    "evaluate": "train",
+    "evaluate": "train.evaluation",
     "load_adapter": "artifacts",
     "load_model": "models",
     "merge": "lora",
     "merge_to_folder": "artifacts",
-    "run": "train",
+    "run": "train.job",
     "save_adapter": "artifacts",
     "save_model": "models",
-    "train": "train",
 }
+_SUBPACKAGES = {"nf4", "train"}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "nf4":
-        return importlib.import_module("graftlm.nf4")
+    if name in _SUBPACKAGES:
+        return importlib.import_module(f"graftlm.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'graftlm' has no attribute {name!r}")
     return getattr(importlib.import_module(f"graftlm.{_HOME[name]}"), name)

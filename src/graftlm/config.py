@@ -183,7 +183,7 @@ def load_run_config(
         except yaml.YAMLError as error:
             raise ConfigError(f"{path} is not valid YAML: {error}") from error
         if not isinstance(tree, dict):
-            raise ConfigError(f"{path}: expected a mapping of settings, found {type(tree).__name__}")
+            raise ConfigError(f"{path}: expected settings, found a {type(tree).__name__}")
     for keys, value in overrides:
         node = tree
         for depth, key in enumerate(keys[:-1]):

@@ -18,7 +18,13 @@ from typing import Any
 
 from graftlm.errors import ResourceError
 
-__all__ = ["atomic_folder", "atomic_write", "require_free_space", "write_json"]
+__all__ = [
+    "atomic_folder",
+    "atomic_write",
+    "require_free_space",
+    "require_writable",
+    "write_json",
+]
 
 
 @contextlib.contextmanager
@@ -92,15 +98,26 @@ def write_json(path: str | Path, value: Any, *, sort_keys: bool = False) -> None
 
 def require_free_space(folder: str | Path, nbytes: int, what: str) -> None:
     """Raise `ResourceError` unless the disk that holds ``folder`` has ``nbytes`` to spare."""
-    existing = Path(folder).absolute()
-    while not existing.exists():
-        existing = existing.parent
-    free = shutil.disk_usage(existing).free
+    free = shutil.disk_usage(_nearest_existing(folder)).free
     if free < nbytes:
         raise ResourceError(
             f"{what} needs {nbytes / 1e9:.2f} GB in {folder}, but the disk has {free / 1e9:.2f} GB "
             "free. Free some space or choose another folder."
         )
+
+
+def require_writable(folder: str | Path) -> None:
+    """Raise `ResourceError` unless ``folder`` can be written to, or could be created."""
+    existing = _nearest_existing(folder)
+    with _disk_errors_named(Path(folder)), tempfile.TemporaryDirectory(dir=existing):
+        pass
+
+
+def _nearest_existing(path: str | Path) -> Path:
+    existing = Path(path).absolute()
+    while not existing.exists():
+        existing = existing.parent
+    return existing
 
 
 @contextlib.contextmanager

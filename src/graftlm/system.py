@@ -1,7 +1,7 @@
 """What this machine has: memory now, memory at its peak, processor features, versions.
 
 All figures are bytes. "Resident" is what the operating system counts as the process's own pages in
-memory, file-backed ones included; it is the figure `top` shows and the one that gets a process killed.
+memory, file-backed ones included: the figure that `top` shows and that gets a process killed.
 """
 
 from __future__ import annotations
@@ -63,10 +63,11 @@ def cpu_flags() -> frozenset[str]:
 
 def versions() -> dict[str, str]:
     """Versions of everything that can change a result."""
-    found = {"python": platform.python_version(), "platform": platform.platform()}
-    for package in ("graftlm", "torch", "transformers", "tokenizers", "safetensors"):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    from graftlm import __version__
+
+    packages = ("torch", "transformers", "tokenizers", "safetensors")
+    return {
+        "graftlm": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    } | {package: importlib.metadata.version(package) for package in packages}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -21,12 +22,12 @@ def test_factor_stays_in_unit_interval_and_never_rises_after_warmup(total, warmu
     factors = [learning_rate_factor(step, total, warmup, schedule) for step in range(total)]
     assert all(0 < factor <= 1 for factor in factors)
     after = factors[math.ceil(warmup * total) :]
-    assert all(later <= earlier for earlier, later in zip(after, after[1:], strict=False))
+    assert all(later <= earlier for earlier, later in itertools.pairwise(after))
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_factor_equals_transformers_one_step_later_in_warmup(schedule):
-    """transformers starts its warm-up at a rate of zero, a wasted step; otherwise the same curve."""
+    """transformers starts its warm-up at zero, a wasted step; otherwise the same curve."""
     from transformers import get_scheduler
 
     total, warmup = 40, 10

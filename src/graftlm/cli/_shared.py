@@ -55,4 +55,4 @@ def open_model(model: str, adapter: str | None, quantize: str | None) -> tuple[A
     loaded, tokenizer = load_model(model, quantize="nf4" if quantize == "nf4" else None)
     if adapter is not None:
         load_adapter(loaded, adapter)
-    return loaded.eval(), tokenizer
+    return loaded.train(False), tokenizer

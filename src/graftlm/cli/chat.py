@@ -27,7 +27,7 @@ def chat(
 
     Example: `graftlm chat gemma-3-270m --adapter runs/first`
     """
-    from graftlm.data.chat import render_prompt
+    from graftlm.data import render_prompt
     from graftlm.models import generate_text
 
     loaded, tokenizer = open_model(model, adapter, quantize)

@@ -86,8 +86,8 @@ def text(result: DemoResult, out: Path, settings: Any) -> str:
         "",
         f"method {run.method}, {run.trainable_parameters:,} of {run.total_parameters:,} parameters "
         f"trained in {run.wall_seconds:.0f} s ({run.tokens_per_second:.0f} tokens/s)",
-        f"peak memory {run.peak_memory_bytes / 1e9:.2f} GB; result {result.adapter_bytes / 1e6:.1f} MB "
-        f"in {run.adapter}",
+        f"peak memory {run.peak_memory_bytes / 1e9:.2f} GB; "
+        f"result {result.adapter_bytes / 1e6:.1f} MB in {run.adapter}",
         "",
         "Next, on your own rows (JSONL of prompt and completion):",
         f"  graftlm generate {settings.model} --adapter {out}/run --prompt '…'",

@@ -32,7 +32,7 @@ def generate(
 
     Example: `graftlm generate gemma-3-270m --adapter runs/first --prompt "two pizzas at 7pm"`
     """
-    from graftlm.data.chat import render_prompt
+    from graftlm.data import render_prompt
     from graftlm.models import generate_text
 
     loaded, tokenizer = open_model(model, adapter, quantize)
@@ -41,7 +41,7 @@ def generate(
         loaded, tokenizer, [ids], max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
     )[0]
     say(
-        dict(prompt=prompt, text=answer.text, tokens=answer.tokens, stopped=answer.stopped),
+        {"prompt": prompt, "text": answer.text, "tokens": answer.tokens, "stopped": answer.stopped},
         as_json,
         answer.text,
     )

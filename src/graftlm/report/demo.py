@@ -22,7 +22,7 @@ from graftlm.files import atomic_write
 from graftlm.models import generate_text, load_model
 from graftlm.train import RunResult, run
 
-__all__ = ["DemoResult", "DemoSettings", "run_demo"]
+__all__ = ["DemoResult", "DemoSettings", "run_demo", "write_rows"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +79,7 @@ def run_demo(
     train_rows = generate_rows("train", settings.train_rows, settings.seed)
     files = {"train": train_rows, "eval": eval_rows, "heldout": heldout}
     for name, rows in files.items():
-        _write_rows(out / f"{name}.jsonl", rows)
+        write_rows(out / f"{name}.jsonl", rows)
     config = RunConfig(
         method=settings.method,
         out=str(out / "run"),
@@ -124,7 +124,7 @@ def _answers(
     )
     if result is not None and not whole_model:
         load_adapter(model, result)
-    model.eval()
+    model.train(False)
     longest = max(len(tokenizer(row["completion"]).input_ids) for row in rows) + 8
     answers: list[str] = []
     for start in range(0, len(rows), batch):
@@ -140,7 +140,8 @@ def _score(answers: Sequence[str], rows: Sequence[dict[str, str]]) -> TotalScore
     )
 
 
-def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write ``rows`` as JSONL."""
     with atomic_write(path) as temporary:
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         temporary.write_text(text, encoding="utf-8")

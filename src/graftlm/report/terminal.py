@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 __all__ = ["line_chart"]
@@ -19,7 +20,7 @@ def line_chart(values: Sequence[float], width: int = 60, height: int = 8) -> str
         return ""
     columns = min(width, len(values))
     edges = [round(i * len(values) / columns) for i in range(columns + 1)]
-    means = [sum(values[a:b]) / (b - a) for a, b in zip(edges, edges[1:], strict=False)]
+    means = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
     top = max(means) or 1.0
     lines = []
     for row in range(height - 1, -1, -1):

@@ -1,15 +1,16 @@
 """Everything a run needs to go on as if it had never stopped.
 
     checkpoints/step-N/
-        adapter_config.json, adapter_model.safetensors   LoRA and QLoRA: a PEFT adapter, usable as is
-        weights.safetensors                              full fine-tuning: every trained parameter
-        optimizer.safetensors                            AdamW's moments and step count, by name
-        rng.safetensors                                  the state of torch's random generators
-        state.json                                       counters, best evaluation, settings' hash
+        adapter_config.json     LoRA and QLoRA: a PEFT adapter, usable as it is
+        adapter_model.safetensors
+        weights.safetensors     full fine-tuning: every trained parameter
+        optimizer.safetensors   AdamW's moments and step count, by name
+        rng.safetensors         the state of torch's random generators
+        state.json              counters and the best evaluation
 
 The learning rate and the order of the data are pure functions of (settings, step), so neither is
-stored. Tensors are stored in the type they have: restoring is exact to the last bit. A checkpoint is
-always taken between two optimiser steps; a stop in the middle of an accumulation drops the partial
+stored. Tensors keep the type they have: restoring is exact to the last bit. A checkpoint is always
+taken between two optimiser steps; a stop in the middle of an accumulation drops the partial
 gradients and restores the random state the step began with, so that the resumed run repeats it.
 """
 
@@ -48,7 +49,6 @@ class TrainState:
     stale_evaluations: int = 0
     peak_memory_bytes: int = 0
     finished: bool = False
-    settings_hash: str = ""
 
 
 def save(

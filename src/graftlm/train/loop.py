@@ -7,8 +7,6 @@ The reader's way down from here: `train/step.py` (one optimiser step) → `layer
 from __future__ import annotations
 
 import dataclasses
-import functools
-import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,102 +16,24 @@ import torch
 from torch import nn
 
 from graftlm.artifacts.peft import save_adapter
-from graftlm.config import RunConfig
-from graftlm.data.batch import Batch, Example, collate
-from graftlm.data.sampler import batches as epoch_batches
 from graftlm.errors import ArtifactError
 from graftlm.files import write_json
 from graftlm.models import save_model
 from graftlm.system import peak_resident, resident
 from graftlm.train import checkpoint
 from graftlm.train.checkpoint import TrainState
-from graftlm.train.evaluate import evaluate
+from graftlm.train.evaluation import evaluate
 from graftlm.train.interrupt import stop_on_signal
 from graftlm.train.metrics import MetricsLog, read_metrics
 from graftlm.train.progress import progress_bar
 from graftlm.train.run_folder import result_folder
 from graftlm.train.schedule import learning_rate_factor
 from graftlm.train.step import Interrupted, train_step
+from graftlm.train.task import Run, RunResult
 
-__all__ = ["Run", "RunResult", "fit"]
+__all__ = ["fit"]
 
 DEFAULT_LEARNING_RATE = {"qlora": 2e-4, "lora": 2e-4, "full": 2e-5}
-
-
-@dataclasses.dataclass(frozen=True)
-class RunResult:
-    """The outcome of a run: `summary.json`, field by field.
-
-    Losses are in nats per supervised token; ``train_loss`` is the mean over the last ten steps.
-    ``adapter`` is the folder of the result, or ``None`` while the run is unfinished.
-    """
-
-    method: str
-    model: str
-    steps: int
-    tokens: int
-    supervised_tokens: int
-    tokens_per_second: float
-    wall_seconds: float
-    peak_memory_bytes: int
-    trainable_parameters: int
-    total_parameters: int
-    train_loss: float | None
-    eval_loss_before: float | None
-    eval_loss_after: float | None
-    adapter: str | None
-    finished: bool
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Run:
-    """All that is fixed once training starts.
-
-    Attributes:
-        model: with its adapters in place; what is trained has ``requires_grad``.
-        tokenizer: saved beside a fully fine-tuned model.
-        examples: the rows to train on.
-        eval_examples: the rows to measure on; may be empty.
-        config: the settings.
-        out: the run folder.
-        total_parameters: as `graftlm.lora.add_lora` counts them (a 4-bit weight counts as one).
-    """
-
-    model: nn.Module
-    tokenizer: Any
-    examples: Sequence[Example]
-    eval_examples: Sequence[Example]
-    config: RunConfig
-    out: Path
-    total_parameters: int
-
-    @property
-    def total_steps(self) -> int:
-        """Optimiser steps in the whole run."""
-        settings = self.config.train
-        if settings.steps is not None:
-            return settings.steps
-        passes = math.ceil(len(self.examples) / settings.batch_size) * settings.epochs
-        return max(1, math.ceil(passes / settings.gradient_accumulation_steps))
-
-    def micro_batches(self, step: int) -> list[Batch]:
-        """The batches of optimiser step ``step`` (from 0): a pure function of the settings."""
-        count = self.config.train.gradient_accumulation_steps
-        per_epoch = math.ceil(len(self.examples) / self.config.train.batch_size)
-        device = next(self.model.parameters()).device
-        return [
-            collate(
-                [self.examples[row] for row in self._order(i // per_epoch)[i % per_epoch]],
-                pad_id=None,  # padding is told by position
-            ).to(device)
-            for i in range(step * count, (step + 1) * count)
-        ]
-
-    @functools.lru_cache(maxsize=2)  # noqa: B019 - a run lives as long as its process
-    def _order(self, epoch: int) -> list[list[int]]:
-        lengths = [len(example.input_ids) for example in self.examples]
-        settings = self.config.train
-        return epoch_batches(lengths, settings.batch_size, settings.seed, epoch)
 
 
 def fit(run: Run, *, resume: bool = False, progress: bool = True) -> RunResult:

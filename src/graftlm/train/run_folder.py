@@ -17,17 +17,17 @@ import yaml
 
 from graftlm.config import RunConfig, load_run_config
 from graftlm.errors import ArtifactError, ConfigError, ResourceError
-from graftlm.files import atomic_write, write_json
+from graftlm.files import atomic_write, require_writable, write_json
 from graftlm.system import versions
 
-__all__ = ["open_run", "result_folder", "sha256_of_files", "write_provenance"]
+__all__ = ["begin_run", "check_run", "result_folder", "sha256_of_files"]
 
 # Settings that decide how a run is watched, not what it computes: free to change on resume.
 _FREE_ON_RESUME = {"out", "train.save_steps", "train.keep_checkpoints", "train.tensorboard"}
 
 
-def open_run(out: Path, config: RunConfig, resume: bool) -> None:
-    """Create the run folder, or check that it can be resumed with these settings.
+def check_run(out: Path, config: RunConfig, resume: bool) -> None:
+    """Refuse, before any work, a run folder that could not be used; write nothing.
 
     Raises:
         ResourceError: the folder holds another run, or cannot be written.
@@ -45,11 +45,17 @@ def open_run(out: Path, config: RunConfig, resume: bool) -> None:
         )
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ResourceError(f"{out} exists and is not an empty folder. Choose another --out.")
-    with atomic_write(saved) as temporary:
+    require_writable(out)
+
+
+def begin_run(out: Path, config: RunConfig, base_path: Path | None) -> None:
+    """Write down the settings and what the result will be made from."""
+    with atomic_write(out / "config.yaml") as temporary:
         temporary.write_text(
             yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
             encoding="utf-8",
         )
+    write_json(out / "provenance.json", _provenance(config, base_path))
 
 
 def result_folder(out: Path, method: str) -> Path:
@@ -57,21 +63,22 @@ def result_folder(out: Path, method: str) -> Path:
     return out / ("model" if method == "full" else "adapter")
 
 
-def write_provenance(out: Path, config: RunConfig, base_path: Path | None) -> None:
-    """Record what the result was made from: hashes of base, data and settings, and versions."""
+def _provenance(config: RunConfig, base_path: Path | None) -> dict[str, Any]:
+    """Hashes of base, data and settings, and the versions of everything that computes."""
     settings = json.dumps(config.model_dump(mode="json", exclude={"out"}), sort_keys=True)
     base_files = sorted(base_path.glob("*.safetensors")) if base_path is not None else []
-    record: dict[str, Any] = {
+    return {
+        "method": config.method,
         "base": {"name": config.model.name, "sha256": sha256_of_files(base_files)},
         "data": {
-            name: {"path": path, "sha256": sha256_of_files([Path(path)])}
-            for name in ("train", "eval")
-            if (path := getattr(config.data, name)) and Path(path).is_file()
+            path: sha256_of_files([Path(path)])
+            for source in (config.data.train, config.data.eval)
+            for path in (source if isinstance(source, dict) else [source or ""])
+            if Path(path).is_file()
         },
         "settings_sha256": hashlib.sha256(settings.encode()).hexdigest(),
         "versions": versions(),
     }
-    write_json(out / "provenance.json", record)
 
 
 def sha256_of_files(paths: Iterable[Path]) -> str | None:

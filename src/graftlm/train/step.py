@@ -23,7 +23,7 @@ from graftlm.train.loss import causal_lm_loss
 __all__ = ["Interrupted", "StepResult", "train_step"]
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818 - a request, not an error
     """Raised between two micro-batches when the user asked to stop; nothing was updated."""
 
 

@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
 from graftlm.config import DataConfig, LoRAConfig, ModelConfig, RunConfig, TrainConfig
 from graftlm.data import audit
@@ -21,8 +20,9 @@ from graftlm.errors import ConfigError, TargetError
 from graftlm.layers import NF4Linear
 from graftlm.lora import add_lora, count_parameters, lora_modules
 from graftlm.models import load_model, resolve
-from graftlm.train.loop import Run, RunResult, fit
-from graftlm.train.run_folder import open_run, write_provenance
+from graftlm.train.loop import fit
+from graftlm.train.run_folder import begin_run, check_run
+from graftlm.train.task import Run, RunResult
 
 __all__ = ["run", "train"]
 
@@ -45,7 +45,7 @@ def run(config: RunConfig, *, resume: bool = False, progress: bool = True) -> Ru
     if problems:
         raise ConfigError(problems)
     base_path = resolve(config.model.name).path
-    open_run(Path(config.out), config, resume)
+    check_run(Path(config.out), config, resume)
     model, tokenizer = load_model(
         config.model.name,
         quantize="nf4" if config.method == "qlora" else None,
@@ -60,12 +60,14 @@ def run(config: RunConfig, *, resume: bool = False, progress: bool = True) -> Ru
         model.requires_grad_(True)
     else:
         add_lora(model, config.lora)
-    write_provenance(Path(config.out), config, base_path)
-    return _fit(model, tokenizer, config, config.data.train, config.data.eval, resume, progress)
+    examples = _examples(config.data.train, tokenizer, config.data)
+    eval_examples = _examples(config.data.eval, tokenizer, config.data)
+    begin_run(Path(config.out), config, base_path)
+    return _fit(model, tokenizer, config, examples, eval_examples, resume, progress)
 
 
 def train(
-    model: nn.Module,
+    model: PreTrainedModel,
     tokenizer: Any,
     data: str | Path | Sequence[Example],
     config: TrainConfig | None = None,
@@ -97,47 +99,52 @@ def train(
         lora=_lora_config_of(model),
         train=config or TrainConfig(),
     )
-    open_run(Path(out), settings, resume)
-    write_provenance(Path(out), settings, None)
+    check_run(Path(out), settings, resume)
+    examples = _examples(data, tokenizer, settings.data)
+    eval_examples = _examples(eval_data, tokenizer, settings.data)
+    begin_run(Path(out), settings, None)
     torch.manual_seed(settings.train.seed)
-    return _fit(model, tokenizer, settings, data, eval_data, resume, progress)
+    return _fit(model, tokenizer, settings, examples, eval_examples, resume, progress)
 
 
 def _fit(
-    model: nn.Module,
+    model: PreTrainedModel,
     tokenizer: Any,
     config: RunConfig,
-    data: str | Path | Sequence[Example],
-    eval_data: str | Path | Sequence[Example] | None,
+    examples: Sequence[Example],
+    eval_examples: Sequence[Example],
     resume: bool,
     progress: bool,
 ) -> RunResult:
-    examples = _examples(data, tokenizer, config.data)
-    audit.require_trainable(examples)
     if config.train.gradient_checkpointing:
         # Non-reentrant: works although the first layer's input needs no gradient.
-        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        model.gradient_checkpointing_enable(  # type: ignore[no-untyped-call]
+            {"use_reentrant": False}
+        )
     task = Run(
         model=model,
         tokenizer=tokenizer,
         examples=examples,
-        eval_examples=_examples(eval_data, tokenizer, config.data) if eval_data else [],
+        eval_examples=eval_examples,
         config=config,
         out=Path(config.out),
-        total_parameters=count_parameters(model).total,
+        total_parameters=count_parameters(model)[1],
     )
     return fit(task, resume=resume, progress=progress)
 
 
-def _examples(
-    data: str | Path | Sequence[Example], tokenizer: Any, config: DataConfig
-) -> Sequence[Example]:
-    if isinstance(data, str | Path):
-        return load_examples(data, tokenizer, config)
-    return data
+def _examples(source: Any, tokenizer: Any, config: DataConfig) -> Sequence[Example]:
+    """Tokenised rows of a file, or examples as they were given; none for ``None``."""
+    if source is None:
+        return []
+    examples: Sequence[Example] = source
+    if isinstance(source, str | Path):
+        examples = load_examples(source, tokenizer, config)
+    audit.require_trainable(examples)
+    return examples
 
 
-def _method_of(model: nn.Module) -> Literal["qlora", "lora", "full"]:
+def _method_of(model: PreTrainedModel) -> Literal["qlora", "lora", "full"]:
     adapters = lora_modules(model)
     if not adapters:
         if not any(p.requires_grad for p in model.parameters()):
@@ -147,8 +154,20 @@ def _method_of(model: nn.Module) -> Literal["qlora", "lora", "full"]:
     return "qlora" if on_nf4 else "lora"
 
 
-def _lora_config_of(model: nn.Module) -> LoRAConfig:
-    return getattr(model, "graftlm_lora_config", LoRAConfig())
+def _lora_config_of(model: PreTrainedModel) -> LoRAConfig:
+    """The settings behind adapters made by hand, for the record."""
+    adapters = lora_modules(model)
+    if not adapters:
+        return LoRAConfig()
+    first = next(iter(adapters.values()))
+    return LoRAConfig(
+        rank=first.rank,
+        alpha=first.alpha,
+        use_rslora=first.use_rslora,
+        targets=tuple(adapters),
+        rank_pattern={name: m.rank for name, m in adapters.items() if m.rank != first.rank},
+        alpha_pattern={name: m.alpha for name, m in adapters.items() if m.alpha != first.alpha},
+    )
 
 
 def _named(config: DataConfig, data: Any, eval_data: Any) -> DataConfig:
@@ -159,8 +178,3 @@ def _named(config: DataConfig, data: Any, eval_data: Any) -> DataConfig:
         if isinstance(value, str | Path)
     }
     return config.model_copy(update=names)
-
-
-def result_json(result: RunResult) -> dict[str, Any]:
-    """`summary.json` as a plain tree."""
-    return dataclasses.asdict(result)
