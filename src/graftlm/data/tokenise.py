@@ -23,6 +23,9 @@ __all__ = ["Encoder", "render_prompt"]
 _ANCHORS = ("\n", ".", "a", "0")
 """Texts put before a later part, so that the tokenizer does not take it for a text's beginning."""
 
+_CONTEXT = 32
+_REMEMBERED = 10_000
+
 
 class Encoder:
     """Tokenises rows for one tokenizer.
@@ -41,6 +44,7 @@ class Encoder:
         at = next((i for i in range(len(full)) if full[i : i + len(inside)] == inside), 0)
         self._bos = full[:at]
         self._eos = tokenizer.eos_token_id
+        self._known: dict[tuple[str, str], bool] = {}
         if self._backend is not None:
             self._backend.no_truncation()
             self._backend.no_padding()
@@ -126,6 +130,29 @@ class Encoder:
                 return encoding, (len(alone), len(anchor))
         return self._backend.encode(text, add_special_tokens=False), (0, 0)
 
+    def _settled(self, text: str, edge: int) -> bool:
+        """Whether the text before an edge is tokenised alike without what follows.
+
+        No token straddles the edge, so only the splitting into words can still look ahead; such
+        rules (GPT-2's ``\\s+(?!\\S)``) look at runs of spaces.
+        """
+        if not text[edge - 1].isspace():
+            return True
+        if self._trims:
+            return False
+        if not text[max(0, edge - 2)].isspace():
+            return True
+        before, after = text[max(0, edge - _CONTEXT) : edge], text[edge]
+        known = self._known.get((before, after))
+        if known is None:
+            alone = self._backend.encode(before, add_special_tokens=False).ids
+            both = self._backend.encode(before + after, add_special_tokens=False).ids
+            known = both[: len(alone)] == alone
+            if len(self._known) > _REMEMBERED:
+                self._known.clear()
+            self._known[before, after] = known
+        return known
+
     def _look_up(
         self, text: str, edges: list[int], encoding: Any, skip: tuple[int, int]
     ) -> tuple[dict[int, int], list[int]]:
@@ -145,7 +172,7 @@ class Encoder:
             if straddles and encoding.ids[token] in self._special:
                 token += 1  # a marker that swallows the spaces beside it, e.g. Phi-3's <|end|>
                 straddles = text[edge - 1].isspace() or not text[edge].isspace()
-            if straddles or (self._trims and text[edge - 1].isspace()):
+            if straddles or not self._settled(text, edge):
                 cut.append(edge)
             else:
                 at[edge] = token - tokens
