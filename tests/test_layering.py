@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "src" / "graftlm"
 
 # A module imports only from layers below its own; `artifacts` is the one sibling training may use.
 LAYERS = [
-    {"config", "errors", "files", "system"},
+    {"cache", "config", "errors", "files", "system"},
     {"nf4"},
     {"kernels"},
     {"layers"},

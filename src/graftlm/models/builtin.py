@@ -8,9 +8,9 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from graftlm.cache import cache_folder
 from graftlm.errors import ModelError
 from graftlm.models import gguf_convert
-from graftlm.models.cache import cache_folder
 
 __all__ = ["MODELS", "BuiltIn", "folder_of"]
 

@@ -13,9 +13,9 @@ import importlib.util
 import sys
 from pathlib import Path
 
+from graftlm.cache import cache_folder, once
 from graftlm.errors import ModelError
 from graftlm.files import require_free_space
-from graftlm.models.cache import cache_folder, once
 from graftlm.models.save import write_model
 
 __all__ = ["converted", "file_sha256"]
@@ -33,7 +33,7 @@ def converted(file: Path, sha256: str | None = None) -> Path:
     file = file.resolve()
     status = file.stat()
     key = sha256 or file_sha256(file, status.st_size, status.st_mtime_ns)
-    return once(key, lambda folder: _convert(file, folder))
+    return once("models", key, lambda folder: _convert(file, folder))
 
 
 def _convert(file: Path, folder: Path) -> None:

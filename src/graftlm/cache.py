@@ -1,4 +1,4 @@
-"""Models converted once and kept: `~/.cache/graftlm`, or the folder `GRAFTLM_CACHE` names."""
+"""What is worth making only once: `~/.cache/graftlm`, or the folder `GRAFTLM_CACHE` names."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ def cache_folder() -> Path:
     return Path(override) if override else Path.home() / ".cache" / "graftlm"
 
 
-def once(key: str, make: Callable[[Path], None]) -> Path:
-    """The cached folder ``key``, made by ``make(folder)`` if it is not there yet.
+def once(kind: str, key: str, make: Callable[[Path], None]) -> Path:
+    """The cached folder ``kind/key``, made by ``make(folder)`` if it is not there yet.
 
     Two processes that ask at once: one makes it, the other waits. An interrupted ``make`` leaves
     nothing behind that could be taken for the result.
     """
     import filelock
 
-    target = cache_folder() / "models" / key
+    target = cache_folder() / kind / key
     if target.is_dir():
         return target
     try:
