@@ -1,112 +1,176 @@
-"""`load_examples`: from a source to what training iterates over."""
+"""`load_examples`: from a source to what training iterates over.
+
+Small data is tokenised in memory. Large files are tokenised in parallel into the cache and
+memory-mapped: the key is their content, the settings that matter and the tokenizer, so that a
+second run, or a second process, opens them at once.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, overload
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, Union
 
+import numpy as np
+import numpy.typing as npt
+
+import graftlm
+from graftlm.cache import cache_folder, once
 from graftlm.config import DataConfig
-from graftlm.data.batch import Example
-from graftlm.data.formats import RowError, parse_row
-from graftlm.data.sources import read_rows
+from graftlm.data.prepare import Prepared, chunks
+from graftlm.data.sources import Data, Source, open_source
+from graftlm.data.store import Examples, in_memory, open_folder, write_folder
 from graftlm.data.tokenise import Encoder
-from graftlm.data.truncate import truncate
-from graftlm.errors import DataError
+from graftlm.data.workers import prepare_all
+from graftlm.errors import ConfigError, DataError
+from graftlm.files import require_free_space
 
-__all__ = ["Examples", "LoadReport", "load_examples"]
+__all__ = ["load_examples", "load_split"]
 
-_SHOWN = 5
+CACHE_FROM = 16 << 20
+"""Files of at least so many bytes go through the cache."""
+_CACHE_BYTES_PER_BYTE = 2.0
+"""Cache for each byte of rows, at most: a token of two characters takes 4.2 bytes."""
 
-
-@dataclass
-class LoadReport:
-    """What happened on the way from rows to examples."""
-
-    rows: int = 0
-    formats: Counter[str] = field(default_factory=Counter)
-    too_long: int = 0
-    """Rows longer than ``max_length``, dropped."""
-    truncated: int = 0
-    """Rows that lost a part."""
-    split: int = 0
-    """Rows that became several windows."""
-    unsupervised: int = 0
-    """Rows or windows dropped because nothing in them is learned."""
+Part = Literal["all", "train", "eval"]
+Mix = Union[Data, Mapping[str, float]]  # noqa: UP007 - evaluated on Python 3.10
 
 
-class Examples(Sequence[Example]):
-    """Examples in memory, with the report of how they came about."""
-
-    def __init__(self, examples: Sequence[Example], report: LoadReport) -> None:
-        self._examples = examples
-        self.report = report
-
-    def __len__(self) -> int:
-        return len(self._examples)
-
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | Sequence[Example]:
-        return self._examples[index]
-
-
-def load_examples(path: str | Path, tokenizer: Any, config: DataConfig) -> Examples:
+def load_examples(
+    data: Mix, tokenizer: Any, config: DataConfig, part: Part = "all", *, strict: bool = True
+) -> Examples:
     """Read, recognise, render, tokenise and truncate.
+
+    Args:
+        data: a path, folder, glob, ``-``, Hub data set, or iterable of rows; or several of them,
+            ``{source: weight}``: a weight of 2 takes each row twice, one of 0.5 every second row.
+        tokenizer: the model's; takes the chat template in force.
+        config: what is learned, how long rows may be, and so on.
+        part: what ``eval_fraction`` holds out, the rest, or both.
+        strict: refuse malformed rows and data that would train nothing; ``False`` only counts them.
 
     Raises:
         DataError: the source cannot be read, rows are malformed (the first few are listed with
             file and line), or nothing is left to learn from.
     """
     encoder = Encoder(tokenizer, config)
-    report = LoadReport()
-    problems: list[str] = []
-    wrong = 0
-    examples: list[Example] = []
-    for raw in read_rows(path):
-        report.rows += 1
-        try:
-            if raw.error:
-                raise RowError(raw.error)
-            row = parse_row(raw.value, config.columns)
-            rendered = encoder.format.render(row)
-        except RowError as error:
-            wrong += 1
-            if len(problems) < _SHOWN:
-                problems.append(f"{raw.where}: {error}")
-            continue
-        report.formats[row.format] += 1
-        [example] = encoder([rendered])
-        examples.extend(truncate(example, config, report))
-    raise_problems(problems, wrong, report.rows)
-    require_some(examples, report, path, config)
-    return Examples(examples, report)
-
-
-def raise_problems(problems: Sequence[str], wrong: int, rows: int) -> None:
-    """One error that lists the first malformed rows."""
-    if problems:
-        more = f"\n... and {wrong - len(problems)} more" if wrong > len(problems) else ""
-        raise DataError("\n".join(problems) + more + f"\n{wrong} of {rows} rows are malformed.")
-
-
-def require_some(
-    examples: Sequence[Example] | Iterable[Example],
-    report: LoadReport,
-    path: object,
-    config: DataConfig,
-) -> None:
-    """Refuse data that would train nothing."""
-    if report.rows == 0:
-        raise DataError(f"{path} is empty; expected at least one row")
-    if not any(True for _ in examples):
+    if isinstance(data, Mapping):
+        if bad := [f"{name}: {weight}" for name, weight in data.items() if not weight > 0]:
+            raise ConfigError(f"weights of sources must be above 0, found {', '.join(bad)}")
+        loaded = [
+            _weighted(_load(open_source(name), encoder, config, strict), weight)
+            for name, weight in data.items()
+        ]
+        examples = Examples.joined(loaded)
+        name = " and ".join(data)
+    else:
+        source = open_source(data)
+        examples, name = _load(source, encoder, config, strict), source.name
+    if strict:
+        _require_some(examples, name, config)
+    if part == "all" or not config.eval_fraction:
+        return examples
+    held = held_out(examples.hashes, config.eval_fraction)
+    chosen = examples.select(np.flatnonzero(held if part == "eval" else ~held))
+    if strict and not len(chosen):
         raise DataError(
-            f"nothing is left to learn from {path}: of {report.rows} rows {report.too_long} are "
-            f"longer than max_length={config.max_length} and {report.unsupervised} have no "
-            "learned token within it. Raise data.max_length, or set data.truncation to left, right "
-            "or split."
+            f"eval_fraction={config.eval_fraction} of {len(examples)} examples leaves none to "
+            f"{'measure on' if part == 'eval' else 'train on'}. Choose another share."
         )
+    return chosen
+
+
+def load_split(tokenizer: Any, config: DataConfig) -> tuple[Examples, Examples | None]:
+    """Training examples, and the held-out ones that ``eval`` or ``eval_fraction`` names."""
+    train = load_examples(config.train, tokenizer, config, "train")
+    if config.eval is not None:
+        return train, load_examples(config.eval, tokenizer, config)
+    if config.eval_fraction:
+        return train, load_examples(config.train, tokenizer, config, "eval")
+    return train, None
+
+
+def held_out(hashes: npt.NDArray[np.uint64], fraction: float) -> npt.NDArray[np.bool_]:
+    """Which rows are held out: a property of each row alone, so it is so for ever, in any file."""
+    # Mixed once more, so that a split of a split is not empty.
+    mixed = hashes * np.uint64(0x9E3779B97F4A7C15)
+    return (mixed >> np.uint64(11)) < np.uint64(fraction * 2**53)
+
+
+def _weighted(examples: Examples, weight: float) -> Examples:
+    """Each example ``weight`` times; of the fractional part, a choice by content."""
+    copies = np.full(len(examples), int(weight))
+    mixed = (examples.hashes ^ np.uint64(0xD6E8FEB86659FD93)) * np.uint64(0x9E3779B97F4A7C15)
+    copies += (mixed >> np.uint64(11)) < np.uint64((weight - int(weight)) * 2**53)
+    return examples.select(np.repeat(np.arange(len(examples)), copies))
+
+
+def _load(source: Source, encoder: Encoder, config: DataConfig, strict: bool) -> Examples:
+    large = source.size >= CACHE_FROM
+    workers = config.workers
+    if workers is None:
+        workers = _cores() if large else 0
+    parts = prepare_all(chunks(iter(source)), encoder, config, workers)
+    if not (large and strict):
+        return in_memory(_checked(parts) if strict else parts)
+    key = _key(source, encoder, config)
+    require_free_space(cache_folder(), int(source.size * _CACHE_BYTES_PER_BYTE), "Tokenised data")
+    return open_folder(once("data", key, lambda folder: write_folder(folder, _checked(parts))))
+
+
+def _checked(parts: Iterator[Prepared]) -> Iterator[Prepared]:
+    """Stop at the first chunk with malformed rows."""
+    rows = 0
+    for part in parts:
+        report = part.report
+        rows += report.rows
+        if report.malformed:
+            shown = report.places["malformed"]
+            more = report.malformed - len(shown)
+            raise DataError(
+                "\n".join(shown)
+                + (f"\n... and {more} more" if more else "")
+                + f"\n{report.malformed} of the first {rows} rows are malformed. Mend or remove "
+                "them; graftlm check lists what is wrong with the whole file."
+            )
+        yield part
+
+
+def _require_some(examples: Examples, name: str, config: DataConfig) -> None:
+    report = examples.report
+    if not report.rows:
+        raise DataError(f"{name} is empty; expected at least one row")
+    if not len(examples):
+        raise DataError(
+            f"nothing is left to learn from {name}: of {report.rows} rows {report.too_long} are "
+            f"longer than max_length={config.max_length}, and in {report.unsupervised} no token "
+            "is learned. Raise data.max_length, or set data.truncation to left, right or split; "
+            "graftlm check shows the rows."
+        )
+
+
+def _key(source: Source, encoder: Encoder, config: DataConfig) -> str:
+    """Digest of all that the examples depend on."""
+    names = {"columns", "max_length", "truncation", "loss_on", "chat_template"}
+    tokenizer = encoder.tokenizer
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    parts = [
+        source.content_key(),
+        json.dumps(config.model_dump(include=names), sort_keys=True),
+        backend.to_str() if backend is not None else repr(tokenizer),
+        str(tokenizer.chat_template),
+        str(tokenizer.special_tokens_map),
+        graftlm.__version__,
+    ]
+    digest = hashlib.blake2b(digest_size=16)
+    for text in parts:
+        digest.update(text.encode() + b"\0")
+    return digest.hexdigest()
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

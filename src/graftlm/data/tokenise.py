@@ -32,12 +32,13 @@ class Encoder:
 
     Attributes:
         format: how rows are rendered.
+        tokenizer: the model's.
     """
 
     def __init__(self, tokenizer: Any, config: DataConfig) -> None:
         self.format = ChatFormat(tokenizer, config)
-        self._tokenizer = tokenizer
-        self._backend = getattr(tokenizer, "backend_tokenizer", None)
+        self.tokenizer = tokenizer
+        self._backend: Any = getattr(tokenizer, "backend_tokenizer", None)
         self._special = {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
         inside = tokenizer("a", add_special_tokens=False).input_ids
         full = list(tokenizer("a").input_ids)
@@ -98,7 +99,7 @@ class Encoder:
         if cut:
             return self._apart(text, edges, cut)
         if encoding is None:
-            ids = list(self._tokenizer.encode(text, add_special_tokens=False))
+            ids = list(self.tokenizer.encode(text, add_special_tokens=False))
         else:
             ids = encoding.ids[skip[0] :]
         return ids, {edge: at.get(edge, 0 if edge <= 0 else len(ids)) for edge in edges}
@@ -131,10 +132,10 @@ class Encoder:
         return self._backend.encode(text, add_special_tokens=False), (0, 0)
 
     def _settled(self, text: str, edge: int) -> bool:
-        """Whether the text before an edge is tokenised alike without what follows.
+        r"""Whether the text before an edge is tokenised alike without what follows.
 
         No token straddles the edge, so only the splitting into words can still look ahead; such
-        rules (GPT-2's ``\\s+(?!\\S)``) look at runs of spaces.
+        rules (GPT-2's ``\s+(?!\S)``) look at runs of spaces.
         """
         if not text[edge - 1].isspace():
             return True

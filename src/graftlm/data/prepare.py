@@ -1,0 +1,120 @@
+"""A chunk of rows becomes a chunk of examples: the work that is done in parallel."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+
+import numpy as np
+import numpy.typing as npt
+
+from graftlm.config import DataConfig
+from graftlm.data.batch import Example
+from graftlm.data.chat import Rendered
+from graftlm.data.formats import Row, parse_row
+from graftlm.data.messages import RowError
+from graftlm.data.readers import Raw
+from graftlm.data.report import LoadReport
+from graftlm.data.tokenise import Encoder
+from graftlm.data.truncate import truncate
+
+__all__ = ["Prepared", "chunks", "prepare"]
+
+_CHUNK_ROWS = 1000
+_MOJIBAKE = re.compile("[ÃÂ][\u0080-\u00bf]|â€[\u0090-\u00ff™œ“”\u02dc]|á»[\u0080-\u00bf]")
+_MARKERS = re.compile(
+    r"<\|im_start\|>|<\|im_end\|>|<start_of_turn>|<end_of_turn>|\[/?INST\]|<\|eot_id\|>"
+    r"|<\|start_header_id\|>|### (?:Instruction|Response):|<\|(?:user|assistant|end)\|>"
+)
+
+
+@dataclass
+class Prepared:
+    """Examples of a chunk, end to end, and what happened to its rows."""
+
+    input_ids: npt.NDArray[np.int32]
+    """(tokens,)"""
+    supervised: npt.NDArray[np.bool_]
+    """(tokens,)"""
+    lengths: npt.NDArray[np.int32]
+    """(examples,)"""
+    hashes: npt.NDArray[np.uint64]
+    """(examples,): of the row an example comes from."""
+    report: LoadReport = field(default_factory=LoadReport)
+
+
+def chunks(rows: Iterator[Raw]) -> Iterator[list[Raw]]:
+    """Rows in groups that are worth sending to another process."""
+    while chunk := list(islice(rows, _CHUNK_ROWS)):
+        yield chunk
+
+
+def prepare(raws: Sequence[Raw], encoder: Encoder, config: DataConfig) -> Prepared:
+    """Parse, recognise, render, tokenise and truncate; nothing raises, everything is counted."""
+    report = LoadReport(rows=len(raws))
+    rows: list[tuple[Raw, Row, Rendered]] = []
+    for raw in raws:
+        try:
+            row = parse_row(raw.parse(), config.columns)
+            rendered = encoder.format.render(row)
+        except RowError as error:
+            report.malformed += 1
+            report.note("malformed", f"{raw.where}: {error}")
+            continue
+        report.formats[row.format] += 1
+        _inspect(row, raw, encoder, report)
+        rows.append((raw, row, rendered))
+    made: list[Example] = []
+    hashes: list[int] = []
+    encoded = encoder([rendered for _, _, rendered in rows])
+    for (raw, row, _), example in zip(rows, encoded, strict=True):
+        if len(example) > config.max_length:
+            report.note("long", f"{raw.where}: {len(example)} tokens")
+        kept = truncate(example, config, report)
+        if not kept and len(example) <= config.max_length:
+            report.note("unsupervised", f"{raw.where}: nothing in this row is learned")
+        made += kept
+        hashes += [row.content_hash()] * len(kept)
+    return Prepared(
+        np.concatenate([np.asarray(e.input_ids) for e in made] or [np.zeros(0, np.int32)]),
+        np.concatenate([np.asarray(e.supervised) for e in made] or [np.zeros(0, np.bool_)]),
+        np.array([len(example) for example in made], dtype=np.int32),
+        np.array(hashes, dtype=np.uint64),
+        report,
+    )
+
+
+def _inspect(row: Row, raw: Raw, encoder: Encoder, report: LoadReport) -> None:
+    """Note what is odd in a row's text, though it can be trained on."""
+    if row.kind == "chat":
+        texts = [message["content"] for message in row.messages]
+        answers = [
+            message["content"] or ("call" if message.get("tool_calls") else "")
+            for message, learn in zip(row.messages, row.learn, strict=True)
+            if learn
+        ]
+        if row.messages[-1]["role"] != "assistant":
+            report.note("ends_without_answer", f"{raw.where}: ends with {row.messages[-1]['role']}")
+    else:
+        texts, answers = [row.prompt, row.completion], [row.completion]
+    text = "\n".join(texts)
+    if not all(answer.strip() for answer in answers):
+        report.note("empty_answer", f"{raw.where}: an answer is empty")
+    if row.kind != "text" and row.prompt == "" and not any(t.strip() for t in texts[:-1]):
+        report.note("empty_prompt", f"{raw.where}: there is no prompt")
+    if "\ufffd" in text:
+        report.note(
+            "replacement_character", f"{raw.where}: {_around(text, text.index(chr(0xFFFD)))}"
+        )
+    if not text.isascii() and (found := _MOJIBAKE.search(text)):
+        report.note("mojibake", f"{raw.where}: {_around(text, found.start())}")
+    if found := _MARKERS.search(text) if "<" in text or "[" in text or "#" in text else None:
+        report.note("template_in_text", f"{raw.where}: {_around(text, found.start())}")
+    elif found := encoder.format.special.search(text) if "<" in text or "[" in text else None:
+        report.note("special_token_in_text", f"{raw.where}: {_around(text, found.start())}")
+
+
+def _around(text: str, at: int) -> str:
+    return repr(text[max(0, at - 15) : at + 25])

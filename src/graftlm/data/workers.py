@@ -1,0 +1,139 @@
+"""Tokenising in several processes.
+
+Plain subprocesses that read chunks from their standard input and write examples to their standard
+output. They are started without the user's main module, so a script needs no ``__main__`` guard,
+and without a fork, so nothing of this process' threads is carried over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import queue
+import struct
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import IO, Any
+
+from graftlm.config import DataConfig
+from graftlm.data.prepare import Prepared, prepare
+from graftlm.data.readers import Raw
+from graftlm.data.tokenise import Encoder
+from graftlm.errors import GraftLMError
+
+__all__ = ["prepare_all"]
+
+_AHEAD = 2
+"""Chunks in flight for each process."""
+
+
+def prepare_all(
+    chunks: Iterable[Sequence[Raw]], encoder: Encoder, config: DataConfig, workers: int
+) -> Iterator[Prepared]:
+    """`prepare` over all chunks, in order, with at most a few chunks in memory."""
+    if workers < 2:
+        for chunk in chunks:
+            yield prepare(chunk, encoder, config)
+        return
+    setup = pickle.dumps((encoder.tokenizer, config))
+    processes = [_Worker(setup) for _ in range(workers)]
+    idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+    for process in processes:
+        idle.put(process)
+
+    def work(chunk: Sequence[Raw]) -> Prepared:
+        process = idle.get()
+        try:
+            return process(chunk)
+        finally:
+            idle.put(process)
+
+    pending: deque[Future[Prepared]] = deque()
+    threads = ThreadPoolExecutor(workers)
+    try:
+        for chunk in chunks:
+            pending.append(threads.submit(work, chunk))
+            if len(pending) >= _AHEAD * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        threads.shutdown(cancel_futures=True)
+        for process in processes:
+            process.close()
+
+
+class _Worker:
+    """One process; call it with a chunk."""
+
+    def __init__(self, setup: bytes) -> None:
+        environment = os.environ | {
+            "TOKENIZERS_PARALLELISM": "false",
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", "from graftlm.data.workers import serve; serve()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+        )
+        self._send(setup)
+
+    def __call__(self, chunk: Sequence[Raw]) -> Prepared:
+        assert self._process.stdout is not None
+        self._send(pickle.dumps(chunk, protocol=pickle.HIGHEST_PROTOCOL))
+        answer = _receive(self._process.stdout)
+        if answer is None:
+            code = self._process.wait()
+            raise GraftLMError(
+                f"a process that tokenises the data ended with code {code}, possibly for want of "
+                "memory. Set data.workers to a smaller number, or to 0."
+            )
+        prepared: Prepared = pickle.loads(answer)
+        return prepared
+
+    def _send(self, data: bytes) -> None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # the missing answer tells
+            _write(self._process.stdin, data)
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait()
+
+
+def serve() -> None:
+    """What a worker process runs."""
+    inlet, outlet = sys.stdin.buffer, sys.stdout.buffer
+    sys.stdout = sys.stderr  # a stray print must not get between the answers
+    setup = _receive(inlet)
+    if setup is None:
+        return
+    tokenizer, config = pickle.loads(setup)
+    encoder = Encoder(tokenizer, config)
+    while (chunk := _receive(inlet)) is not None:
+        _write(outlet, pickle.dumps(prepare(pickle.loads(chunk), encoder, config)))
+
+
+def _write(pipe: IO[bytes], data: bytes) -> None:
+    pipe.write(struct.pack("<q", len(data)))
+    pipe.write(data)
+    pipe.flush()
+
+
+def _receive(pipe: IO[bytes]) -> Any:
+    head = pipe.read(8)
+    if len(head) < 8:
+        return None
+    (size,) = struct.unpack("<q", head)
+    data = pipe.read(size)
+    return data if len(data) == size else None
