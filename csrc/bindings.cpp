@@ -1,0 +1,102 @@
+// Python's view of the operators. Tensors cross as addresses: their types, shapes and layouts are
+// checked by graftlm/kernels/native.py, so that nothing here depends on a version of PyTorch.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/array.h>
+#include <nanobind/stl/string.h>
+
+#include <array>
+#include <string>
+
+#include "cpu_features.hpp"
+#include "operators.hpp"
+#include "threads.hpp"
+
+namespace nb = nanobind;
+using namespace graftlm;
+
+namespace {
+
+using Address = uintptr_t;
+
+template <class T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+int log2_of(int64_t block) {
+  int shift = 0;
+  while ((int64_t{1} << shift) < block) shift++;
+  return shift;
+}
+
+// nested, map and offset are 0 unless the maxima are themselves quantised.
+Weight weight(Address codes, Address absmax, Address nested, Address map, Address offset,
+              int64_t rows, int64_t cols, int64_t block) {
+  Weight w{};
+  w.codes = at<uint8_t>(codes);
+  if (nested) {
+    w.absmax8 = at<uint8_t>(absmax);
+    w.nested = at<float>(nested);
+    w.map = at<float>(map);
+    w.offset = *at<float>(offset);
+  } else {
+    w.absmax = at<float>(absmax);
+  }
+  w.rows = rows;
+  w.cols = cols;
+  w.block_shift = log2_of(block);
+  return w;
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  using Free = nb::call_guard<nb::gil_scoped_release>;
+
+  m.def("level", [] { return std::string(level_name()); });
+  m.def("multiplies_bf16", &multiplies_bf16);
+  m.def("thread_runtime", [] { return std::string(thread_runtime()); });
+  m.def("levels", [] {
+    std::array<float, 16> table;
+    for (int i = 0; i < 16; i++) table[i] = kLevels[i];
+    return table;
+  });
+
+  m.def(
+      "quantize",
+      [](Address src, int type, int64_t numel, int64_t block, Address codes, Address absmax,
+         int threads) {
+        quantize(at<void>(src), DType(type), numel, block, at<uint8_t>(codes), at<float>(absmax),
+                 threads);
+      },
+      Free());
+
+  m.def(
+      "dequantize",
+      [](Address codes, Address absmax, Address nested, Address map, Address offset, int64_t rows,
+         int64_t cols, int64_t block, Address dst, int type, int threads) {
+        dequantize(weight(codes, absmax, nested, map, offset, rows, cols, block), at<void>(dst),
+                   DType(type), threads);
+      },
+      Free());
+
+  m.def(
+      "linear",
+      [](Address codes, Address absmax, Address nested, Address map, Address offset, int64_t rows,
+         int64_t cols, int64_t block, Address x, int type, int64_t lines, Address bias, Address y,
+         int compute, int threads) {
+        linear(weight(codes, absmax, nested, map, offset, rows, cols, block), at<void>(x),
+               DType(type), lines, at<float>(bias), at<void>(y), Compute(compute), threads);
+      },
+      Free());
+
+  m.def(
+      "linear_backward",
+      [](Address codes, Address absmax, Address nested, Address map, Address offset, int64_t rows,
+         int64_t cols, int64_t block, Address dy, int type, int64_t lines, Address dx, int compute,
+         int threads) {
+        linear_backward(weight(codes, absmax, nested, map, offset, rows, cols, block), at<void>(dy),
+                        DType(type), lines, at<void>(dx), Compute(compute), threads);
+      },
+      Free());
+}

@@ -1,0 +1,45 @@
+// A reusable tile product: C += A B, with A and B packed for the micro-kernel of one level.
+//
+//     A   rows x depth     B   depth x cols     C   float32, rows x cols, row-major
+//
+// Packing takes float32 rows and pads with zeros up to row_step, panel and depth_step; B may be
+// given as its rows (pack_b) or as its columns (pack_bt: the other operand of an A Bᵀ product). Each
+// call of `multiply` sums `depth` products from zero and adds the sum to C once, so that a product
+// cut into depth blocks is a two-level sum; the order never depends on the number of threads.
+//
+//     a = aligned(gemm.bytes(rows, depth, gemm.row_step))     offset of row r: a + gemm.at(r, depth)
+//     b = aligned(gemm.bytes(cols, depth, gemm.panel))        offset of column c, c % panel == 0
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace graftlm {
+
+struct Gemm {
+  const char* name;
+  int64_t row_step;     // rows of A (and C) are padded to a multiple of this
+  int64_t panel;        // columns of B (and C) are padded to a multiple of this
+  int64_t depth_step;   // and the depth of each packed block to a multiple of this
+  int64_t element;      // packed bytes an element, all planes together
+  int64_t depth_block;  // depth to give one call, so that a panel of B stays in the first cache
+  bool plain_a;         // A is rows x depth floats as they are: they may be written in place
+  int64_t row_tile;     // rows of A worth handing to one task
+  int64_t col_tile;     // columns of B worth handing to one task
+
+  void (*pack_a)(const float* src, int64_t ld, int64_t rows, int64_t depth, void* a);
+  // Rows [first, first + count) of B, first % depth_step == 0.
+  void (*pack_b)(const float* src, int64_t ld, int64_t first, int64_t count, int64_t depth,
+                 int64_t cols, void* b);
+  void (*pack_bt)(const float* src, int64_t ld, int64_t cols, int64_t depth, void* b);
+  // ldc >= cols padded to panel; C has rows padded to row_step.
+  void (*multiply)(int64_t rows, int64_t cols, int64_t depth, const void* a, const void* b,
+                   float* c, int64_t ldc);
+
+  static int64_t up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+  int64_t at(int64_t line, int64_t depth) const { return line * up(depth, depth_step) * element; }
+  int64_t bytes(int64_t lines, int64_t depth, int64_t step) const {
+    return at(up(lines, step), depth);
+  }
+};
+
+}  // namespace graftlm

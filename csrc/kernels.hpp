@@ -1,0 +1,60 @@
+// What an instruction-set level provides. One table a level; the drivers (quantize.cpp,
+// dequantize.cpp, linear.cpp) choose tiles and threads and are the same for all of them.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "gemm.hpp"
+#include "nf4.hpp"
+
+namespace graftlm {
+
+enum class DType : int { f32 = 0, bf16 = 1, f16 = 2 };
+
+inline size_t size_of(DType type) { return type == DType::f32 ? 4 : 2; }
+
+struct Level {
+  const char* name;
+
+  // Blocks [first, last) of the `numel` elements at src → their codes and maxima.
+  void (*quantize)(const void* src, DType type, int64_t numel, int64_t first, int64_t last,
+                   int64_t block, uint8_t* codes, float* absmax);
+
+  // Elements [start, start + count) of the flattened weight, written past the cache.
+  void (*dequantize)(const Weight& w, int64_t start, int64_t count, void* dst, DType type);
+
+  // The same in float32, into a tile that is about to be used.
+  void (*dequantize_tile)(const Weight& w, int64_t start, int64_t count, float* dst);
+
+  // y[m][n] = x[m] · W[n] for n in [first, last) and up to 8 rows of x, straight from the codes.
+  // x is packed by gemv_pack, `stride` floats a row; needs whole blocks a row.
+  void (*gemv)(const Weight& w, int64_t first, int64_t last, const float* x, int64_t stride,
+               int rows, float* y, int64_t ldy);
+  int64_t (*gemv_stride)(int64_t cols);
+  void (*gemv_pack)(const float* x, int64_t cols, float* packed);
+  float (*dot)(const float* a, const float* b, int64_t n);
+
+  void (*to_float)(const void* src, DType type, int64_t n, float* dst);
+  void (*from_float)(const float* src, int64_t n, void* dst, DType type);
+
+  // dst[j][i] = src[i][j]
+  void (*transpose)(const float* src, int64_t ld_src, int64_t rows, int64_t cols, float* dst,
+                    int64_t ld_dst);
+
+  Gemm f32;
+};
+
+constexpr int kGemvRows = 8;
+
+// The levels in this build. One may be called only on a CPU that has it: see level.hpp.
+const Level& scalar_level();
+#if defined(GRAFTLM_X86)
+const Level& avx2_level();
+const Level& avx512_level();
+const Gemm& amx_bf16();    // one product of bfloat16 factors
+const Gemm& amx_bf16x3();  // three, of factors split in two: nearly float32
+#elif defined(GRAFTLM_NEON)
+const Level& neon_level();
+#endif
+
+}  // namespace graftlm

@@ -1,0 +1,231 @@
+// The two products with a stored weight.
+//
+// Up to 8 rows, forward: straight from the 4-bit codes (gemv in level.inl), which is as fast as the
+// codes can be read. Otherwise W is dequantised tile by tile into a packed panel that stays in the
+// second-level cache, multiplied there by all rows, and forgotten:
+//
+//     forward    yᵀ = W xᵀ    A = a tile of rows of W,       B = xᵀ, packed once;  yᵀ is turned on output
+//     backward   dx = dy W    A = dy, packed once,           B = a tile of columns of W
+//
+// Both walk the stored weight along its rows, so that no code is ever transposed. Each element of
+// the result is summed in the same order whatever the number of threads.
+//
+// Measured and rejected: dequantising a panel and calling PyTorch's own product on it. It is within a
+// few per cent for hundreds of rows, but slower for tens, its sums depend on the number of threads,
+// and it needs a float32 copy of the panel that is read back from memory.
+#include <algorithm>
+#include <cstring>
+
+#include "buffer.hpp"
+#include "operators.hpp"
+#include "threads.hpp"
+
+namespace graftlm {
+namespace {
+
+constexpr int64_t kRowChunk = 512;  // rows of x or dy packed at a time; bounds the packed copy
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Cuts `total` into equal tiles of at most `most`, as many for each thread, in steps of `step`.
+int64_t even_tile(int64_t total, int64_t most, int64_t step, int threads) {
+  const int64_t share = ceil_div(total, threads), tiles = threads * ceil_div(share, most);
+  return Gemm::up(ceil_div(total, tiles), step);
+}
+
+struct Input {
+  const void* data;
+  DType type;
+  int64_t cols;
+
+  // Rows [r, r + rows), columns [c, c + cols) in float32: in place if they are, else converted.
+  const float* tile(int64_t r, int64_t rows, int64_t c, int64_t cols_, Buffer& space,
+                    int64_t& ld) const {
+    const char* from = static_cast<const char*>(data) + (r * cols + c) * int64_t(size_of(type));
+    if (type == DType::f32) {
+      ld = cols;
+      return reinterpret_cast<const float*>(from);
+    }
+    ld = cols_;
+    float* to = space.floats(rows * cols_);
+    for (int64_t i = 0; i < rows; i++)
+      level().to_float(from + i * cols * int64_t(size_of(type)), type, cols_, to + i * cols_);
+    return to;
+  }
+};
+
+// The codes a tile reads next are a few lines here and there, which no hardware foresees.
+void prefetch_codes(const Weight& w, int64_t start, int64_t count) {
+  const int64_t end = std::min(start + count, w.size());
+  for (int64_t i = start; i < end; i += 128) __builtin_prefetch(w.codes + (i >> 1));
+}
+
+void add_bias(const float* bias, int64_t n, float* y) {
+  for (int64_t i = 0; bias && i < n; i++) y[i] += bias[i];
+}
+
+// ---------------------------------------------------------------- few rows
+
+// y (rows, w.rows) in float32. Rows of W that do not start on a block are dequantised first.
+void gemv(const Weight& w, const float* x, int64_t rows, float* y, int threads) {
+  const Level& kernels = level();
+  const bool whole = w.cols % w.block() == 0;
+  const int64_t stride = whole ? kernels.gemv_stride(w.cols) : w.cols;
+  Buffer packed;
+  const float* in = x;
+  if (whole) {
+    float* to = packed.floats(rows * stride);
+    for (int64_t m = 0; m < rows; m++) kernels.gemv_pack(x + m * w.cols, w.cols, to + m * stride);
+    in = to;
+  }
+  // 32 K weights take a few microseconds, about what a hand-over to another thread costs.
+  const int64_t rows_a_task = std::clamp<int64_t>((int64_t{1} << 15) / std::max<int64_t>(w.cols, 1), 1, w.rows);
+  parallel_for(ceil_div(w.rows, rows_a_task), threads, [&](int64_t task) {
+    const int64_t first = task * rows_a_task, last = std::min(w.rows, first + rows_a_task);
+    if (whole) return kernels.gemv(w, first, last, in, stride, int(rows), y, w.rows);
+    static thread_local Buffer row;
+    float* weights = row.floats(w.cols);
+    for (int64_t n = first; n < last; n++) {
+      kernels.dequantize_tile(w, n * w.cols, w.cols, weights);
+      for (int64_t m = 0; m < rows; m++) y[m * w.rows + n] = kernels.dot(in + m * stride, weights, w.cols);
+    }
+  });
+}
+
+void linear_few(const Weight& w, const Input& x, int64_t rows, const float* bias, void* y,
+                int threads) {
+  Buffer converted, result;
+  int64_t ld;
+  const float* in = x.tile(0, rows, 0, w.cols, converted, ld);
+  float* out = x.type == DType::f32 ? static_cast<float*>(y) : result.floats(rows * w.rows);
+  gemv(w, in, rows, out, threads);
+  for (int64_t m = 0; m < rows; m++) add_bias(bias, w.rows, out + m * w.rows);
+  if (x.type != DType::f32) level().from_float(out, rows * w.rows, y, x.type);
+}
+
+// ---------------------------------------------------------------- many rows
+
+// Rows [r, r + rows) of x: all of xᵀ packed as B, one block of depth after another.
+void pack_input(const Gemm& gemm, const Input& x, int64_t r, int64_t rows, bool as_columns,
+                char* packed, int threads) {
+  const int64_t step = as_columns ? gemm.panel : gemm.row_step, strip = Gemm::up(32, step);
+  const int64_t blocks = ceil_div(x.cols, gemm.depth_block), strips = ceil_div(rows, strip);
+  parallel_for(blocks * strips, threads, [&](int64_t task) {
+    const int64_t k = task / strips * gemm.depth_block, s = task % strips * strip;
+    const int64_t depth = std::min(gemm.depth_block, x.cols - k), lines = std::min(strip, rows - s);
+    char* to = packed + gemm.bytes(rows, k, step) + gemm.at(s, depth);
+    static thread_local Buffer space;
+    int64_t ld;
+    const float* from = x.tile(r + s, lines, k, depth, space, ld);
+    if (as_columns) gemm.pack_bt(from, ld, lines, depth, to);
+    else gemm.pack_a(from, ld, lines, depth, to);
+  });
+}
+
+// y[r + m][n0 + n] = c[n][m] + bias: C is yᵀ.
+void store_turned(const float* c, int64_t ldc, int64_t r, int64_t rows, int64_t n0, int64_t cols,
+                  const float* bias, void* y, DType type, int64_t ldy) {
+  const Level& kernels = level();
+  static thread_local Buffer space;
+  float* strip = space.floats(16 * cols);
+  for (int64_t m = 0; m < rows; m += 16) {
+    const int64_t lines = std::min<int64_t>(16, rows - m);
+    kernels.transpose(c + m, ldc, cols, lines, strip, cols);
+    for (int64_t i = 0; i < lines; i++) {
+      if (bias) add_bias(bias + n0, cols, strip + i * cols);
+      char* to = static_cast<char*>(y) + ((r + m + i) * ldy + n0) * int64_t(size_of(type));
+      kernels.from_float(strip + i * cols, cols, to, type);
+    }
+  }
+}
+
+void forward_chunk(const Weight& w, const Gemm& gemm, const char* packed, int64_t r, int64_t rows,
+                   const float* bias, void* y, DType type, int threads) {
+  const int64_t tile = even_tile(w.rows, gemm.row_tile, Gemm::up(4, gemm.row_step), threads);
+  const int64_t ldc = Gemm::up(rows, gemm.panel);
+  parallel_for(ceil_div(w.rows, tile), threads, [&](int64_t task) {
+    const int64_t n0 = task * tile, lines = std::min(tile, w.rows - n0);
+    static thread_local Buffer sums, panel, row;
+    float* c = sums.zeros(Gemm::up(lines, gemm.row_step) * ldc);
+    char* a = panel.bytes(gemm.bytes(lines, gemm.depth_block, gemm.row_step));
+    float* space = row.floats(gemm.row_step * gemm.depth_block);
+    for (int64_t k = 0; k < w.cols; k += gemm.depth_block) {
+      const int64_t depth = std::min(gemm.depth_block, w.cols - k);
+      for (int64_t n = 0; n < lines; n += gemm.row_step) {
+        const int64_t group = std::min(gemm.row_step, lines - n);
+        float* to = gemm.plain_a ? reinterpret_cast<float*>(a + gemm.at(n, depth)) : space;
+        for (int64_t i = 0; i < group; i++) {
+          const int64_t start = (n0 + n + i) * w.cols + k;
+          level().dequantize_tile(w, start, depth, to + i * depth);
+          prefetch_codes(w, start + depth, gemm.depth_block);
+        }
+        if (!gemm.plain_a) gemm.pack_a(space, depth, group, depth, a + gemm.at(n, depth));
+      }
+      gemm.multiply(lines, rows, depth, a, packed + gemm.bytes(rows, k, gemm.panel), c, ldc);
+    }
+    store_turned(c, ldc, r, rows, n0, lines, bias, y, type, w.rows);
+  });
+}
+
+void backward_chunk(const Weight& w, const Gemm& gemm, const char* packed, int64_t r, int64_t rows,
+                    void* dx, DType type, int threads) {
+  const int64_t tile = even_tile(w.cols, gemm.col_tile, 2 * gemm.panel, threads);
+  const int64_t slice = 32;  // rows dequantised at a time, a multiple of every depth_step
+  parallel_for(ceil_div(w.cols, tile), threads, [&](int64_t task) {
+    const int64_t k0 = task * tile, cols = std::min(tile, w.cols - k0), ldc = Gemm::up(cols, gemm.panel);
+    static thread_local Buffer sums, panel, rows_of_w;
+    float* c = sums.zeros(Gemm::up(rows, gemm.row_step) * ldc);
+    char* b = panel.bytes(gemm.bytes(cols, gemm.depth_block, gemm.panel));
+    float* space = rows_of_w.floats(slice * cols);
+    for (int64_t n = 0; n < w.rows; n += gemm.depth_block) {
+      const int64_t depth = std::min(gemm.depth_block, w.rows - n);
+      for (int64_t p = 0; p < depth; p += slice) {
+        const int64_t count = std::min(slice, depth - p);
+        for (int64_t i = 0; i < count; i++) {
+          const int64_t start = (n + p + i) * w.cols + k0;
+          level().dequantize_tile(w, start, cols, space + i * cols);
+          prefetch_codes(w, start + slice * w.cols, cols);
+        }
+        gemm.pack_b(space, cols, p, count, depth, cols, b);
+      }
+      gemm.multiply(rows, cols, depth, packed + gemm.bytes(rows, n, gemm.row_step), b, c, ldc);
+    }
+    for (int64_t m = 0; m < rows; m++) {
+      char* to = static_cast<char*>(dx) + ((r + m) * w.cols + k0) * int64_t(size_of(type));
+      level().from_float(c + m * ldc, cols, to, type);
+    }
+  });
+}
+
+}  // namespace
+
+void linear(const Weight& w, const void* x, DType type, int64_t rows, const float* bias, void* y,
+            Compute compute, int threads) {
+  if (rows == 0 || w.rows == 0) return;
+  const Input input{x, type, w.cols};
+  if (rows <= kGemvRows) return linear_few(w, input, rows, bias, y, threads);
+  const Gemm& product = gemm(compute);
+  static thread_local Buffer packed;
+  for (int64_t r = 0; r < rows; r += kRowChunk) {
+    const int64_t count = std::min(kRowChunk, rows - r);
+    char* b = packed.bytes(product.bytes(count, w.cols, product.panel));
+    pack_input(product, input, r, count, true, b, threads);
+    forward_chunk(w, product, b, r, count, bias, y, type, threads);
+  }
+}
+
+void linear_backward(const Weight& w, const void* dy, DType type, int64_t rows, void* dx,
+                     Compute compute, int threads) {
+  if (rows == 0 || w.cols == 0) return;
+  const Input input{dy, type, w.rows};
+  const Gemm& product = gemm(compute);
+  static thread_local Buffer packed;
+  for (int64_t r = 0; r < rows; r += kRowChunk) {
+    const int64_t count = std::min(kRowChunk, rows - r);
+    char* a = packed.bytes(product.bytes(count, w.rows, product.row_step));
+    pack_input(product, input, r, count, false, a, threads);
+    backward_chunk(w, product, a, r, count, dx, type, threads);
+  }
+}
+
+}  // namespace graftlm

@@ -1,0 +1,140 @@
+// AVX2 + FMA + F16C: eight floats; the NF4 table takes two registers and a blend.
+#pragma once
+#include <immintrin.h>
+
+#include "nf4.hpp"
+
+namespace graftlm {
+namespace {
+
+struct Simd {
+  static constexpr const char* name = "avx2";
+  static constexpr int width = 8;
+  static constexpr int micro_rows = 6, micro_vectors = 2;
+  using F = __m256;
+  using I = __m256i;
+
+  static F zero() { return _mm256_setzero_ps(); }
+  static F set1(float x) { return _mm256_set1_ps(x); }
+  static F load(const float* p) { return _mm256_loadu_ps(p); }
+  static void store(float* p, F x) { _mm256_storeu_ps(p, x); }
+  static F add(F a, F b) { return _mm256_add_ps(a, b); }
+  static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
+  static F div(F a, F b) { return _mm256_div_ps(a, b); }
+  static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+  static float sum(F x) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+  }
+  static void fence() { _mm_sfence(); }
+
+  static F load_bf16(const uint16_t* p) {
+    __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+  }
+  static F load_f16(const uint16_t* p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static __m128i bf16(F x) {  // nearest even; NaN stays NaN
+    __m256i u = _mm256_castps_si256(x);
+    __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
+    __m256i r = _mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+    r = _mm256_srli_epi32(_mm256_blendv_epi8(r, _mm256_set1_epi32(0x7fc00000), nan), 16);
+    r = _mm256_permute4x64_epi64(_mm256_packus_epi32(r, r), 0x08);
+    return _mm256_castsi256_si128(r);
+  }
+  static __m128i f16(F x) { return _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT); }
+  static void store_bf16(uint16_t* p, F x) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bf16(x));
+  }
+  static void store_f16(uint16_t* p, F x) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), f16(x));
+  }
+  // Past the cache; p is aligned to the vector.
+  static void stream(float* p, F x) { _mm256_stream_ps(p, x); }
+  static void stream_bf16(uint16_t* p, F x) {
+    _mm_stream_si128(reinterpret_cast<__m128i*>(p), bf16(x));
+  }
+  static void stream_f16(uint16_t* p, F x) {
+    _mm_stream_si128(reinterpret_cast<__m128i*>(p), f16(x));
+  }
+
+  // The level of the low four bits of each lane; the rest of the lane is ignored.
+  static F lookup(I x) {
+    F low = _mm256_permutevar8x32_ps(_mm256_load_ps(kLevels), x);
+    F high = _mm256_permutevar8x32_ps(_mm256_load_ps(kLevels + 8), x);
+    return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(x, 28)));
+  }
+  // Eight codes of four bytes, in order, in the low bits of the lanes.
+  static I codes(const uint8_t* p) {
+    int word;
+    __builtin_memcpy(&word, p, 4);
+    return _mm256_srlv_epi32(_mm256_set1_epi32(word),
+                             _mm256_setr_epi32(4, 0, 12, 8, 20, 16, 28, 24));
+  }
+  static I words(const uint8_t* p) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  }
+  template <int bits>
+  static I shift(I x) {
+    return _mm256_srli_epi32(x, bits);
+  }
+
+  static I index(const int* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  static F pick(const float* table, I index) {  // reads 8 floats
+    return _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), index);
+  }
+
+  static F magnitude(F x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x); }
+  static F max(F a, F b) { return _mm256_max_ps(a, b); }
+  static float largest(F x) {
+    __m128 s = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    s = _mm_max_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
+  }
+  static bool any_nan(F x) { return _mm256_movemask_ps(_mm256_cmp_ps(x, x, _CMP_UNORD_Q)) != 0; }
+
+  // 2 * q + (x > table[q]), for tables of at most eight entries.
+  static I descend(I q, F x, const float* table) {
+    F bound = _mm256_permutevar8x32_ps(_mm256_load_ps(table), q);
+    I above = _mm256_castps_si256(_mm256_cmp_ps(x, bound, _CMP_GT_OQ));  // -1 where above
+    return _mm256_sub_epi32(_mm256_add_epi32(q, q), above);
+  }
+  static I zero_index() { return _mm256_setzero_si256(); }
+  static void store_codes(uint8_t* p, I q) {  // four bytes
+    __m256i pair = _mm256_or_si256(_mm256_slli_epi64(q, 4), _mm256_srli_epi64(q, 32));
+    const __m256i first = _mm256_setr_epi8(0, 8, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,
+                                           -1, -1, 0, 8, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,
+                                           -1, -1, -1, -1);
+    pair = _mm256_shuffle_epi8(pair, first);
+    int low = _mm_cvtsi128_si32(_mm256_castsi256_si128(pair));
+    int high = _mm_cvtsi128_si32(_mm256_extracti128_si256(pair, 1));
+    int both = low | (high << 16);
+    __builtin_memcpy(p, &both, 4);
+  }
+
+  // dst[j][i] = src[i][j], 8 x 8.
+  static void transpose(const float* src, int64_t ls, float* dst, int64_t ld) {
+    __m256 r[8], t[8];
+    for (int i = 0; i < 8; i++) r[i] = _mm256_loadu_ps(src + i * ls);
+    for (int i = 0; i < 8; i += 2) {
+      t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+      t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) {
+      for (int k = 0; k < 2; k++) {
+        r[i + 2 * k] = _mm256_shuffle_ps(t[i + k], t[i + 2 + k], 0x44);
+        r[i + 2 * k + 1] = _mm256_shuffle_ps(t[i + k], t[i + 2 + k], 0xee);
+      }
+    }
+    for (int k = 0; k < 4; k++) {
+      _mm256_storeu_ps(dst + k * ld, _mm256_permute2f128_ps(r[k], r[k + 4], 0x20));
+      _mm256_storeu_ps(dst + (k + 4) * ld, _mm256_permute2f128_ps(r[k], r[k + 4], 0x31));
+    }
+  }
+};
+
+}  // namespace
+}  // namespace graftlm
