@@ -36,7 +36,7 @@ from graftlm.nf4.double_quant import double_quantize
 from graftlm.nf4.spans import BLOCK_SIZES, spans
 from graftlm.nf4.weight import NF4Weight
 
-__all__ = ["quantize"]
+__all__ = ["assemble", "check", "quantize", "quantize_blocks"]
 
 SMALLEST_ABSMAX = 1e-38
 ZERO_CODE = 7
@@ -57,7 +57,13 @@ def quantize(w: Tensor, block_size: int = 64, double_quant: bool = True) -> NF4W
         ConfigError: ``block_size`` is not one of `BLOCK_SIZES`.
         ModelError: ``w`` is empty, of another type, or holds NaN or infinity.
     """
-    _check(w, block_size)
+    check(w, block_size)
+    codes, absmax = quantize_blocks(w, block_size)
+    return assemble(w, codes, absmax, block_size, double_quant)
+
+
+def quantize_blocks(w: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
+    """The codes and the float32 block maxima of a weight that passed `check`."""
     flat = w.detach().reshape(-1)
     numel = flat.numel()
     codes = torch.empty((numel + 1) // 2, dtype=torch.uint8, device=w.device)
@@ -74,7 +80,14 @@ def quantize(w: Tensor, block_size: int = 64, double_quant: bool = True) -> NF4W
             absmax[blocks] = held.view(-1)
             scaled = values / held
         codes[packed] = _pack(_count_below(scaled.view(-1), thresholds))
-    _check_finite(absmax, numel, block_size)
+    return codes, absmax
+
+
+def assemble(
+    w: Tensor, codes: Tensor, absmax: Tensor, block_size: int, double_quant: bool
+) -> NF4Weight:
+    """The stored form of ``w`` from its blocks; the one place that refuses NaN and infinity."""
+    _check_finite(absmax, w.numel(), block_size)
     nested_absmax = offset = None
     if double_quant:
         absmax, nested_absmax, offset = double_quantize(absmax)
@@ -99,7 +112,8 @@ def _pack(codes: Tensor) -> Tensor:
     return (codes[::2] << 4) | codes[1::2]
 
 
-def _check(w: Tensor, block_size: int) -> None:
+def check(w: Tensor, block_size: int) -> None:
+    """Raise unless ``w`` can be quantised in blocks of ``block_size``."""
     if block_size not in BLOCK_SIZES:
         raise ConfigError(f"block size {block_size}: expected one of {BLOCK_SIZES}; 64 is usual")
     if w.dtype not in (torch.float32, torch.bfloat16, torch.float16):
