@@ -22,7 +22,7 @@ import jinja2
 from graftlm.config import DataConfig
 from graftlm.data.formats import Row
 from graftlm.data.messages import RowError, parse_messages
-from graftlm.data.templates import family_template, template_text
+from graftlm.data.templates import built_in_name, family_template, template_text
 from graftlm.errors import DataError
 
 __all__ = ["ChatFormat", "Rendered", "use_chat_template"]
@@ -57,7 +57,7 @@ def use_chat_template(tokenizer: Any, name: str = "auto") -> str:
     """
     if name == "auto":
         if tokenizer.chat_template:
-            return "own"
+            return built_in_name(tokenizer) or "own"
         name = family_template(tokenizer)
     tokenizer.chat_template = template_text(name, tokenizer)
     return name
@@ -72,7 +72,9 @@ class ChatFormat:
 
     Attributes:
         template: the template's name; ``own`` for the tokenizer's.
+        replaces_own: a built-in stands in for the tokenizer's own template.
         end: the text that closes an answer, such as ``<|im_end|>``; may be empty.
+        markers: the tokenizer's special tokens, as text.
         end_ids: ids of the tokens that end an answer: where generation stops.
         prompt_differs: the generation prompt is not how answers begin in the template.
     """
@@ -80,10 +82,13 @@ class ChatFormat:
     def __init__(self, tokenizer: Any, config: DataConfig) -> None:
         self.tokenizer = tokenizer
         self.loss_on = config.loss_on
+        own = tokenizer.chat_template
         self.template = use_chat_template(tokenizer, config.chat_template)
+        self.replaces_own = bool(own) and own != tokenizer.chat_template
         added = {str(token): token for token in tokenizer.added_tokens_decoder.values()}
         shaped = [t for t in added if added[t].special or re.fullmatch(r"[<\[][^\s]+[>\]]", t)]
         specials = sorted({*shaped, *map(str, tokenizer.all_special_tokens)}, key=len, reverse=True)
+        self.markers = frozenset(specials)
         self.special = re.compile("|".join(map(re.escape, specials)) or r"(?!)")
         if tokenizer.eos_token is None:
             raise DataError(

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, Union
+from typing import Any, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -27,19 +27,18 @@ from graftlm.data.workers import prepare_all
 from graftlm.errors import ConfigError, DataError
 from graftlm.files import require_free_space
 
-__all__ = ["load_examples", "load_split"]
+__all__ = ["load_examples", "load_split", "split"]
 
 CACHE_FROM = 16 << 20
 """Files of at least so many bytes go through the cache."""
 _CACHE_BYTES_PER_BYTE = 2.0
 """Cache for each byte of rows, at most: a token of two characters takes 4.2 bytes."""
 
-Part = Literal["all", "train", "eval"]
 Mix = Union[Data, Mapping[str, float]]  # noqa: UP007 - evaluated on Python 3.10
 
 
 def load_examples(
-    data: Mix, tokenizer: Any, config: DataConfig, part: Part = "all", *, strict: bool = True
+    data: Mix, tokenizer: Any, config: DataConfig, *, strict: bool = True
 ) -> Examples:
     """Read, recognise, render, tokenise and truncate.
 
@@ -48,7 +47,6 @@ def load_examples(
             ``{source: weight}``: a weight of 2 takes each row twice, one of 0.5 every second row.
         tokenizer: the model's; takes the chat template in force.
         config: what is learned, how long rows may be, and so on.
-        part: what ``eval_fraction`` holds out, the rest, or both.
         strict: refuse malformed rows and data that would train nothing; ``False`` only counts them.
 
     Raises:
@@ -70,26 +68,29 @@ def load_examples(
         examples, name = _load(source, encoder, config, strict), source.name
     if strict:
         _require_some(examples, name, config)
-    if part == "all" or not config.eval_fraction:
-        return examples
-    held = held_out(examples.hashes, config.eval_fraction)
-    chosen = examples.select(np.flatnonzero(held if part == "eval" else ~held))
-    if strict and not len(chosen):
-        raise DataError(
-            f"eval_fraction={config.eval_fraction} of {len(examples)} examples leaves none to "
-            f"{'measure on' if part == 'eval' else 'train on'}. Choose another share."
-        )
-    return chosen
+    return examples
 
 
 def load_split(tokenizer: Any, config: DataConfig) -> tuple[Examples, Examples | None]:
     """Training examples, and the held-out ones that ``eval`` or ``eval_fraction`` names."""
-    train = load_examples(config.train, tokenizer, config, "train")
+    train = load_examples(config.train, tokenizer, config)
     if config.eval is not None:
         return train, load_examples(config.eval, tokenizer, config)
-    if config.eval_fraction:
-        return train, load_examples(config.train, tokenizer, config, "eval")
-    return train, None
+    if not config.eval_fraction:
+        return train, None
+    kept, held = split(train, config.eval_fraction)
+    if not len(kept) or not len(held):
+        raise DataError(
+            f"eval_fraction={config.eval_fraction} of {len(train)} examples leaves "
+            f"{len(kept)} to train on and {len(held)} to measure on. Choose another share."
+        )
+    return kept, held
+
+
+def split(examples: Examples, fraction: float) -> tuple[Examples, Examples]:
+    """The rows to train on, and about ``fraction`` of all rows, held out by their content."""
+    held = held_out(examples.hashes, fraction)
+    return examples.select(np.flatnonzero(~held)), examples.select(np.flatnonzero(held))
 
 
 def held_out(hashes: npt.NDArray[np.uint64], fraction: float) -> npt.NDArray[np.bool_]:

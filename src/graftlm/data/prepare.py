@@ -28,6 +28,7 @@ _MARKERS = re.compile(
     r"<\|im_start\|>|<\|im_end\|>|<start_of_turn>|<end_of_turn>|\[/?INST\]|<\|eot_id\|>"
     r"|<\|start_header_id\|>|### (?:Instruction|Response):|<\|(?:user|assistant|end)\|>"
 )
+_BRACKETED = re.compile(r"<[^\s<>]{1,40}>|\[[^\s\[\]]{1,40}\]")
 
 
 @dataclass
@@ -70,6 +71,7 @@ def prepare(raws: Sequence[Raw], encoder: Encoder, config: DataConfig) -> Prepar
     hashes: list[int] = []
     encoded = encoder([rendered for _, _, rendered in rows])
     for (raw, row, _), example in zip(rows, encoded, strict=True):
+        report.lengths[len(example)] += 1
         if len(example) > config.max_length:
             report.note("long", f"{raw.where}: {len(example)} tokens")
         kept = truncate(example, config, report)
@@ -112,8 +114,10 @@ def _inspect(row: Row, raw: Raw, encoder: Encoder, report: LoadReport) -> None:
         report.note("mojibake", f"{raw.where}: {_around(text, found.start())}")
     if found := _MARKERS.search(text) if "<" in text or "[" in text or "#" in text else None:
         report.note("template_in_text", f"{raw.where}: {_around(text, found.start())}")
-    elif found := encoder.format.special.search(text) if "<" in text or "[" in text else None:
-        report.note("special_token_in_text", f"{raw.where}: {_around(text, found.start())}")
+    elif "<" in text or "[" in text:
+        hits = (m.start() for m in _BRACKETED.finditer(text) if m.group() in encoder.format.markers)
+        if (at := next(hits, None)) is not None:
+            report.note("special_token_in_text", f"{raw.where}: {_around(text, at)}")
 
 
 def _around(text: str, at: int) -> str:

@@ -18,6 +18,8 @@ class LoadReport:
 
     rows: int = 0
     formats: Counter[str] = field(default_factory=Counter)
+    lengths: Counter[int] = field(default_factory=Counter)
+    """Tokens in a whole row, before truncation → rows."""
     malformed: int = 0
     too_long: int = 0
     """Rows longer than ``max_length``, dropped."""
@@ -60,5 +62,6 @@ class LoadReport:
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> LoadReport:
         """The reverse of `to_dict`."""
-        counters = {name: Counter(value[name]) for name in ("formats", "notes")}
+        counters: dict[str, Any] = {n: Counter(value[n]) for n in ("formats", "notes")}
+        counters["lengths"] = Counter({int(n): rows for n, rows in value["lengths"].items()})
         return cls(**(value | counters))

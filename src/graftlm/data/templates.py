@@ -14,7 +14,7 @@ from typing import Any
 
 from graftlm.errors import ConfigError, DataError, near_matches
 
-__all__ = ["BUILT_IN", "family_template", "template_text"]
+__all__ = ["BUILT_IN", "built_in_name", "family_template", "template_text"]
 
 _CHATML = """\
 {%- if tools %}
@@ -133,6 +133,12 @@ def family_template(tokenizer: Any) -> str:
         if all(marker in vocabulary for marker in markers):
             return name
     return "plain"
+
+
+def built_in_name(tokenizer: Any) -> str | None:
+    """The built-in that the tokenizer has as its template, if it is one."""
+    texts = ((name, template_text(name, tokenizer)) for name in BUILT_IN)
+    return next((name for name, text in texts if text == tokenizer.chat_template), None)
 
 
 def template_text(name: str, tokenizer: Any) -> str:

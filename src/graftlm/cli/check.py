@@ -1,0 +1,159 @@
+"""`graftlm check`: what will be learned from this data, before an hour is spent on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from graftlm.cli._shared import JsonOption, say
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from graftlm.data.audit import Audit
+
+__all__ = ["check"]
+
+_HIDE = {"show_default": False}
+_COLOURS = {"error": "bold red", "warning": "yellow", "info": "dim"}
+
+
+def check(
+    data: Annotated[str, typer.Argument(help="A file, folder, glob, `-`, or Hub data set.")],
+    model: Annotated[str, typer.Option(help="The model that will be trained.")],
+    eval_data: Annotated[str | None, typer.Option(help="The rows to measure on.", **_HIDE)] = None,
+    max_length: Annotated[int | None, typer.Option(min=2, help="As in training.", **_HIDE)] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A data setting: data.loss_on=last. Repeatable.", **_HIDE),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=0, help="Rows to show.")] = 3,
+    html: Annotated[Path | None, typer.Option(help="Write a page there, too.", **_HIDE)] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a model would learn from data, and what is wrong with it.
+
+    Example: `graftlm check rows.jsonl --model gemma-3-270m --html check.html`
+
+    Exits with 1 where training would not do what was meant.
+    """
+    from graftlm.config import load_run_config, parse_override
+    from graftlm.data import Encoder, load_examples
+    from graftlm.data.audit import audit
+    from graftlm.data.examples import split
+    from graftlm.data.page import audit_page
+    from graftlm.files import atomic_write
+    from graftlm.models import load_tokenizer
+
+    overrides = [(["data", "max_length"], max_length)] if max_length is not None else []
+    config = load_run_config(None, [*overrides, *map(parse_override, set_ or [])]).data
+    tokenizer = load_tokenizer(model)
+    encoder = Encoder(tokenizer, config)
+    examples = load_examples(data, tokenizer, config, strict=False)
+    held = None
+    if eval_data is not None:
+        held = load_examples(eval_data, tokenizer, config, strict=False)
+    elif config.eval_fraction:
+        examples, held = split(examples, config.eval_fraction)
+    result = audit(
+        examples,
+        encoder,
+        config,
+        eval_examples=held,
+        vocab_size=_vocab_size(model),
+        samples=samples,
+    )
+    facts = _facts(result)
+    if html is not None:
+        page = audit_page(result, facts, name=data, model=model)
+        with atomic_write(html) as temporary:
+            temporary.write_text(page, encoding="utf-8")
+    if as_json:
+        say({"data": data, "model": model} | result.to_dict(), True, "")
+    else:
+        _print(result, facts)
+    if not result.ok:
+        raise typer.Exit(1)
+
+
+def _vocab_size(model: str) -> int | None:
+    """Rows of the model's embedding, by its config."""
+    import json
+
+    from graftlm.models import resolve
+
+    config = json.loads((resolve(model).path / "config.json").read_text(encoding="utf-8"))
+    size = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
+    return int(size) if size else None
+
+
+def _facts(result: Audit) -> list[tuple[str, str]]:
+    """What is said about the data in numbers, for the terminal and the page."""
+    share = result.supervised_tokens / max(1, result.tokens)
+    formats = ", ".join(f"{n:,} {name}" for name, n in result.formats.items())
+    chats = result.formats.keys() - {"completion", "text"}
+    percentiles = "  ".join(f"{p} {n}" for p, n in result.length_percentiles.items())
+    return [
+        ("rows", f"{result.rows:,} ({formats})" if formats else f"{result.rows:,}"),
+        ("examples", f"{result.examples:,}"),
+        ("chat template", result.template if chats else f"{result.template} (not used)"),
+        ("tokens", f"{result.tokens:,}"),
+        ("learned tokens", f"{result.supervised_tokens:,} ({share:.1%})"),
+        ("tokens a row", percentiles),
+        (
+            "max_length",
+            f"{result.max_length} set, {result.recommended_max_length} recommended",
+        ),
+        (
+            "lost to max_length",
+            f"{result.too_long:,} dropped, {result.truncated:,} cut, {result.split:,} split",
+        ),
+        (
+            "padding",
+            f"{result.padding_share:.1%} of the positions in batches by length; "
+            f"{1 - result.packing_efficiency:.1%} when packed",
+        ),
+    ]
+
+
+def _print(result: Audit, facts: list[tuple[str, str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False, soft_wrap=False)
+    table = Table.grid(padding=(0, 2))
+    for label, value in facts:
+        table.add_row(Text(label, style="dim"), Text(value))
+    console.print(table)
+    _print_histogram(console, result)
+    for sample in result.samples:
+        console.rule(f"{sample.tokens} tokens; green is learned", style="dim")
+        text = Text()
+        for piece, learned in sample.pieces:
+            text.append(piece, style="bold green" if learned else "dim")
+        console.print(text)
+    console.rule(style="dim")
+    for finding in result.findings:
+        line = Text(f"{finding.severity:>7} ", style=_COLOURS[finding.severity])
+        line.append(f"{finding.count:,} {finding.message}", style="default not bold")
+        console.print(line)
+        for place in finding.places:
+            console.print(Text(f"        {place}", style="dim"))
+    verdict = Text("Ready to train.", style="bold green")
+    if not result.ok:
+        count = sum(finding.severity == "error" for finding in result.findings)
+        verdict = Text(f"Training on this would not do what was meant ({count} errors).")
+        verdict.stylize("bold red")
+    console.print(verdict)
+
+
+def _print_histogram(console: Console, result: Audit) -> None:
+    from rich.text import Text
+
+    most = max((rows for _, rows in result.length_histogram), default=0)
+    for upto, rows in result.length_histogram:
+        bar = "█" * -(-40 * rows // most)
+        console.print(Text(f"  ≤ {upto:>6} {rows:>9,} ").append(bar, style="blue"))
