@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from graftlm.errors import ModelError, ResourceError
 from graftlm.layers import NF4Linear
-from graftlm.models import load_model, quantize, quantize_folder
+from graftlm.models import load_model, quantize_folder, rewriting
 from tests.oracles.model_families import FAMILIES, tiny_model
 
 IDS = torch.arange(1, 25).view(2, 12)
@@ -137,7 +137,7 @@ def test_many_shards_hold_the_same_tensors_as_one(
     plain: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quantize_folder(plain["llama"], tmp_path / "one")
-    monkeypatch.setattr(quantize, "SHARD_BYTES", 20_000)
+    monkeypatch.setattr(rewriting, "SHARD_BYTES", 20_000)
     report = quantize_folder(plain["llama"], tmp_path / "many")
     shards = sorted((tmp_path / "many").glob("*.safetensors"))
     assert len(shards) > 2

@@ -10,19 +10,21 @@ is: bitsandbytes would take them for 4-bit otherwise.
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from transformers.pytorch_utils import Conv1D
 
 from graftlm.errors import GraftLMError, ModelError
 from graftlm.files import atomic_folder, require_free_space, write_json
 from graftlm.kernels import ops
 from graftlm.models.load import empty_model, load_config, pick_dtype
+from graftlm.models.rewriting import ShardWriter, copy_companions, parameter_names
 from graftlm.models.safetensors_file import Checkpoint
 from graftlm.models.source import resolve
+from graftlm.models.streaming import linear_layers, unquantized_names
 from graftlm.nf4.bitsandbytes_format import to_bitsandbytes
 
 if TYPE_CHECKING:
@@ -30,19 +32,13 @@ if TYPE_CHECKING:
 
 __all__ = ["quantize_folder"]
 
-SHARD_BYTES = 1_000_000_000
-COMPANIONS = (
-    *("generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab*", "merges.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*", "*.py"),
-)
-
 
 def quantize_folder(
     name: str | Path, out: str | Path, block_size: int = 64, double_quant: bool = True
 ) -> dict[str, Any]:
     """Write a model in NF4; transformers with bitsandbytes and `load_model` open the result.
 
-    Peak memory is two shards of a gigabyte, whatever the size of the model.
+    Peak memory is one shard of a gigabyte, whatever the size of the model.
 
     Args:
         name: a folder, a Hub id, a `.gguf` file or a built-in name, in 16 or 32 bits.
@@ -75,14 +71,15 @@ def quantize_folder(
     fixed = sum(checkpoint[key].nbytes for key in checkpoint if key not in layers)
     require_free_space(out, fixed + int(parameters * 0.6) + 100_000_000, "Quantising")
     with atomic_folder(out) as folder:
-        writer = _ShardWriter(folder)
+        writer = ShardWriter(folder)
         for key in checkpoint:
             tensors = {key: checkpoint.read(key)}
             if key in layers:
                 tensors = _quantized(key, tensors[key], layers[key], block_size, double_quant)
-            writer.add(tensors)
-        written = writer.finish()
-        _copy_companions(source.path, folder)
+            for part, tensor in tensors.items():
+                writer.add(part, tensor)
+        writer.close()
+        copy_companions(source.path, folder)
         settings = _settings(double_quant, pick_dtype("auto", config, checkpoint), kept)
         plain = json.loads((source.path / "config.json").read_text(encoding="utf-8"))
         write_json(folder / "config.json", plain | {"quantization_config": settings})
@@ -91,7 +88,7 @@ def quantize_folder(
         "quantized_layers": len(layers),
         "quantized_parameters": parameters,
         "kept_parameters": sum(_numel(checkpoint, key) for key in checkpoint) - parameters,
-        "bytes": written,
+        "bytes": writer.total_bytes,
         "bytes_before": before,
     }
 
@@ -102,26 +99,14 @@ def _split(model: PreTrainedModel, checkpoint: Checkpoint) -> tuple[dict[str, bo
     Returns:
         ``{tensor: whether it is stored transposed}`` and the names of the layers left alone.
     """
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-    from transformers.pytorch_utils import Conv1D
-
-    from graftlm.models.streaming import linear_layers, unquantized_names
-
     linears, spared = linear_layers(model), unquantized_names(model)
-    mapping = get_model_conversion_mapping(model)
-    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-    names = model.state_dict()
+    names, shared = parameter_names(model, checkpoint)
     layers, done = {}, set()
-    for key in checkpoint:
-        target, merged = rename_source_key(
-            key, renamings, converters, model.base_model_prefix, names
-        )
-        path, _, leaf = target.rpartition(".")
+    for key, name in names.items():
+        path, _, leaf = name.rpartition(".")
         layer = linears.get(path)
         exact = type(layer) in (torch.nn.Linear, Conv1D)
-        if merged is None and leaf == "weight" and exact and path not in spared:
+        if key not in shared and leaf == "weight" and exact and path not in spared:
             layers[key] = isinstance(layer, Conv1D)
             done.add(path)
     return layers, sorted(linears.keys() - done)
@@ -153,52 +138,5 @@ def _settings(double_quant: bool, dtype: torch.dtype, kept: list[str]) -> dict[s
     }
 
 
-def _copy_companions(source: Path, folder: Path) -> None:
-    for pattern in COMPANIONS:
-        for file in source.glob(pattern):
-            if file.is_file():
-                shutil.copyfile(file, folder / file.name)
-
-
 def _numel(checkpoint: Checkpoint, key: str) -> int:
     return checkpoint[key].nbytes // checkpoint[key].dtype.itemsize
-
-
-class _ShardWriter:
-    """Collects tensors and writes a shard whenever a gigabyte is full."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._pending: dict[str, Tensor] = {}
-        self._shards: list[tuple[Path, list[str]]] = []
-        self._written = 0
-
-    def add(self, tensors: dict[str, Tensor]) -> None:
-        self._pending |= tensors
-        if sum(tensor.nbytes for tensor in self._pending.values()) >= SHARD_BYTES:
-            self._flush()
-
-    def finish(self) -> int:
-        """Write the rest, name the shards and their index; return the bytes of all tensors."""
-        self._flush()
-        total = len(self._shards)
-        weight_map: dict[str, str] = {}
-        for number, (file, keys) in enumerate(self._shards, start=1):
-            name = f"model-{number:05}-of-{total:05}.safetensors" if total > 1 else ""
-            file.rename(self._folder / (name or "model.safetensors"))
-            weight_map |= dict.fromkeys(keys, name)
-        if total > 1:
-            index = {"metadata": {"total_size": self._written}, "weight_map": weight_map}
-            write_json(self._folder / "model.safetensors.index.json", index)
-        return self._written
-
-    def _flush(self) -> None:
-        from safetensors.torch import save_file
-
-        if not self._pending:
-            return
-        file = self._folder / f"shard-{len(self._shards)}"
-        save_file(self._pending, file, metadata={"format": "pt"})
-        self._shards.append((file, list(self._pending)))
-        self._written += sum(tensor.nbytes for tensor in self._pending.values())
-        self._pending = {}

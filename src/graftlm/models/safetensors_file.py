@@ -133,7 +133,9 @@ class Checkpoint(Mapping[str, StoredTensor]):
     def _read_shards(self, index: Path) -> None:
         try:
             weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            shards = sorted(set(weight_map.values()))
+            shards = sorted({str(shard) for shard in weight_map.values()})
+            if not shards:
+                raise ValueError("it names no file")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelError(
                 f"{index} is not a valid safetensors index: {error!r}. "
@@ -181,7 +183,9 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
 def _entry(file: Path, name: str, value: Any, data_start: int, file_size: int) -> StoredTensor:
     try:
         kind, shape, (begin, end) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
-        whole = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
+        whole = isinstance(kind, str) and all(
+            type(number) is int and number >= 0 for number in (*shape, begin, end)
+        )
     except (TypeError, KeyError, ValueError):
         whole = False
     if not whole:

@@ -47,7 +47,7 @@ METHOD = "graftlm"
 class Abort(BaseException):
     """Carries an error out through transformers' loader, which would otherwise log and go on."""
 
-    def __init__(self, error: GraftLMError) -> None:
+    def __init__(self, error: Exception) -> None:
         super().__init__(str(error))
         self.error = error
 
@@ -72,7 +72,7 @@ class LazyTensor:
     def __getitem__(self, _: Any) -> Tensor | Stored:
         try:
             return self._read()
-        except GraftLMError as error:
+        except Exception as error:
             raise Abort(error) from error
 
 
@@ -167,6 +167,8 @@ class Quantize(ConversionOps):
                 weight = self._quantize(path, tensor)
             except GraftLMError as error:
                 raise Abort(type(error)(f"{name}: {error}")) from error
+            except Exception as error:
+                raise Abort(error) from error
             if weight is None:
                 rest[name] = tensor
                 continue
