@@ -11,21 +11,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.pytorch_utils import Conv1D
 
 from graftlm.artifacts.adapter_folder import base_of, run_settings, trained_on
 from graftlm.artifacts.peft import load_adapter
-from graftlm.artifacts.shards import ShardWriter
 from graftlm.config import ModelConfig
 from graftlm.errors import ArtifactError, ConfigError
 from graftlm.files import atomic_folder, require_free_space, write_json
@@ -37,6 +32,7 @@ from graftlm.lora.targets import base_modules, output_head
 from graftlm.models import resolve
 from graftlm.models.load import empty_model, load_config
 from graftlm.models.prequantized import is_nf4, mapped_tensors
+from graftlm.models.rewriting import ShardWriter, copy_companions, parameter_names
 from graftlm.models.safetensors_file import Checkpoint
 from graftlm.models.streaming import (
     Abort,
@@ -50,10 +46,7 @@ from graftlm.models.streaming import (
 __all__ = ["merge_to_folder"]
 
 Onto = Literal["original", "nf4"]
-SHARD_BYTES = 2_000_000_000
 SMALL_FILES_BYTES = 100_000_000
-COPIED_SUFFIXES = {".jinja", ".json", ".model", ".txt"}
-LICENCES = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
 
 
 def merge_to_folder(
@@ -63,7 +56,7 @@ def merge_to_folder(
     base: str | None = None,
     onto: str | None = None,
     dtype: torch.dtype | None = None,
-    max_shard_bytes: int = SHARD_BYTES,
+    max_shard_bytes: int | None = None,
 ) -> dict[str, Any]:
     """Fold the adapter at ``adapter`` into its base and write a plain transformers folder.
 
@@ -76,7 +69,7 @@ def merge_to_folder(
         onto: ``"original"`` or ``"nf4"``; by default ``"nf4"`` for an adapter in the folder of a
             QLoRA run (with the block size it used) or over a 4-bit base, else ``"original"``.
         dtype: type of the written weights; by default the base's. With float32 the merge is exact.
-        max_shard_bytes: size of one file of weights.
+        max_shard_bytes: size of one file of weights; a gigabyte by default.
 
     Returns:
         ``base``, ``onto``, ``out``, ``modules`` merged, ``bytes`` written, the ``largest_rounding``
@@ -96,7 +89,7 @@ def merge_to_folder(
         for key, tensor in merge.tensors():
             writer.add(key, tensor)
         writer.close()
-        _copy_small_files(source.path, folder)
+        copy_companions(source.path, folder)
         write_json(folder / "config.json", _edited_config(source.path, merge))
     return {
         "base": name,
@@ -196,11 +189,12 @@ def _prepare(
         for layer, module in linear_layers(model).items()
         if chosen == "nf4" and layer not in kept
     }
-    places, mixed = _places(model, weights)
+    places, shared = parameter_names(model, weights)
     load_adapter(model, adapter)
     deltas = {f"{layer}.weight": module for layer, module in lora_modules(model).items()}
     untied = _parting(model, deltas)
-    lost = (deltas.keys() | quantized.keys()) - (set(places.values()) - mixed) - set(untied or ())
+    whole = {name for key, name in places.items() if key not in shared}
+    lost = (deltas.keys() | quantized.keys()) - whole - set(untied or ())
     if lost:
         raise ArtifactError(
             f"{folder} does not store {min(lost)} as one tensor, so it cannot be merged on disk. "
@@ -231,28 +225,6 @@ def _choose(onto: str | None, adapter: str | Path, name: str, already: bool) -> 
     if onto is None:
         onto = "nf4" if already else trained_on(adapter) or "original"
     return "nf4" if onto == "nf4" else "original"
-
-
-def _places(model: PreTrainedModel, keys: Mapping[str, Any]) -> tuple[dict[str, str], set[str]]:
-    """The parameter each checkpoint key fills, and the parameters built from several keys.
-
-    transformers knows: keys may lack the base model's prefix, or carry names of an older release.
-    """
-    conversions = get_model_conversion_mapping(model)
-    renamings = [c for c in conversions if isinstance(c, WeightRenaming)]
-    converters = [c for c in conversions if isinstance(c, WeightConverter)]
-    parameters = model.state_dict()
-    places, mixed = {}, set()
-    for key in sorted(keys):
-        place, converted = rename_source_key(
-            key, renamings, converters, model.base_model_prefix, parameters
-        )
-        if place not in parameters and key in parameters:
-            place = key
-        places[key] = place
-        if converted is not None:
-            mixed.add(place)
-    return places, mixed
 
 
 def _parting(model: nn.Module, deltas: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -287,11 +259,3 @@ def _edited_config(folder: Path, merge: _Merge) -> dict[str, Any]:
             part.pop("torch_dtype", None)
             part["dtype"] = str(merge.dtype).removeprefix("torch.")
     return config
-
-
-def _copy_small_files(source: Path, folder: Path) -> None:
-    """Tokenizer, chat template, generation settings and licence go with the model."""
-    for file in source.iterdir():
-        wanted = file.suffix in COPIED_SUFFIXES or file.name.upper().startswith(LICENCES)
-        if wanted and file.is_file() and not file.name.endswith(".safetensors.index.json"):
-            shutil.copyfile(file, folder / file.name)

@@ -1,0 +1,109 @@
+"""A model folder written again with other weights, tensor by tensor: what such commands share."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+from graftlm.errors import ResourceError
+from graftlm.files import write_json
+
+__all__ = ["ShardWriter", "copy_companions", "parameter_names"]
+
+SHARD_BYTES = 1_000_000_000
+COMPANIONS = (
+    *("generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab*", "merges.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*", "*.py"),
+)
+
+
+def parameter_names(
+    model: PreTrainedModel, keys: Iterable[str]
+) -> tuple[dict[str, str], frozenset[str]]:
+    """The parameter of ``model`` that each checkpoint key fills, as transformers loads it.
+
+    Keys may lack the base model's prefix, or carry names of an older release.
+
+    Returns:
+        ``{key: parameter}``, and the keys that fill their parameter together with others.
+    """
+    conversions = get_model_conversion_mapping(model)
+    renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in conversions if isinstance(entry, WeightConverter)]
+    parameters = model.state_dict()
+    names, shared = {}, set()
+    for key in sorted(keys):
+        name, converter = rename_source_key(
+            key, renamings, converters, model.base_model_prefix, parameters
+        )
+        names[key] = key if name not in parameters and key in parameters else name
+        if converter is not None:
+            shared.add(key)
+    return names, frozenset(shared)
+
+
+def copy_companions(source: Path, folder: Path) -> None:
+    """Copy tokenizer, chat template, generation settings and licence; not config.json."""
+    for pattern in COMPANIONS:
+        for file in source.glob(pattern):
+            if file.is_file():
+                shutil.copyfile(file, folder / file.name)
+
+
+class ShardWriter:
+    """Collects tensors and writes them to ``folder`` in shards, named as transformers names them.
+
+    Args:
+        folder: an existing folder, best a temporary one.
+        max_bytes: a shard is written before it would grow beyond this; a gigabyte by default.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int | None = None) -> None:
+        self._folder, self._max_bytes = folder, max_bytes or SHARD_BYTES
+        self._tensors: dict[str, Tensor] = {}
+        self._shards: list[list[str]] = []
+        self._nbytes = 0
+        self.total_bytes = 0
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Append one tensor."""
+        if self._tensors and self._nbytes + tensor.nbytes > self._max_bytes:
+            self._flush()
+        self._tensors[name] = tensor.contiguous()
+        self._nbytes += tensor.nbytes
+        self.total_bytes += tensor.nbytes
+
+    def close(self) -> None:
+        """Write what is left, give the files their final names, and write the index."""
+        self._flush()
+        count = len(self._shards)
+        if count == 1:
+            self._path(0).rename(self._folder / "model.safetensors")
+            return
+        weight_map: dict[str, str] = {}
+        for number, names in enumerate(self._shards):
+            final = f"model-{number + 1:05d}-of-{count:05d}.safetensors"
+            self._path(number).rename(self._folder / final)
+            weight_map |= dict.fromkeys(names, final)
+        index = {"metadata": {"total_size": self.total_bytes}, "weight_map": weight_map}
+        write_json(self._folder / "model.safetensors.index.json", index)
+
+    def _flush(self) -> None:
+        path = self._path(len(self._shards))
+        try:
+            safetensors.torch.save_file(self._tensors, path, {"format": "pt"})
+        except safetensors.SafetensorError as error:  # how safetensors reports a full disk
+            raise ResourceError(f"cannot write {path.parent}: {error}") from error
+        self._shards.append(list(self._tensors))
+        self._tensors, self._nbytes = {}, 0
+
+    def _path(self, number: int) -> Path:
+        return self._folder / f"shard-{number}.safetensors"
