@@ -9,8 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -164,24 +163,27 @@ def _json_array(name: str, text: str) -> Iterator[Raw]:
 
 def _separated(delimiter: str) -> Callable[[str, BinaryIO], Iterator[Raw]]:
     def read(name: str, file: BinaryIO) -> Iterator[Raw]:
-        csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-        text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-        rows = csv.DictReader(text, delimiter=delimiter, restkey="", strict=True)
-        try:
-            for row in rows:
-                value: Any = row
-                if "" in row or None in row.values():
-                    given = len([v for v in row.values() if v is not None]) - ("" in row)
-                    given += len(row.get("") or ())
-                    value = RowError(
-                        f"found {given} fields, expected {len(rows.fieldnames or ())} as in the "
-                        "header; quote fields that hold the separator"
-                    )
-                yield Raw(name, rows.line_num, value)
-        except csv.Error as error:
-            yield Raw(name, rows.line_num, RowError(f"not valid CSV: {error}"))
+        csv.field_size_limit(2**31 - 1)
+        with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
+            rows = csv.DictReader(text, delimiter=delimiter, restkey="", strict=True)
+            try:
+                for row in rows:
+                    yield Raw(name, rows.line_num, _fields(row, rows.fieldnames or ()))
+            except csv.Error as error:
+                yield Raw(name, rows.line_num, RowError(f"not valid CSV: {error}"))
 
     return read
+
+
+def _fields(row: dict[str, Any], header: Sequence[str]) -> Any:
+    """The row, or what is wrong with its number of fields."""
+    if "" not in row and None not in row.values():
+        return row
+    given = sum(row.get(column) is not None for column in header) + len(row.get("", ()))
+    return RowError(
+        f"found {given} fields, expected {len(header)} as in the header; quote fields that hold "
+        "the separator"
+    )
 
 
 def _parquet(name: str, file: BinaryIO) -> Iterator[Raw]:
@@ -212,15 +214,15 @@ def _arrow(name: str, file: BinaryIO) -> Iterator[Raw]:
 
 def _plain(name: str, file: BinaryIO) -> Iterator[Raw]:
     """A text is one row; one of many megabytes becomes several, cut between paragraphs."""
-    text = io.TextIOWrapper(file, encoding="utf-8-sig")
     held: list[str] = []
     size, first = 0, 1
-    for number, line in enumerate(text, start=1):
-        held.append(line)
-        size += len(line)
-        if size >= _TEXT_BLOCK and not line.strip():
-            yield Raw(name, first, {"text": "".join(held)})
-            held, size, first = [], 0, number + 1
+    with io.TextIOWrapper(file, encoding="utf-8-sig") as text:
+        for number, line in enumerate(text, start=1):
+            held.append(line)
+            size += len(line)
+            if size >= _TEXT_BLOCK and not line.strip():
+                yield Raw(name, first, {"text": "".join(held)})
+                held, size, first = [], 0, number + 1
     if "".join(held).strip():
         yield Raw(name, first, {"text": "".join(held)})
 
