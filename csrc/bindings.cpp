@@ -3,6 +3,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/array.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
 #include <array>
 #include <string>
@@ -54,9 +55,11 @@ NB_MODULE(_native, m) {
   using Free = nb::call_guard<nb::gil_scoped_release>;
 
   m.def("level", [] { return std::string(level_name()); });
+  m.def("available_levels", &level_names);
+  m.def("use_level", &use_level);
   m.def("multiplies_bf16", &multiplies_bf16);
   m.def("thread_runtime", [] { return std::string(thread_runtime()); });
-  m.def("levels", [] {
+  m.def("nf4_levels", [] {
     std::array<float, 16> table;
     for (int i = 0; i < 16; i++) table[i] = kLevels[i];
     return table;
@@ -87,6 +90,22 @@ NB_MODULE(_native, m) {
          int compute, int threads) {
         linear(weight(codes, absmax, nested, map, offset, rows, cols, block), at<void>(x),
                DType(type), lines, at<float>(bias), at<void>(y), Compute(compute), threads);
+      },
+      Free());
+
+  m.def(
+      "cross_entropy",
+      [](Address weight, int type, int64_t vocabulary, int64_t dim, Address bias, float scale,
+         float softcap, Address hidden, Address targets, int64_t tokens, bool exact_bf16,
+         float label_smoothing, float tolerance, float max_dropped, Address lse,
+         Address target_logit, Address mean_row, Address grad, Address dropped, int threads) {
+        const Head head = {at<void>(weight), DType(type), vocabulary, dim,
+                           at<float>(bias),  scale,       softcap};
+        return cross_entropy({head, at<float>(hidden), at<int64_t>(targets), tokens, exact_bf16,
+                              label_smoothing, tolerance, max_dropped, at<float>(lse),
+                              at<float>(target_logit), at<float>(mean_row), at<float>(grad),
+                              at<float>(dropped)},
+                             threads);
       },
       Free());
 

@@ -1,100 +1,106 @@
+// The driver of the linear cross-entropy: groups of tokens, partitions of the vocabulary, threads.
 #include "cross_entropy.hpp"
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
+#include <cstring>
 #include <limits>
 #include <memory>
-#include <new>
+#include <numeric>
 #include <vector>
 
+#include "buffer.hpp"
+#include "level.hpp"
 #include "threads.hpp"
 
-namespace graftlm::cross_entropy {
+namespace graftlm {
 namespace {
 
-constexpr int64_t kGroupTokens = 512;     // tokens walked together: bounds every buffer
-constexpr int64_t kSliceTokens = 64;      // tokens of one task where tasks are tokens
+constexpr int64_t kGroupTokens = 512;        // walked together: bounds every buffer
+constexpr int64_t kSliceTokens = 64;         // one task where tasks are tokens
 constexpr int64_t kRowsBytes = 512 << 10;    // of W at a time, as prepared, and ...
 constexpr int64_t kTokensBytes = 512 << 10;  // ... of hidden states: together they fit an L2
-constexpr size_t kWidest = 16;  // lanes of the widest vector
+constexpr int64_t kGatherRows = 2048;        // gathered from before the next tokens' turn
+constexpr int64_t kFlat = kPartitionRows * 3 / 4;  // more candidates than this: not worth keeping
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-struct Free {
-  void operator()(void* p) const { std::free(p); }
-};
-
-// Uninitialised memory on a cache line, grown by copying.
+// An array that keeps its contents when it grows, and does not initialise.
 template <class T>
-class Buffer {
- public:
-  explicit Buffer(size_t capacity = 0) { reserve(0, capacity); }
-  T* data() { return static_cast<T*>(memory_.get()); }
-  T& operator[](size_t i) { return data()[i]; }
-  void reserve(size_t used, size_t capacity) {
-    if (capacity <= capacity_) return;
-    capacity = std::max(capacity, used + used / 2);
-    const size_t bytes = (capacity * sizeof(T) + 63) / 64 * 64;
-    std::unique_ptr<void, Free> larger(std::aligned_alloc(64, bytes));
-    if (!larger) throw std::bad_alloc();
-    if (used) std::copy_n(data(), used, static_cast<T*>(larger.get()));
-    memory_ = std::move(larger);
-    capacity_ = capacity;
-  }
+struct Growing {
+  std::unique_ptr<T[]> data;
+  size_t capacity = 0;
 
- private:
-  std::unique_ptr<void, Free> memory_;
-  size_t capacity_ = 0;
+  T* room(size_t used, size_t wanted) {
+    if (wanted > capacity) {
+      capacity = std::max(wanted, used + used / 2);
+      std::unique_ptr<T[]> larger(new T[capacity]);
+      if (used) std::memcpy(larger.get(), data.get(), used * sizeof(T));
+      data = std::move(larger);
+    }
+    return data.get();
+  }
 };
 
-int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+int64_t divide_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit; }
 
 // As many units as fit the budget, at least one.
-int64_t units(int64_t budget, size_t bytes, int64_t unit) {
-  return std::max<int64_t>(budget / static_cast<int64_t>(bytes), 1) * unit;
+int64_t units(int64_t budget, int64_t bytes, int64_t unit) {
+  return std::max<int64_t>(budget / bytes, 1) * unit;
 }
 
-// One task's walk over its rows for its tokens, with its own running state and candidates.
+Walk chosen_walk() {
+#if defined(GRAFTLM_X86)
+  if (multiplies_bf16()) return amx_walk();
+#endif
+  return float_walk();
+}
+
+// One task's walk: rows of one partition for some tokens, with its own state and candidates.
 class Part {
  public:
-  void walk(const Kernels& kernels, const Request& request, const void* hidden,
-            const float* bound, int64_t row, int64_t row_end, int64_t token, int64_t token_end) {
+  void walk(const CrossEntropy& request, const void* hidden, const float* bound, int64_t row,
+            int64_t row_end, int64_t token, int64_t token_end) {
+    const Walk kernels = chosen_walk();
     const Head& head = request.head;
-    first_ = token;
-    row_ = row;
     const size_t tokens = static_cast<size_t>(token_end - token);
+    row_ = row;
+    first_ = token;
     peak_.assign(tokens, -kInfinity);
     sum_.assign(tokens, 0.0f);
     counts_.assign(tokens, 0);
     bound_.assign(bound + token, bound + token_end);
-    const int64_t limit = row == 0 ? kPartitionRows / 2 : kPartitionRows / 4;
-    const State state = {peak_.data() - token, sum_.data() - token, bound_.data() - token};
-    const float log_tolerance = std::log(request.tolerance);
-    const int64_t chunk = units(kRowsBytes, kernels.prepared_bytes(kernels.rows, head.dim),
-                                kernels.rows);
+    const WalkState state = {peak_.data() - token, sum_.data() - token, bound_.data() - token,
+                             std::log(request.tolerance)};
+    const int64_t rows = units(kRowsBytes, kernels.prepared_bytes(kernels.rows, head.dim),
+                               kernels.rows);
     const int64_t step = units(kTokensBytes, kernels.packed_bytes(kernels.panel, head.dim, false),
                                kernels.panel);
-    Buffer<uint8_t> prepared(kernels.prepared_bytes(chunk, head.dim));
-    kernels.enter();
-    for (; row < row_end; row += chunk) {
-      const int64_t end = std::min(row + chunk, row_end);
-      kernels.prepare(head, row, end, prepared.data());
+    Buffer prepared;
+    prepared.bytes(kernels.prepared_bytes(rows, head.dim));
+    for (; row < row_end; row += rows) {
+      const int64_t end = std::min(row + rows, row_end);
+      void* at = prepared.bytes(0);
+      kernels.prepare(head, row, end, at);
       for (int64_t t = token; t < token_end; t += step) {
         const int64_t t_end = std::min(t + step, token_end);
-        const size_t before = size_;
-        const size_t room = size_ + static_cast<size_t>((end - row) * (t_end - t)) + kWidest;
-        keys_.reserve(size_, room);
-        logits_.reserve(size_, room);
-        size_ = kernels.walk({&head, row, end, hidden, t, t_end, state, log_tolerance,
-                              prepared.data(), {keys_.data(), logits_.data(), size_}},
-                             request.exact_bf16);
-        count(before, limit);
+        const size_t room = size_ + static_cast<size_t>((end - row) * (t_end - t) + kWidestVector);
+        Candidates found = {keys_.room(size_, room), logits_.room(size_, room), size_};
+        kernels.walk({&head, row, end, at, hidden, t, t_end, request.exact_bf16, state}, found);
+        for (; size_ < found.count; size_++) count(size_);
       }
     }
-    kernels.leave();
   }
 
-  bool flat(int64_t token) const { return bound_[token - first_] == kInfinity; }
+  // Σ of the rows of this part, for the mean row.
+  void sum_rows(const Head& head, int64_t row, int64_t row_end) {
+    std::vector<uint32_t> rows(static_cast<size_t>(row_end - row));
+    std::iota(rows.begin(), rows.end(), static_cast<uint32_t>(row));
+    const std::vector<float> ones(rows.size(), 1.0f);
+    row_sum.assign(static_cast<size_t>(head.dim), 0.0f);
+    level().gather_rows(head, rows.data(), ones.data(), row_end - row, row_sum.data());
+  }
+
+  bool flat(int64_t token) const { return counts_[token - first_] > kFlat; }
   float peak(int64_t token) const { return peak_[token - first_]; }
   float sum(int64_t token) const { return sum_[token - first_]; }
   int64_t& counter(int64_t token) { return counts_[token - first_]; }
@@ -102,108 +108,121 @@ class Part {
   // Keep the candidates above the tolerance now that lse is known; count them by token.
   void filter(const float* lse, const uint8_t* dense, float tolerance) {
     std::fill(counts_.begin(), counts_.end(), 0);
-    size_t kept = 0;
-    for (size_t i = 0; i < size_; ++i) {
+    const size_t found = size_;
+    size_ = 0;
+    for (size_t i = 0; i < found; i++) {
       const int64_t token = token_of(i);
-      if (dense[token] || !(std::exp(logits_[i] - lse[token]) > tolerance)) continue;
-      ++counts_[token - first_];
-      keys_[kept] = keys_[i];
-      logits_[kept++] = logits_[i];
+      const float logit = logits_.data[i];
+      if (dense[token] || !(std::exp(logit - lse[token]) > tolerance)) continue;
+      counts_[token - first_]++;
+      keys_.data[size_] = keys_.data[i];
+      logits_.data[size_++] = logit;
     }
-    size_ = kept;
   }
 
   // Sort the kept candidates by token: `counter` holds where each token's next entry goes.
   void scatter(uint32_t* rows, float* logits) {
-    for (size_t i = 0; i < size_; ++i) {
+    for (size_t i = 0; i < size_; i++) {
       const int64_t at = counts_[token_of(i) - first_]++;
-      rows[at] = static_cast<uint32_t>(row_) + keys_[i] % kPartitionRows;
-      logits[at] = logits_[i];
+      rows[at] = static_cast<uint32_t>(row_) + keys_.data[i] % kPartitionRows;
+      logits[at] = logits_.data[i];
     }
   }
+
+  std::vector<float> row_sum;
 
  private:
-  // A token with candidates everywhere gains nothing from them: stop collecting its.
-  void count(size_t i, int64_t limit) {
-    for (; i < size_; ++i) {
-      const size_t at = static_cast<size_t>(token_of(i) - first_);
-      if (++counts_[at] > limit) bound_[at] = kInfinity;
-    }
-  }
+  int64_t token_of(size_t i) const { return keys_.data[i] / kPartitionRows; }
 
-  int64_t token_of(size_t i) { return keys_[i] / kPartitionRows; }
+  void count(size_t i) {
+    const int64_t at = token_of(i) - first_;
+    if (++counts_[at] > kFlat) bound_[at] = kInfinity;
+  }
 
   int64_t first_ = 0, row_ = 0;
   std::vector<float> peak_, sum_, bound_;
   std::vector<int64_t> counts_;
-  Buffer<uint32_t> keys_;
-  Buffer<float> logits_;
+  Growing<uint32_t> keys_;
+  Growing<float> logits_;
   size_t size_ = 0;
 };
 
-// The tokens [first, first + tokens) of a request: walk, then gradient.
+// Tokens [first, first + tokens) of a request: walk, then gradient. Slices of tokens walk the first
+// partition, whose log-sum-exps are the bounds that all other partitions start from.
 class Group {
  public:
-  Group(const Kernels& kernels, const Request& request, const Result& result, int64_t first,
-        int64_t tokens)
-      : kernels_(kernels),
-        request_(request),
+  Group(const CrossEntropy& request, int64_t first, int64_t tokens, int threads)
+      : q_(request),
+        threads_(threads),
+        first_(first),
         tokens_(tokens),
-        padded_(round_up(tokens, kernels.panel)),
+        padded_(divide_up(tokens, chosen_walk().panel) * chosen_walk().panel),
+        slices_(divide_up(padded_, kSliceTokens)),
         hidden_(request.hidden + first * request.head.dim),
-        targets_(request.targets + first),
-        lse_(result.lse + first),
-        target_logit_(result.target_logit + first),
-        grad_(result.grad ? result.grad + first * request.head.dim : nullptr),
-        dropped_(result.dropped + first),
-        packed_(kernels.packed_bytes(padded_, request.head.dim, request.exact_bf16)),
+        lse_(request.lse + first),
+        target_logit_(request.target_logit + first),
         bound_(static_cast<size_t>(padded_), kInfinity),
         dense_(static_cast<size_t>(padded_), 0) {}
 
   int64_t run() {
-    const int64_t slices = (padded_ + kSliceTokens - 1) / kSliceTokens;
-    const int64_t vocabulary = request_.head.vocabulary;
-    const int64_t partitions = (vocabulary + kPartitionRows - 1) / kPartitionRows;
-    parts_.resize(static_cast<size_t>(slices + partitions - 1));
-    parallel_for(slices, request_.threads, [&](int64_t slice) { open(slice); });
-    parallel_for(partitions - 1, request_.threads, [&](int64_t i) {
+    const Head& head = q_.head;
+    const int64_t partitions = divide_up(head.vocabulary, kPartitionRows);
+    parts_.resize(static_cast<size_t>(slices_ + partitions - 1));
+    packed_.bytes(chosen_walk().packed_bytes(padded_, head.dim, q_.exact_bf16));
+    parallel_for(slices_, threads_, [&](int64_t slice) { open(slice); });
+    parallel_for(partitions - 1, threads_, [&](int64_t i) {
       const int64_t row = (i + 1) * kPartitionRows;
-      parts_[slices + i].walk(kernels_, request_, packed_.data(), bound_.data(), row,
-                              std::min(row + kPartitionRows, vocabulary), 0, padded_);
+      const int64_t end = std::min(row + kPartitionRows, head.vocabulary);
+      Part& part = parts_[slices_ + i];
+      part.walk(q_, packed_.bytes(0), bound_.data(), row, end, 0, padded_);
+      if (first_ == 0 && q_.mean_row) part.sum_rows(head, row, end);
     });
-    slices_ = slices;
-    for (int64_t t = 0; t < tokens_; ++t) close(t);
-    return request_.want_grad ? gradient() : 0;
+    if (first_ == 0 && q_.mean_row) average_rows();
+    for (int64_t t = 0; t < tokens_; t++) close(t);
+    return q_.grad ? gradient() : 0;
   }
 
  private:
   template <class Visit>
   void visit(int64_t token, const Visit& visit) {
     visit(parts_[token / kSliceTokens]);
-    for (size_t i = slices_; i < parts_.size(); ++i) visit(parts_[i]);
+    for (size_t i = static_cast<size_t>(slices_); i < parts_.size(); i++) visit(parts_[i]);
   }
 
-  // Pack a slice of tokens and walk the first partition: its log-sum-exp and the target's logit
-  // are the bounds that all other partitions start from.
   void open(int64_t slice) {
-    const int64_t token = slice * kSliceTokens, end = std::min(token + kSliceTokens, padded_);
-    const Head& head = request_.head;
-    kernels_.pack(hidden_ + token * head.dim, std::min(end, tokens_) - token, head.dim,
-                  request_.exact_bf16,
-                  packed_.data() + kernels_.packed_bytes(token, head.dim, request_.exact_bf16));
-    for (int64_t t = token; t < std::min(end, tokens_); ++t) {
-      target_logit_[t] = kernels_.logit(head, hidden_ + t * head.dim, targets_[t]);
-      if (request_.want_grad) bound_[t] = target_logit_[t];
+    const Walk kernels = chosen_walk();
+    const Head& head = q_.head;
+    const int64_t token = slice * kSliceTokens, padded = std::min(token + kSliceTokens, padded_);
+    const int64_t end = std::min(padded, tokens_);
+    const int64_t row_end = std::min(kPartitionRows, head.vocabulary);
+    kernels.pack(hidden_ + token * head.dim, end - token, head.dim, q_.exact_bf16,
+                 packed_.bytes(0) + kernels.packed_bytes(token, head.dim, q_.exact_bf16));
+    std::vector<float> row(static_cast<size_t>(head.dim));
+    for (int64_t t = token; t < end; t++) {
+      const int64_t target = q_.targets[first_ + t];
+      level().to_float(head.row(target), head.type, head.dim, row.data());
+      const float a = level().dot(hidden_ + t * head.dim, row.data(), head.dim);
+      const float z = (a + (head.bias ? head.bias[target] : 0.0f)) * head.scale;
+      target_logit_[t] = head.softcap > 0 ? head.softcap * std::tanh(z / head.softcap) : z;
+      if (q_.grad) bound_[t] = target_logit_[t];
     }
     Part& part = parts_[slice];
-    part.walk(kernels_, request_, packed_.data(), bound_.data(), 0,
-              std::min(kPartitionRows, head.vocabulary), token, end);
-    for (int64_t t = token; t < std::min(end, tokens_); ++t)
+    part.walk(q_, packed_.bytes(0), bound_.data(), 0, row_end, token, padded);
+    for (int64_t t = token; t < end && q_.grad; t++)
       bound_[t] = part.flat(t) ? kInfinity
                                : std::max(bound_[t], part.peak(t) + std::log(part.sum(t)));
+    if (slice == 0 && first_ == 0 && q_.mean_row) part.sum_rows(head, 0, row_end);
   }
 
-  // lse of a token from its parts, in order.
+  void average_rows() {
+    for (int64_t d = 0; d < q_.head.dim; d++) {
+      double sum = parts_[0].row_sum[d];
+      for (size_t i = static_cast<size_t>(slices_); i < parts_.size(); i++)
+        sum += parts_[i].row_sum[d];
+      q_.mean_row[d] = static_cast<float>(sum / static_cast<double>(q_.head.vocabulary));
+    }
+  }
+
   void close(int64_t token) {
     float peak = -kInfinity;
     visit(token, [&](const Part& part) {
@@ -218,12 +237,13 @@ class Group {
   }
 
   int64_t gradient() {
-    parallel_for(static_cast<int64_t>(parts_.size()), request_.threads, [&](int64_t i) {
-      parts_[i].filter(lse_, dense_.data(), request_.tolerance);
+    const int64_t parts = static_cast<int64_t>(parts_.size());
+    parallel_for(parts, threads_, [&](int64_t i) {
+      parts_[i].filter(lse_, dense_.data(), q_.tolerance);
     });
-    starts_.assign(1, 0);
     int64_t kept = 0;
-    for (int64_t t = 0; t < tokens_; ++t) {
+    starts_.assign(1, 0);
+    for (int64_t t = 0; t < tokens_; t++) {
       visit(t, [&](Part& part) {
         const int64_t count = part.counter(t);
         part.counter(t) = kept;
@@ -231,66 +251,85 @@ class Group {
       });
       starts_.push_back(kept);
     }
-    rows_.reserve(0, static_cast<size_t>(kept));
-    factors_.reserve(0, static_cast<size_t>(kept));
-    parallel_for(static_cast<int64_t>(parts_.size()), request_.threads,
-         [&](int64_t i) { parts_[i].scatter(rows_.data(), factors_.data()); });
-    parallel_for((tokens_ + 15) / 16, request_.threads, [&](int64_t i) {
-      for (int64_t t = i * 16; t < std::min(i * 16 + 16, tokens_); ++t) gather(t);
+    rows_.reset(new uint32_t[static_cast<size_t>(kept)]);
+    factors_.reset(new float[static_cast<size_t>(kept)]);
+    parallel_for(parts, threads_,
+                 [&](int64_t i) { parts_[i].scatter(rows_.get(), factors_.get()); });
+    parallel_for(slices_, threads_, [&](int64_t slice) {
+      gather(slice * kSliceTokens, std::min((slice + 1) * kSliceTokens, tokens_));
     });
     return kept;
   }
 
-  void gather(int64_t token) {
-    const Head& head = request_.head;
-    const int64_t begin = starts_[token], end = starts_[token + 1];
+  // The kept rows of W into the gradients of some tokens, a stretch of the vocabulary at a time:
+  // the tokens of a text have most of their candidates in common.
+  void gather(int64_t token, int64_t token_end) {
+    const Head& head = q_.head;
+    int64_t next[kSliceTokens];
+    for (int64_t t = token; t < token_end; t++)
+      next[t - token] = weigh(t) ? starts_[t] : starts_[t + 1];
+    for (int64_t row = 0; row < head.vocabulary; row += kGatherRows)
+      for (int64_t t = token; t < token_end; t++) {
+        const int64_t begin = next[t - token];
+        int64_t& end = next[t - token];
+        while (end < starts_[t + 1] && rows_[end] < row + kGatherRows) end++;
+        level().gather_rows(head, &rows_[begin], &factors_[begin], end - begin, grad_of(t));
+      }
+  }
+
+  // Turn a token's logits into factors p · ∂z/∂(h·w), and start its gradient with the terms of the
+  // target and the mean row. False where too much is dropped.
+  bool weigh(int64_t token) {
+    const Head& head = q_.head;
     double mass = 0;
-    for (int64_t i = begin; i < end; ++i) {
+    for (int64_t i = starts_[token]; i < starts_[token + 1]; i++) {
       const float z = factors_[i], p = std::exp(z - lse_[token]);
       mass += p;
       factors_[i] = p * slope(z);
     }
-    dropped_[token] = std::max(static_cast<float>(1 - mass), 0.0f);
-    if (dense_[token] || !(dropped_[token] <= request_.max_dropped)) {
-      dropped_[token] = kNeedsDense;
-      return;
+    float& dropped = q_.dropped[first_ + token];
+    dropped = std::max(static_cast<float>(1 - mass), 0.0f);
+    if (dense_[token] || !(dropped <= q_.max_dropped)) {
+      dropped = kNeedsDense;
+      return false;
     }
-    float* out = grad_ + token * head.dim;
-    std::fill_n(out, head.dim, 0.0f);
-    const uint32_t target = static_cast<uint32_t>(targets_[token]);
-    const float push = -request_.label_weight * slope(target_logit_[token]);
-    kernels_.gather(head, rows_.data() + begin, factors_.data() + begin, end - begin, out);
-    kernels_.gather(head, &target, &push, 1, out);
+    float* grad = grad_of(token);
+    const float mean = (dropped - q_.label_smoothing) * head.scale;
+    for (int64_t d = 0; d < head.dim; d++) grad[d] = mean * q_.mean_row[d];
+    const uint32_t target = static_cast<uint32_t>(q_.targets[first_ + token]);
+    const float push = -(1 - q_.label_smoothing) * slope(target_logit_[token]);
+    level().gather_rows(head, &target, &push, 1, grad);
+    return true;
   }
+
+  float* grad_of(int64_t token) const { return q_.grad + (first_ + token) * q_.head.dim; }
 
   float slope(float z) const {
-    const float x = request_.head.softcap > 0 ? z / request_.head.softcap : 0.0f;
-    return (1 - x * x) * request_.head.scale;
+    const float x = q_.head.softcap > 0 ? z / q_.head.softcap : 0.0f;
+    return (1 - x * x) * q_.head.scale;
   }
 
-  const Kernels& kernels_;
-  const Request& request_;
-  int64_t tokens_, padded_, slices_ = 0;
+  const CrossEntropy& q_;
+  int threads_;
+  int64_t first_, tokens_, padded_, slices_;
   const float* hidden_;
-  const int64_t* targets_;
-  float *lse_, *target_logit_, *grad_, *dropped_;
-  Buffer<uint8_t> packed_;
+  float *lse_, *target_logit_;
+  Buffer packed_;
   std::vector<float> bound_;
   std::vector<uint8_t> dense_;
   std::vector<Part> parts_;
   std::vector<int64_t> starts_;
-  Buffer<uint32_t> rows_;
-  Buffer<float> factors_;
+  std::unique_ptr<uint32_t[]> rows_;
+  std::unique_ptr<float[]> factors_;
 };
 
 }  // namespace
 
-void forward(const Kernels& kernels, const Request& request, Result& result) {
-  result.kept = 0;
+int64_t cross_entropy(const CrossEntropy& request, int threads) {
+  int64_t kept = 0;
   for (int64_t first = 0; first < request.tokens; first += kGroupTokens)
-    result.kept += Group(kernels, request, result, first,
-                         std::min(kGroupTokens, request.tokens - first))
-                       .run();
+    kept += Group(request, first, std::min(kGroupTokens, request.tokens - first), threads).run();
+  return kept;
 }
 
-}  // namespace graftlm::cross_entropy
+}  // namespace graftlm

@@ -9,6 +9,10 @@
 
 namespace graftlm {
 
+struct Candidates;  // see cross_entropy.hpp
+struct Head;
+struct WalkState;
+
 enum class DType : int { f32 = 0, bf16 = 1, f16 = 2 };
 
 inline size_t size_of(DType type) { return type == DType::f32 ? 4 : 2; }
@@ -40,6 +44,12 @@ struct Level {
   // dst[j][i] = src[i][j]
   void (*transpose)(const float* src, int64_t ld_src, int64_t rows, int64_t cols, float* dst,
                     int64_t ld_dst);
+
+  // Linear cross-entropy: a block of logits into the walk, and out += Σ factor · w_row.
+  void (*absorb_logits)(const Head& head, int64_t row, int64_t rows, int64_t token, int64_t lanes,
+                        float* z, const WalkState& state, Candidates& out);
+  void (*gather_rows)(const Head& head, const uint32_t* rows, const float* factors, int64_t count,
+                      float* out);
 
   Gemm f32;
 };

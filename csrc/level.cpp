@@ -1,9 +1,7 @@
-// Which level runs: the best this CPU has, unless GRAFTLM_CPU asks for a lesser one.
 #include "level.hpp"
 
 #include <cstdlib>
 #include <stdexcept>
-#include <string>
 
 #include "cpu_features.hpp"
 
@@ -16,36 +14,50 @@ struct Choice {
   bool amx;
 };
 
-Choice choose() {
-  const char* variable = std::getenv("GRAFTLM_CPU");
-  const std::string wanted = variable ? variable : "";
-  std::string offered;
-  auto takes = [&](const char* name, bool available) {
-    if (!available) return false;
-    offered += std::string(offered.empty() ? "" : ", ") + name;
-    return wanted.empty() || wanted == name;
-  };
+// Best first.
+std::vector<Choice> offered() {
+  std::vector<Choice> choices;
 #if defined(GRAFTLM_X86)
   const CpuFeatures& cpu = cpu_features();
-  if (takes("amx", cpu.amx)) return {"amx", &avx512_level(), true};
-  if (takes("avx512", cpu.avx512)) return {"avx512", &avx512_level(), false};
-  if (takes("avx2", cpu.avx2)) return {"avx2", &avx2_level(), false};
+  if (cpu.amx) choices.push_back({"amx", &avx512_level(), true});
+  if (cpu.avx512) choices.push_back({"avx512", &avx512_level(), false});
+  if (cpu.avx2) choices.push_back({"avx2", &avx2_level(), false});
 #elif defined(GRAFTLM_NEON)
-  if (takes("neon", true)) return {"neon", &neon_level(), false};
+  choices.push_back({"neon", &neon_level(), false});
 #endif
-  if (takes("scalar", true)) return {"scalar", &scalar_level(), false};
-  throw std::invalid_argument("GRAFTLM_CPU=" + wanted + ": expected one of " + offered +
-                              " on this machine");
+  choices.push_back({"scalar", &scalar_level(), false});
+  return choices;
 }
 
-const Choice& choice() {
-  static const Choice chosen = choose();
+Choice find(const std::string& name) {
+  std::string names;
+  for (const Choice& choice : offered()) {
+    if (name == choice.name) return choice;
+    names += std::string(names.empty() ? "" : ", ") + choice.name;
+  }
+  throw std::invalid_argument("no kernels for the CPU level " + name + " (GRAFTLM_CPU): expected " +
+                              names + " on this machine");
+}
+
+Choice& choice() {
+  static Choice chosen = [] {
+    const char* wanted = std::getenv("GRAFTLM_CPU");
+    return wanted && *wanted ? find(wanted) : offered().front();
+  }();
   return chosen;
 }
 
 }  // namespace
 
+std::vector<std::string> level_names() {
+  std::vector<std::string> names;
+  for (const Choice& each : offered()) names.push_back(each.name);
+  return names;
+}
+
 const char* level_name() { return choice().name; }
+
+void use_level(const std::string& name) { choice() = find(name); }
 
 const Level& level() { return *choice().level; }
 
@@ -54,6 +66,7 @@ const Gemm& gemm(Compute compute) {
   if (choice().amx && compute == Compute::bf16) return amx_bf16();
   if (choice().amx && compute == Compute::bf16x3) return amx_bf16x3();
 #endif
+  (void)compute;
   return level().f32;
 }
 

@@ -1,6 +1,7 @@
 // The kernels of one level, written once over `Simd` and compiled once for each instruction set.
 // Everything is internal to the including file and uses nothing from the standard library: a
 // template shared with another file could be linked from the copy that needs the newer CPU.
+#include "cross_entropy.inl"
 #include "kernels.hpp"
 #include "scalar.hpp"
 
@@ -387,6 +388,7 @@ void multiply(int64_t rows, int64_t cols, int64_t depth, const void* a, const vo
 constexpr Level make_level() {
   return Level{Simd::name, quantize,    dequantize, dequantize_tile, gemv,      gemv_stride,
                gemv_pack,  dot,         to_float,   from_float,      transpose,
+               absorb_logits, gather_rows,
                Gemm{Simd::name, 1, kPanel, 1, 4, 256, true, 384, 384, pack_a, pack_b, pack_bt, multiply}};
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 
+#include "cross_entropy.hpp"
 #include "level.hpp"
 
 namespace graftlm {

@@ -19,9 +19,13 @@ struct Simd {
   static F load(const float* p) { return _mm512_loadu_ps(p); }
   static void store(float* p, F x) { _mm512_storeu_ps(p, x); }
   static F add(F a, F b) { return _mm512_add_ps(a, b); }
+  static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
   static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
   static F div(F a, F b) { return _mm512_div_ps(a, b); }
   static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  static F floor(F x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
+  static F scale2(F x, F n) { return _mm512_scalef_ps(x, n); }  // x 2^n; n a whole number
+  static bool any_above(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0; }
   static float sum(F x) { return _mm512_reduce_add_ps(x); }
   static void fence() { _mm_sfence(); }
 
@@ -80,6 +84,7 @@ struct Simd {
   }
 
   static F magnitude(F x) { return _mm512_abs_ps(x); }
+  // b where either is NaN
   static F max(F a, F b) { return _mm512_max_ps(a, b); }
   static float largest(F x) { return _mm512_reduce_max_ps(x); }
   static bool any_nan(F x) { return _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q) != 0; }

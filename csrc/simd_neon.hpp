@@ -21,9 +21,16 @@ struct Simd {
   static F load(const float* p) { return vld1q_f32(p); }
   static void store(float* p, F x) { vst1q_f32(p, x); }
   static F add(F a, F b) { return vaddq_f32(a, b); }
+  static F sub(F a, F b) { return vsubq_f32(a, b); }
   static F mul(F a, F b) { return vmulq_f32(a, b); }
   static F div(F a, F b) { return vdivq_f32(a, b); }
   static F fma(F a, F b, F c) { return vfmaq_f32(c, a, b); }
+  static F floor(F x) { return vrndmq_f32(x); }
+  static F scale2(F x, F n) {  // x 2^n; n a whole number, -126 to 127
+    int32x4_t exponent = vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127));
+    return vmulq_f32(x, vreinterpretq_f32_s32(vshlq_n_s32(exponent, 23)));
+  }
+  static bool any_above(F a, F b) { return vmaxvq_u32(vcgtq_f32(a, b)) != 0; }
   static float sum(F x) { return vaddvq_f32(x); }
   static void fence() {}
 

@@ -39,6 +39,9 @@ struct Simd {
   static F add(F a, F b) {
     return each([&](int i) { return a.v[i] + b.v[i]; });
   }
+  static F sub(F a, F b) {
+    return each([&](int i) { return a.v[i] - b.v[i]; });
+  }
   static F mul(F a, F b) {
     return each([&](int i) { return a.v[i] * b.v[i]; });
   }
@@ -47,6 +50,19 @@ struct Simd {
   }
   static F fma(F a, F b, F c) {
     return each([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
+  }
+  static F floor(F x) {
+    return each([&](int i) { return __builtin_floorf(x.v[i]); });
+  }
+  static F scale2(F x, F n) {  // x 2^n; n a whole number, -126 to 127
+    return each([&](int i) {
+      return n.v[i] == n.v[i] ? x.v[i] * float_of(uint32_t(int(n.v[i]) + 127) << 23) : n.v[i];
+    });
+  }
+  static bool any_above(F a, F b) {
+    bool any = false;
+    for (int i = 0; i < 4; i++) any |= a.v[i] > b.v[i];
+    return any;
   }
   static float sum(F x) { return (x.v[0] + x.v[2]) + (x.v[1] + x.v[3]); }
   static void fence() {}
@@ -93,6 +109,7 @@ struct Simd {
   static F magnitude(F x) {
     return each([&](int i) { return __builtin_fabsf(x.v[i]); });
   }
+  // b where either is NaN
   static F max(F a, F b) {
     return each([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
   }

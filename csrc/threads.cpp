@@ -41,6 +41,8 @@ struct Tasks {
   std::mutex mutex;
   std::exception_ptr error;
 
+  Tasks(int64_t n, void (*f)(void*, int64_t), void* c) : count(n), body(f), context(c) {}
+
   void work() noexcept {
     try {
       for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) body(context, i);
@@ -55,7 +57,7 @@ struct Tasks {
 }  // namespace
 
 void parallel_for(int64_t count, int threads, void (*body)(void*, int64_t), void* context) {
-  Tasks tasks{count, body, context};
+  Tasks tasks(count, body, context);
   if (threads > count) threads = int(count);
   if (threads <= 1 || forked) {
     tasks.work();
