@@ -1,15 +1,24 @@
-"""From rows to batches: sources, formats, chat templates, exact loss masks, packing, an audit."""
+"""From rows to batches: sources, formats, chat templates, exact loss masks, packing, an audit.
+
+What needs torch, which is `batch` alone, is imported on first use: checking data, and the processes
+that tokenise it, do without.
+"""
 
 from __future__ import annotations
 
-from graftlm.data.batch import IGNORED, Batch, Example, collate
+from typing import TYPE_CHECKING, Any
+
 from graftlm.data.chat import ChatFormat, use_chat_template
+from graftlm.data.example import Example
 from graftlm.data.examples import load_examples, load_split
 from graftlm.data.formats import Row, parse_row
 from graftlm.data.pack import pack_examples
 from graftlm.data.report import LoadReport
 from graftlm.data.store import Examples
 from graftlm.data.tokenise import Encoder, render_prompt
+
+if TYPE_CHECKING:
+    from graftlm.data.batch import IGNORED, Batch, collate
 
 __all__ = [
     "IGNORED",
@@ -28,3 +37,13 @@ __all__ = [
     "render_prompt",
     "use_chat_template",
 ]
+
+_WITH_TORCH = {"IGNORED", "Batch", "collate"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WITH_TORCH:
+        raise AttributeError(f"module 'graftlm.data' has no attribute {name!r}")
+    from graftlm.data import batch
+
+    return getattr(batch, name)

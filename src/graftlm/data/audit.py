@@ -11,8 +11,8 @@ import numpy as np
 
 from graftlm.config import DataConfig
 from graftlm.data.answers import Answers
-from graftlm.data.batch import Example
 from graftlm.data.duplicates import NearIndex, repeats
+from graftlm.data.example import Example
 from graftlm.data.findings import Finding, by_notes
 from graftlm.data.lengths import (
     histogram,

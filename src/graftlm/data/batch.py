@@ -19,25 +19,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from graftlm.data.example import Example
+
 __all__ = ["IGNORED", "Batch", "Example", "collate"]
 
 IGNORED = -100
 """The label of a token that is not learned."""
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Example:
-    """One sequence of tokens, or several packed end to end."""
-
-    input_ids: npt.NDArray[np.int32] | Sequence[int]
-    """Token ids, (length,)."""
-    supervised: npt.NDArray[np.bool_] | Sequence[bool]
-    """Which of them are learned, (length,)."""
-    lengths: tuple[int, ...] | None = None
-    """Packed: the length of each sequence inside; ``None`` for a single sequence."""
-
-    def __len__(self) -> int:
-        return len(self.input_ids)
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from graftlm.data.batch import Example
+from graftlm.data.example import Example
 
 __all__ = ["NearIndex", "repeats"]
 

@@ -81,12 +81,22 @@ def parse_row(value: Any, columns: Mapping[str, str] | None = None) -> Row:
                 + near_matches(theirs, map(str, row))
             )
         row[ours] = row.pop(theirs)
+    for column in ("messages", "conversations"):
+        if isinstance(row.get(column), str):  # a table's cell
+            row[column] = _json_list(row[column], column)
     for name, needed in _FORMATS.items():
         if all(row.get(column) is not None for column in needed):
             parsed = _PARSERS[name](row)
             _require_encodable(parsed)
             return parsed
     raise RowError(_unrecognised(row))
+
+
+def _json_list(text: str, column: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise RowError(f"{column} is str, expected a list of messages, or that as JSON") from None
 
 
 def _messages(row: dict[str, Any]) -> Row:

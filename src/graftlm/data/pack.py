@@ -12,7 +12,7 @@ from typing import overload
 import numpy as np
 import numpy.typing as npt
 
-from graftlm.data.batch import Example
+from graftlm.data.example import Example
 
 __all__ = ["PackedExamples", "pack", "pack_examples"]
 

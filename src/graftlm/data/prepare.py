@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from graftlm.config import DataConfig
-from graftlm.data.batch import Example
 from graftlm.data.chat import Rendered
+from graftlm.data.example import Example
 from graftlm.data.formats import Row, parse_row
 from graftlm.data.messages import RowError
 from graftlm.data.readers import Raw

@@ -23,6 +23,8 @@ __all__ = ["READERS", "Raw", "read_file", "suffix_of"]
 
 _COMPRESSED = (".gz", ".zst", ".bz2")
 _TEXT_BLOCK = 1 << 20
+_HOLDERS = ("data", "rows", "examples", "train")
+"""Keys under which an object of JSON holds its rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,22 +122,20 @@ def _json(name: str, file: BinaryIO) -> Iterator[Raw]:
     if start == "[":
         yield from _json_array(name, text)
         return
-    first = text.lstrip().partition("\n")[0]
-    try:
-        json.loads(first)
-    except json.JSONDecodeError:
-        pass
-    else:
-        yield from _jsonl(name, io.BytesIO(data))
-        return
     try:
         value = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
-        line = getattr(error, "lineno", 1)
-        yield Raw(name, line, RowError(f"not valid JSON ({error}); expected an array of objects"))
+        lines = data.splitlines()
+        if len(lines) > 1 and lines[0].rstrip().endswith(b"}"):  # lines of JSON after all
+            yield from _jsonl(name, io.BytesIO(data))
+        else:
+            problem = RowError(f"not valid JSON ({error}); expected an array of objects")
+            yield Raw(name, getattr(error, "lineno", 1), problem)
         return
-    lists = [item for item in value.values() if isinstance(item, list)] if value else []
-    for number, row in enumerate(lists[0] if len(lists) == 1 else [value], start=1):
+    rows = [value]
+    if isinstance(value, dict):
+        rows = next((value[k] for k in _HOLDERS if isinstance(value.get(k), list)), rows)
+    for number, row in enumerate(rows, start=1):
         yield Raw(name, number, row)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from graftlm.data.batch import Example
+from graftlm.data.example import Example
 from graftlm.data.prepare import Prepared
 from graftlm.data.report import LoadReport
 

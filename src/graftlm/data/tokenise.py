@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from graftlm.config import DataConfig
-from graftlm.data.batch import Example
 from graftlm.data.chat import ChatFormat, Rendered
+from graftlm.data.example import Example
 from graftlm.data.formats import Row
 
 __all__ = ["Encoder", "render_prompt"]

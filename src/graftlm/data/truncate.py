@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from graftlm.config import DataConfig
-from graftlm.data.batch import Example
+from graftlm.data.example import Example
 
 __all__ = ["truncate"]
 
