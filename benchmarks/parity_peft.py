@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 import graftlm
+import graftlm.models
 from graftlm.config import DataConfig, LoRAConfig, TrainConfig
 from graftlm.data import collate, load_examples
 from graftlm.data.batch import Batch

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
 from graftlm.data.batch import Example, collate
 from graftlm.errors import DataError
@@ -33,7 +33,9 @@ class EvalResult:
     supervised_tokens: int
 
 
-def evaluate(model: nn.Module, examples: Sequence[Example], batch_size: int = 8) -> EvalResult:
+def evaluate(
+    model: PreTrainedModel, examples: Sequence[Example], batch_size: int = 8
+) -> EvalResult:
     """Measure ``model`` on ``examples``; rows of like length go together to save padding.
 
     The model is put into evaluation mode and returned to the mode it had.
@@ -43,7 +45,7 @@ def evaluate(model: nn.Module, examples: Sequence[Example], batch_size: int = 8)
     order = sorted(range(len(examples)), key=lambda index: -len(examples[index].input_ids))
     was_training, loss_sum, tokens = model.training, 0.0, 0
     device = next(model.parameters()).device
-    model.eval()
+    model.train(False)
     try:
         with torch.no_grad():
             for start in range(0, len(order), batch_size):

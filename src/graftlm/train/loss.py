@@ -1,27 +1,43 @@
 """The loss of a causal language model on a batch: summed over the supervised tokens.
 
-    L = − Σ_{(b,t) supervised} log softmax(logits_{b,t−1})[x_{b,t}]
+    L = − Σ_{(b,t) supervised} log softmax(W h_{b,t−1})[x_{b,t}]
 
 The *sum* is returned, not the mean: the step divides by the supervised tokens of all its
-micro-batches (see `train/step.py`).
+micro-batches (see `train/step.py`). Only hidden states that predict a supervised token reach the
+output layer, and their logits are never stored (`layers/linear_cross_entropy.py`).
 """
 
 from __future__ import annotations
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
-from graftlm.data.batch import Batch
+from graftlm.data.batch import IGNORED, Batch
+from graftlm.layers.linear_cross_entropy import linear_cross_entropy
+from graftlm.train.head import output_head
 
 __all__ = ["causal_lm_loss"]
 
 
-def causal_lm_loss(model: nn.Module, batch: Batch) -> Tensor:
+def causal_lm_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
     """Summed cross-entropy (nats) over ``batch``'s supervised tokens, a float32 scalar."""
     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     if batch.position_ids is not None:
         inputs["position_ids"] = batch.position_ids
-    logits = model(**inputs, use_cache=False).logits
-    predicted, targets = logits[:, :-1], batch.labels[:, 1:]
-    supervised = targets != -100
-    return F.cross_entropy(predicted[supervised].float(), targets[supervised], reduction="sum")
+    targets = batch.labels[:, 1:]
+    supervised = targets != IGNORED
+    head = output_head(model)
+    if head is None:
+        logits = model(**inputs, use_cache=False).logits[:, :-1][supervised]
+        return F.cross_entropy(logits.float(), targets[supervised], reduction="sum")
+    hidden = model.base_model(**inputs, use_cache=False).last_hidden_state[:, :-1]
+    loss, _ = linear_cross_entropy(
+        hidden[supervised],
+        head.linear.weight,
+        targets[supervised],
+        bias=head.linear.bias,
+        softcap=head.softcap,
+        logit_scale=head.scale,
+    )
+    return loss

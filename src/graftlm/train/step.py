@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from graftlm.data.batch import Batch
 from graftlm.errors import TrainingError
@@ -45,7 +46,7 @@ class StepResult:
 
 
 def train_step(
-    model: nn.Module,
+    model: PreTrainedModel,
     batches: Sequence[Batch],
     optimizer: torch.optim.Optimizer,
     parameters: Sequence[nn.Parameter],
@@ -91,7 +92,7 @@ def _clip(parameters: Sequence[nn.Parameter], max_grad_norm: float) -> float:
     return norm
 
 
-def _diagnose_loss(model: nn.Module, batch: Batch, value: float) -> str:
+def _diagnose_loss(model: PreTrainedModel, batch: Batch, value: float) -> str:
     """Say where the non-finite number comes from: the weights, or the activations."""
     bad = [name for name, p in model.named_parameters() if not _all_finite(p)]
     if bad:
