@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from graftlm.data.example import Example
 
-__all__ = ["PackedExamples", "pack", "pack_examples"]
+__all__ = ["PackedExamples", "lengths_of", "pack", "pack_examples"]
 
 
 def pack(lengths: Sequence[int] | npt.NDArray[np.int32], capacity: int) -> list[list[int]]:
@@ -83,6 +83,12 @@ class PackedExamples(Sequence[Example]):
     def __len__(self) -> int:
         return len(self._bins)
 
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens in each sequence."""
+        sizes = lengths_of(self._examples)
+        return [sum(int(sizes[i]) for i in members) for members in self._bins]
+
     @overload
     def __getitem__(self, index: int) -> Example: ...
     @overload
@@ -100,7 +106,10 @@ class PackedExamples(Sequence[Example]):
 
 def pack_examples(examples: Sequence[Example], capacity: int) -> PackedExamples:
     """Pack examples into sequences of at most ``capacity`` tokens."""
-    lengths = getattr(examples, "lengths", None)
-    if lengths is None:
-        lengths = [len(example) for example in examples]
-    return PackedExamples(examples, pack(lengths, capacity))
+    return PackedExamples(examples, pack(lengths_of(examples), capacity))
+
+
+def lengths_of(examples: Sequence[Example]) -> Sequence[int] | npt.NDArray[np.int32]:
+    """Tokens in each example, without reading them where that is known."""
+    known: Sequence[int] | None = getattr(examples, "lengths", None)
+    return [len(example) for example in examples] if known is None else known

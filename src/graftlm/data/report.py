@@ -54,6 +54,17 @@ class LoadReport:
                 total = getattr(self, item.name) + getattr(other, item.name)
                 setattr(self, item.name, total)
 
+    def losses(self, max_length: int) -> str:
+        """What was lost on the way, in words; empty when nothing was."""
+        counts = (
+            (self.too_long, f"dropped, longer than max_length={max_length}"),
+            (self.truncated, f"cut to {max_length} tokens"),
+            (self.split, f"split into windows of {max_length} tokens"),
+            (self.unsupervised, "left out, as nothing in them is learned"),
+        )
+        said = [f"{count:,} {what}" for count, what in counts if count]
+        return f"of {self.rows:,} rows {'; '.join(said)}" if said else ""
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}

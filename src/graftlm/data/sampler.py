@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 __all__ = ["batches"]
 
@@ -17,7 +18,7 @@ _POOL = 64
 
 
 def batches(
-    lengths: Sequence[int],
+    lengths: Sequence[int] | npt.NDArray[np.int32],
     batch_size: int,
     seed: int,
     epoch: int,

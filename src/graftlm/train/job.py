@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from transformers import PreTrainedModel
@@ -15,7 +16,10 @@ from transformers import PreTrainedModel
 from graftlm.config import DataConfig, LoRAConfig, ModelConfig, RunConfig, TrainConfig
 from graftlm.data import audit
 from graftlm.data.batch import Example
-from graftlm.data.examples import load_examples
+from graftlm.data.examples import load_examples, split
+from graftlm.data.pack import pack_examples
+from graftlm.data.packable import require_packable
+from graftlm.data.store import Examples
 from graftlm.errors import ConfigError, TargetError
 from graftlm.layers import NF4Linear
 from graftlm.lora import add_lora, count_parameters, lora_modules
@@ -60,8 +64,9 @@ def run(config: RunConfig, *, resume: bool = False, progress: bool = True) -> Ru
         model.requires_grad_(True)
     else:
         add_lora(model, config.lora)
-    examples = _examples(config.data.train, tokenizer, config.data)
-    eval_examples = _examples(config.data.eval, tokenizer, config.data)
+    examples, eval_examples = _examples(
+        model, tokenizer, config.data, config.data.train, config.data.eval
+    )
     begin_run(Path(config.out), config, base_path)
     return _fit(model, tokenizer, config, examples, eval_examples, resume, progress)
 
@@ -100,8 +105,7 @@ def train(
         train=config or TrainConfig(),
     )
     check_run(Path(out), settings, resume)
-    examples = _examples(data, tokenizer, settings.data)
-    eval_examples = _examples(eval_data, tokenizer, settings.data)
+    examples, eval_examples = _examples(model, tokenizer, settings.data, data, eval_data)
     begin_run(Path(out), settings, None)
     torch.manual_seed(settings.train.seed)
     return _fit(model, tokenizer, settings, examples, eval_examples, resume, progress)
@@ -133,14 +137,30 @@ def _fit(
     return fit(task, resume=resume, progress=progress)
 
 
-def _examples(source: Any, tokenizer: Any, config: DataConfig) -> Sequence[Example]:
-    """Tokenised rows of a file, or examples as they were given; none for ``None``."""
-    if source is None:
-        return []
-    examples: Sequence[Example] = source
-    if isinstance(source, str | Path):
-        examples = load_examples(source, tokenizer, config)
+def _examples(
+    model: PreTrainedModel, tokenizer: Any, config: DataConfig, data: Any, eval_data: Any
+) -> tuple[Sequence[Example], Sequence[Example]]:
+    """What is trained on (packed, where the settings say so), and what is measured on."""
+    examples = _read(data, tokenizer, config)
+    held: Sequence[Example] = [] if eval_data is None else _read(eval_data, tokenizer, config)
+    if eval_data is None and config.eval_fraction and isinstance(examples, Examples):
+        examples, held = split(examples, config.eval_fraction)
+        audit.require_trainable(held)
     audit.require_trainable(examples)
+    if config.packing:
+        require_packable(model)
+        examples = pack_examples(examples, config.max_length)
+    return examples, held
+
+
+def _read(source: Any, tokenizer: Any, config: DataConfig) -> Sequence[Example]:
+    """Tokenised rows of a source, or examples as they were given."""
+    if not isinstance(source, str | Path | Mapping):
+        audit.require_trainable(source)
+        return cast("Sequence[Example]", source)
+    examples = load_examples(source, tokenizer, config)
+    if lost := examples.report.losses(config.max_length):
+        print(f"{source}: {lost}", file=sys.stderr)
     return examples
 
 

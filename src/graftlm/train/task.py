@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from graftlm.config import RunConfig
 from graftlm.data.batch import Batch, Example, collate
+from graftlm.data.pack import lengths_of
 from graftlm.data.sampler import batches as epoch_batches
 
 __all__ = ["Run", "RunResult"]
@@ -89,7 +90,7 @@ class Run:
 
     @functools.lru_cache(maxsize=2)  # noqa: B019 - a run lives as long as its process
     def _order(self, epoch: int) -> list[list[int]]:
-        lengths = [len(example.input_ids) for example in self.examples]
+        lengths = lengths_of(self.examples)
         settings = self.config.train
         return epoch_batches(
             lengths,
