@@ -29,24 +29,34 @@ GROUP = 256
 """Blocks that share one nested maximum; tiles start on a group so that every part slices."""
 
 
-def linear(x: Tensor, w4: NF4Weight, compute: torch.dtype) -> Tensor:
-    """``x Wᵀ`` for ``x`` (..., in), multiplied in ``compute``, returned in the type of ``x``."""
+def linear(x: Tensor, w4: NF4Weight, bias: Tensor | None = None) -> Tensor:
+    """``x Wᵀ + bias`` for ``x`` (..., in), returned in the type of ``x``."""
     out_features, in_features = w4.shape
+    compute = _compute_type(x)
     rows = x.reshape(-1, in_features).to(compute)
     y = rows.new_empty(rows.shape[0], out_features)
     for start, stop, tile in row_tiles(w4, compute):
         y[:, start:stop] = rows @ tile.T
+    if bias is not None:
+        y += bias
     return y.to(x.dtype).reshape(*x.shape[:-1], out_features)
 
 
-def linear_backward(dy: Tensor, w4: NF4Weight, compute: torch.dtype) -> Tensor:
-    """``dy W`` for ``dy`` (..., out), tiles summed in float32, returned in the type of ``dy``."""
+def linear_backward(dy: Tensor, w4: NF4Weight) -> Tensor:
+    """``dy W`` for ``dy`` (..., out), returned in the type of ``dy``."""
     out_features, in_features = w4.shape
+    compute = _compute_type(dy)
     rows = dy.reshape(-1, out_features).to(compute)
-    dx = torch.zeros(rows.shape[0], in_features, dtype=torch.float32, device=dy.device)
+    dx = torch.zeros(rows.shape[0], in_features, device=dy.device)
+    dx = dx.to(torch.promote_types(compute, torch.float32))
     for start, stop, tile in row_tiles(w4, compute):
         dx += rows[:, start:stop] @ tile
     return dx.to(dy.dtype).reshape(*dy.shape[:-1], in_features)
+
+
+def _compute_type(x: Tensor) -> torch.dtype:
+    """At least float32 on a CPU, where 16-bit products are rarely faster; else as given."""
+    return torch.promote_types(x.dtype, torch.float32) if x.is_cpu else x.dtype
 
 
 def row_tiles(w4: NF4Weight, dtype: torch.dtype) -> Iterator[tuple[int, int, Tensor]]:

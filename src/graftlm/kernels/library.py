@@ -1,0 +1,206 @@
+"""The operators as PyTorch knows them: schema, checks, shapes without data, gradient, cost.
+
+A stored weight crosses the dispatcher as its tensors and sizes:
+
+    codes, absmax, nested_absmax?, offset?, shape, block_size
+
+On a CPU each operator runs the native kernel if there is one for its types, and the reference
+otherwise; on other devices the reference. `graftlm.kernels.ops` is what the layers call.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from graftlm import nf4
+from graftlm.errors import ModelError
+from graftlm.kernels import native, reference
+from graftlm.nf4.quantize import check, quantize_blocks
+from graftlm.nf4.weight import NF4Weight
+
+__all__ = ["Compute", "compute_type"]
+
+Compute = Literal["auto", "float32", "bfloat16", "bfloat16x3"]
+
+WEIGHT = (
+    "Tensor codes, Tensor absmax, Tensor? nested_absmax, Tensor? offset, int[] shape, "
+    "int block_size"
+)
+_BY_PRECISION = {
+    "highest": "float32",
+    "high": "bfloat16x3",
+    "medium": "bfloat16",
+}
+
+_LIBRARY = torch.library.Library("graftlm", "DEF")  # type: ignore[no-untyped-call]
+
+
+def compute_type(compute: str, dtype: torch.dtype) -> str:
+    """The arithmetic of a product whose input is of ``dtype``; sums are always float32.
+
+    ``auto``: bfloat16 multiplies as bfloat16. float32 follows `torch.set_float32_matmul_precision`,
+    as PyTorch's own products do: ``highest``, the default, is exact float32; ``high`` splits each
+    factor in two bfloat16 and takes three products, nearly as exact; ``medium`` rounds to bfloat16.
+    Where the CPU has no bfloat16 tiles (AMX), all of them are carried out in float32: without such
+    instructions bfloat16 is the slower one.
+    """
+    if compute != "auto":
+        return compute
+    if dtype == torch.float32:
+        return _BY_PRECISION[torch.get_float32_matmul_precision()]
+    return "bfloat16" if dtype == torch.bfloat16 else "float32"
+
+
+def _operator(schema: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Define an operator by its schema and the function that carries it out."""
+
+    def define(function: Callable[..., Any]) -> Callable[..., Any]:
+        name = schema.partition("(")[0]
+        _LIBRARY.define(schema)  # type: ignore[no-untyped-call]
+        _LIBRARY.impl(name, function, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+        return function
+
+    return define
+
+
+@_operator("nf4_quantize(Tensor w, int block_size) -> (Tensor, Tensor)")
+def _quantize(w: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
+    check(w, block_size)
+    run = native.quantize if native.takes(w) else quantize_blocks
+    return run(w, block_size)
+
+
+@_operator(f"nf4_dequantize({WEIGHT}, ScalarType dtype) -> Tensor")
+def _dequantize(
+    codes: Tensor,
+    absmax: Tensor,
+    nested_absmax: Tensor | None,
+    offset: Tensor | None,
+    shape: list[int],
+    block_size: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    w4 = _weight(codes, absmax, nested_absmax, offset, shape, block_size)
+    run = native.dequantize if native.takes(codes, dtype) else nf4.dequantize
+    return run(w4, dtype)
+
+
+@_operator(f"nf4_linear(Tensor x, {WEIGHT}, Tensor? bias, str compute) -> Tensor")
+def _linear(
+    x: Tensor,
+    codes: Tensor,
+    absmax: Tensor,
+    nested_absmax: Tensor | None,
+    offset: Tensor | None,
+    shape: list[int],
+    block_size: int,
+    bias: Tensor | None,
+    compute: str,
+) -> Tensor:
+    w4 = _weight(codes, absmax, nested_absmax, offset, shape, block_size)
+    _check_factor("x", x, w4, features=shape[1])
+    if bias is not None and list(bias.shape) != shape[:1]:
+        raise ModelError(f"bias has shape {tuple(bias.shape)}: expected ({shape[0]},)")
+    if native.takes(x):
+        return native.linear(x, w4, bias, compute_type(compute, x.dtype))
+    return reference.linear(x, w4, bias)
+
+
+@_operator(f"nf4_linear_backward(Tensor dy, {WEIGHT}, str compute) -> Tensor")
+def _linear_backward(
+    dy: Tensor,
+    codes: Tensor,
+    absmax: Tensor,
+    nested_absmax: Tensor | None,
+    offset: Tensor | None,
+    shape: list[int],
+    block_size: int,
+    compute: str,
+) -> Tensor:
+    w4 = _weight(codes, absmax, nested_absmax, offset, shape, block_size)
+    _check_factor("dy", dy, w4, features=shape[0])
+    if native.takes(dy):
+        return native.linear_backward(dy, w4, compute_type(compute, dy.dtype))
+    return reference.linear_backward(dy, w4)
+
+
+def _fake_quantize(w: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
+    numel = w.numel()
+    codes = w.new_empty((numel + 1) // 2, dtype=torch.uint8)
+    return codes, w.new_empty(-(-numel // block_size), dtype=torch.float32)
+
+
+def _fake_dequantize(codes: Tensor, *rest: Any) -> Tensor:
+    shape, dtype = rest[3], rest[5]
+    return codes.new_empty(shape, dtype=dtype)
+
+
+def _fake_linear(x: Tensor, *rest: Any) -> Tensor:
+    return x.new_empty((*x.shape[:-1], rest[4][0]))
+
+
+def _fake_linear_backward(dy: Tensor, *rest: Any) -> Tensor:
+    return dy.new_empty((*dy.shape[:-1], rest[4][1]))
+
+
+_FAKES: dict[str, Callable[..., Any]] = {
+    "nf4_quantize": _fake_quantize,
+    "nf4_dequantize": _fake_dequantize,
+    "nf4_linear": _fake_linear,
+    "nf4_linear_backward": _fake_linear_backward,
+}
+for _name, _fake in _FAKES.items():
+    torch.library.register_fake(f"graftlm::{_name}", _fake, lib=_LIBRARY)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    """Hold on to the 4-bit weight; a dequantised one would be the memory QLoRA saves."""
+    _, codes, absmax, nested_absmax, offset, *sizes, bias, compute = inputs
+    ctx.save_for_backward(codes, absmax, nested_absmax, offset)
+    ctx.sizes, ctx.compute = sizes, compute
+    ctx.bias_type = None if bias is None else bias.dtype
+
+
+def _gradient(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    dx = dbias = None
+    if ctx.needs_input_grad[0]:
+        weight = (*ctx.saved_tensors, *ctx.sizes)
+        dx = torch.ops.graftlm.nf4_linear_backward(dy, *weight, ctx.compute)
+    if ctx.needs_input_grad[7]:
+        dbias = dy.flatten(0, -2).sum(0, dtype=torch.float32).to(ctx.bias_type)
+    return dx, None, None, None, None, None, None, dbias, None
+
+
+torch.library.register_autograd("graftlm::nf4_linear", _gradient, setup_context=_keep, lib=_LIBRARY)
+
+
+@register_flop_formula([torch.ops.graftlm.nf4_linear, torch.ops.graftlm.nf4_linear_backward])
+def _product_flops(x_shape: Any, *rest: Any, out_shape: Any = None, **_: Any) -> int:
+    rows = math.prod(x_shape[:-1])
+    return int(2 * rows * math.prod(rest[4]))
+
+
+def _weight(
+    codes: Tensor,
+    absmax: Tensor,
+    nested_absmax: Tensor | None,
+    offset: Tensor | None,
+    shape: list[int],
+    block_size: int,
+) -> NF4Weight:
+    return NF4Weight(codes, absmax, nested_absmax, offset, tuple(shape), torch.float32, block_size)
+
+
+def _check_factor(name: str, factor: Tensor, w4: NF4Weight, features: int) -> None:
+    if factor.ndim and factor.shape[-1] == features and factor.device == w4.device:
+        return
+    raise ModelError(
+        f"{name} has shape {tuple(factor.shape)} on {factor.device}: expected (..., {features}) on "
+        f"{w4.device}, for a 4-bit weight of shape {w4.shape}"
+    )

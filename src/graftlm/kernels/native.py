@@ -1,0 +1,177 @@
+"""The native kernels: loading them, and handing them tensors.
+
+The extension is built without PyTorch's headers, so tensors cross as addresses. Every function
+here therefore checks what it passes on: type, layout and size. What the kernels do is in csrc/.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import types
+
+import torch
+from torch import Tensor
+
+from graftlm.errors import ModelError
+from graftlm.nf4.codebook import dynamic_levels
+from graftlm.nf4.double_quant import GROUP_SIZE
+from graftlm.nf4.weight import NF4Weight
+
+__all__ = ["absence", "dequantize", "extension", "linear", "linear_backward", "quantize", "takes"]
+
+_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_COMPUTE = {"float32": 0, "bfloat16": 1, "bfloat16x3": 2}
+
+log = logging.getLogger(__name__)
+
+
+@functools.cache
+def _load() -> tuple[types.ModuleType | None, str]:
+    """The extension, or ``None`` and why. Said once: the reference is right, but slow."""
+    if os.environ.get("GRAFTLM_NATIVE") == "0":
+        return None, "GRAFTLM_NATIVE=0"
+    try:
+        # After torch: the kernels run on the threads of the OpenMP runtime it has loaded.
+        from graftlm import _native  # type: ignore[attr-defined, unused-ignore]
+
+        _native.level()
+    except ImportError as error:
+        reason = f"the extension is not installed: {error}"
+    except ValueError as error:
+        raise ModelError(str(error)) from None
+    else:
+        return _native, ""
+    log.warning("graftlm runs without its native kernels, several times slower: %s", reason)
+    return None, reason
+
+
+def extension() -> types.ModuleType | None:
+    """The compiled module, or ``None``."""
+    return _load()[0]
+
+
+def absence() -> str:
+    """Why there is no extension; empty if there is one."""
+    return _load()[1]
+
+
+def takes(tensor: Tensor, dtype: torch.dtype | None = None) -> bool:
+    """Whether a kernel exists for the device of this tensor and its type, or the one given."""
+    return tensor.is_cpu and (dtype or tensor.dtype) in _TYPES and extension() is not None
+
+
+def quantize(w: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
+    """The codes and float32 block maxima of ``w``, flattened."""
+    flat = w.detach().contiguous()
+    numel = flat.numel()
+    codes = torch.empty((numel + 1) // 2, dtype=torch.uint8)
+    absmax = torch.empty(-(-numel // block_size), dtype=torch.float32)
+    _kernels().quantize(
+        flat.data_ptr(),
+        _TYPES[flat.dtype],
+        numel,
+        block_size,
+        codes.data_ptr(),
+        absmax.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return codes, absmax
+
+
+def dequantize(w4: NF4Weight, dtype: torch.dtype) -> Tensor:
+    """The dense weight; the maxima are restored on the way and never stored."""
+    weight = _Weight(w4, 1, w4.numel)
+    out = torch.empty(w4.shape, dtype=dtype)
+    _kernels().dequantize(*weight.arguments, out.data_ptr(), _TYPES[dtype], torch.get_num_threads())
+    return out
+
+
+def linear(x: Tensor, w4: NF4Weight, bias: Tensor | None, compute: str) -> Tensor:
+    """``x Wᵀ + bias``: (..., in_features) → (..., out_features) in the type of ``x``."""
+    out_features, in_features = w4.shape
+    weight = _Weight(w4, out_features, in_features)
+    x = x.contiguous()
+    y = x.new_empty((*x.shape[:-1], out_features))
+    if bias is not None:
+        bias = bias.float().contiguous()
+    _kernels().linear(
+        *weight.arguments,
+        x.data_ptr(),
+        _TYPES[x.dtype],
+        y.numel() // max(out_features, 1),
+        0 if bias is None else bias.data_ptr(),
+        y.data_ptr(),
+        _COMPUTE[compute],
+        torch.get_num_threads(),
+    )
+    return y
+
+
+def linear_backward(dy: Tensor, w4: NF4Weight, compute: str) -> Tensor:
+    """``dy W``: (..., out_features) → (..., in_features) in the type of ``dy``."""
+    out_features, in_features = w4.shape
+    weight = _Weight(w4, out_features, in_features)
+    dy = dy.contiguous()
+    dx = dy.new_empty((*dy.shape[:-1], in_features))
+    _kernels().linear_backward(
+        *weight.arguments,
+        dy.data_ptr(),
+        _TYPES[dy.dtype],
+        dx.numel() // max(in_features, 1),
+        dx.data_ptr(),
+        _COMPUTE[compute],
+        torch.get_num_threads(),
+    )
+    return dx
+
+
+def _kernels() -> types.ModuleType:
+    module = extension()
+    assert module is not None, "ask takes() first"
+    return module
+
+
+@functools.cache
+def _dynamic_map() -> Tensor:
+    return dynamic_levels()
+
+
+class _Weight:
+    """A stored weight as the extension wants it; holds the tensors whose addresses it gives."""
+
+    __slots__ = ("arguments", "held")
+
+    def __init__(self, w4: NF4Weight, rows: int, cols: int) -> None:
+        blocks = -(-w4.numel // w4.block_size)
+        codes = _checked("codes", w4.codes, torch.uint8, (w4.numel + 1) // 2)
+        nested, offset, levels = w4.nested_absmax, w4.offset, 0
+        if nested is not None and offset is not None:
+            absmax = _checked("absmax", w4.absmax, torch.uint8, blocks)
+            nested = _checked("nested_absmax", nested, torch.float32, -(-blocks // GROUP_SIZE))
+            offset = _checked("offset", offset, torch.float32, 1)
+            levels = _dynamic_map().data_ptr()
+        else:
+            absmax = _checked("absmax", w4.absmax, torch.float32, blocks)
+        self.held = (codes, absmax, nested, offset)
+        self.arguments = (
+            codes.data_ptr(),
+            absmax.data_ptr(),
+            0 if nested is None else nested.data_ptr(),
+            levels,
+            0 if offset is None else offset.data_ptr(),
+            rows,
+            cols,
+            w4.block_size,
+        )
+
+
+def _checked(name: str, tensor: Tensor, dtype: torch.dtype, count: int) -> Tensor:
+    if tensor.dtype != dtype or tensor.numel() != count or not tensor.is_cpu:
+        raise ModelError(
+            f"{name} of a 4-bit weight has {tensor.numel()} elements of {tensor.dtype} on "
+            f"{tensor.device}: expected {count} of {dtype} on the cpu; the weight is corrupt, or "
+            "its parts were moved or converted apart"
+        )
+    return tensor if tensor.is_contiguous() else tensor.contiguous()
