@@ -1,0 +1,169 @@
+"""One real training step, traced without computing it.
+
+The step is `graftlm.train.step.train_step` itself, with the real model class, layers, loss and
+optimiser; only the tensors are fake. Whatever the step becomes, the plan follows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from graftlm.config import RunConfig
+from graftlm.data.batch import IGNORED, Batch
+from graftlm.layers import LoRAEmbedding, LoRALinear, NF4Linear
+from graftlm.plan import skeleton
+from graftlm.plan.timeline import Peak
+from graftlm.plan.tracker import Tracker
+from graftlm.plan.work import Work
+from graftlm.train.step import train_step
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+__all__ = ["BatchShape", "Trace", "trace_step"]
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchShape:
+    """The largest batch of a run.
+
+    Attributes:
+        rows: B.
+        length: L, the longest row.
+        supervised: learned tokens in the whole batch; ``None``: all.
+        padded: whether some rows are shorter than L, which brings an attention mask along.
+    """
+
+    rows: int
+    length: int
+    supervised: int | None = None
+    padded: bool = False
+
+    def batch(self) -> Batch:
+        """Real tensors of this shape."""
+        ids = torch.ones(self.rows, self.length, dtype=torch.int64)
+        labels = torch.full((self.rows, self.length), IGNORED)
+        most = self.rows * (self.length - 1)
+        wanted = most if self.supervised is None else max(1, min(self.supervised, most))
+        labels[:, 1:].view(self.rows, -1)
+        flat = torch.full((most,), IGNORED)
+        flat[:wanted] = 1
+        labels[:, 1:] = flat.view(self.rows, self.length - 1)
+        mask = None
+        if self.padded:
+            mask = torch.ones(self.rows, self.length, dtype=torch.bool)
+            mask[-1, -1] = False
+        return Batch(ids, labels, mask, None, self.rows * self.length)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """What one step takes.
+
+    Attributes:
+        peak: the moment with most memory in use, tensors only.
+        resident: bytes alive between two steps.
+        work: floating-point operations and bytes moved by one step.
+        trainable_parameters: numbers that the optimiser changes.
+        weight_bytes: the model without adapters, as it is held.
+    """
+
+    peak: Peak
+    resident: int
+    work: Work
+    trainable_parameters: int
+    weight_bytes: int
+
+
+def trace_step(
+    architecture: PretrainedConfig,
+    config: RunConfig,
+    shape: BatchShape,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+) -> Trace:
+    """Trace a training step in its steady state, the optimiser's moments in place.
+
+    Args:
+        architecture: the transformers config of the base model.
+        config: method, adapters, checkpointing and accumulation; names and paths are not read.
+        shape: the batch of each forward pass.
+        dtype: type of the unquantised weights.
+        device: ``cpu`` or ``cuda``; the machine need not have it.
+    """
+    device = torch.device("cuda:0" if torch.device(device).type == "cuda" else device)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    tracker = Tracker(mode, device)
+    with mode, tracker:
+        model = skeleton.build(architecture, config, dtype, device)
+        parameters = _claim_model(tracker, model)
+        optimizer = torch.optim.AdamW(parameters, fused=True)
+        tracker.watch(model, _body(model))
+        tracker.watch_optimizer(optimizer)
+        _start_optimizer(optimizer, parameters)
+        for state in optimizer.state.values():
+            for value in state.values():
+                tracker.claim(value, "optimizer")
+        batches = [_fake_batch(tracker, shape, device)]
+        batches *= min(2, config.train.gradient_accumulation_steps)
+        resident = tracker.timeline.in_use()
+        tracker.begin_step()
+        train_step(model, batches, optimizer, parameters, config.train.max_grad_norm)
+        for parameter in parameters:
+            tracker.claim(parameter.grad, "gradients")
+    return Trace(
+        peak=tracker.timeline.peak(),
+        resident=resident,
+        work=tracker.work.times(config.train.gradient_accumulation_steps / len(batches)),
+        trainable_parameters=sum(p.numel() for p in parameters),
+        weight_bytes=tracker.timeline.total("weights", "quantization_state"),
+    )
+
+
+def _claim_model(tracker: Tracker, model: nn.Module) -> list[nn.Parameter]:
+    """Say what each of the model's tensors is; return the trainable ones."""
+    for module in model.modules():
+        if isinstance(module, NF4Linear):
+            tracker.claim(module.codes, "weights")
+            for part in (module.absmax, module.nested_absmax, module.offset):
+                tracker.claim(part, "quantization_state")
+        if isinstance(module, LoRALinear | LoRAEmbedding):
+            tracker.claim(module.lora_A, "adapters")
+            tracker.claim(module.lora_B, "adapters")
+    for tensor in (*model.parameters(), *model.buffers()):
+        tracker.claim(tensor, "weights")
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def _body(model: Any) -> nn.Module:
+    """The model without its output head."""
+    body = getattr(model, model.base_model_prefix, model)
+    assert isinstance(body, nn.Module)
+    return body
+
+
+def _start_optimizer(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> None:
+    """A first step, so that the moments exist as they do in every later one."""
+    for parameter in parameters:
+        parameter.grad = torch.empty_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def _fake_batch(tracker: Tracker, shape: BatchShape, device: torch.device) -> Batch:
+    with torch.utils._python_dispatch._disable_current_modes():
+        real = shape.batch()
+    fake = tracker.shadows.fake
+    mask = real.attention_mask
+    return Batch(
+        fake(real.input_ids, device),
+        fake(real.labels, device),
+        None if mask is None else fake(mask, device),
+        None,
+        real.tokens,
+    )

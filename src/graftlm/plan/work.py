@@ -1,0 +1,102 @@
+"""How much work an operation is, and which memory it takes inside.
+
+Products are counted in floating-point operations by the type of their factors (2 m k n each);
+everything else in bytes read and written, which is what bounds it. Memory that an operator takes
+and returns before it ends is invisible from outside, and declared here.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+__all__ = ["Work", "workspace_bytes"]
+
+aten = torch.ops.aten
+
+_CPU_ATTENTION = aten._scaled_dot_product_flash_attention_for_cpu.default
+_CPU_ATTENTION_BACKWARD = aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+
+
+class Work:
+    """The work of a step, summed.
+
+    Attributes:
+        flops: floating-point operations of products, by the type of the factors.
+        nbytes: bytes read and written by everything else.
+        calls: operator calls that do something.
+    """
+
+    def __init__(self) -> None:
+        self.flops: collections.Counter[torch.dtype] = collections.Counter()
+        self.nbytes = 0
+        self.calls = 0
+
+    def times(self, factor: float) -> Work:
+        """The same work ``factor`` times."""
+        work = Work()
+        work.flops.update({kind: int(count * factor) for kind, count in self.flops.items()})
+        work.nbytes, work.calls = int(self.nbytes * factor), int(self.calls * factor)
+        return work
+
+    def add(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        """Count one call."""
+        if func.namespace == "profiler" or func.is_view or func in _FREE:
+            return
+        self.calls += 1
+        flops = _flops(func, args, kwargs, result)
+        tensors = [t for t in tree_flatten((args, kwargs, result))[0] if isinstance(t, Tensor)]
+        if flops:
+            factor = next(t for t in tensors if t.dtype.is_floating_point)
+            self.flops[factor.dtype] += flops
+        elif func in _WRITES_ONLY:
+            self.nbytes += sum(t.nbytes for t in tree_flatten(result)[0] if isinstance(t, Tensor))
+        else:
+            self.nbytes += sum(t.nbytes for t in tensors)
+
+
+_FREE = frozenset(
+    {
+        aten.detach.default,
+        aten.empty.memory_format,
+        aten.empty_like.default,
+        aten.new_empty.default,
+        aten.empty_strided.default,
+        aten._unsafe_view.default,
+    }
+)
+_WRITES_ONLY = frozenset(
+    {
+        aten.embedding.default,
+        aten.zeros.default,
+        aten.zeros_like.default,
+        aten.new_zeros.default,
+        aten.full.default,
+        aten.zero_.default,
+        aten.fill_.Scalar,
+    }
+)
+
+
+def _flops(func: Any, args: Any, kwargs: Any, result: Any) -> int:
+    if func is _CPU_ATTENTION:
+        return int(sdpa_flop_count(*(tensor.shape for tensor in args[:3])))  # type: ignore[no-untyped-call]
+    if func is _CPU_ATTENTION_BACKWARD:
+        return int(sdpa_backward_flop_count(*(tensor.shape for tensor in args[:4])))  # type: ignore[no-untyped-call]
+    formula = flop_registry.get(func._overloadpacket)
+    return 0 if formula is None else int(formula(*args, **kwargs, out_val=result))
+
+
+def workspace_bytes(func: Any, args: Any, kwargs: Any, device: torch.device) -> int:
+    """Bytes the operator holds while it runs, besides its arguments and results."""
+    formula = _WORKSPACES.get(func) if device.type == "cpu" else None
+    return formula(args, kwargs) if formula else 0
+
+
+_WORKSPACES: dict[Any, Callable[[Any, Any], int]] = {}
