@@ -6,6 +6,7 @@ memory, file-backed ones included: the figure that `top` shows and that gets a p
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import platform
 import resource
@@ -14,7 +15,14 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["available_memory", "cpu_flags", "peak_resident", "resident", "versions"]
+__all__ = [
+    "available_memory",
+    "cpu_flags",
+    "fast_bfloat16",
+    "peak_resident",
+    "resident",
+    "versions",
+]
 
 _CGROUP_LIMITS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
@@ -59,6 +67,12 @@ def cpu_flags() -> frozenset[str]:
         if line.startswith(("flags", "Features")):
             return frozenset(line.partition(":")[2].split())
     return frozenset()
+
+
+@functools.cache
+def fast_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware; elsewhere it is slower than float32."""
+    return not cpu_flags().isdisjoint({"amx_bf16", "avx512_bf16", "bf16"})
 
 
 def versions() -> dict[str, str]:

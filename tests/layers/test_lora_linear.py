@@ -80,7 +80,7 @@ def test_adapters_are_float32_whatever_the_base(kind: str, dtype: torch.dtype) -
     use_rslora=st.booleans(),
     batch=st.lists(st.integers(1, 4), max_size=2),
 )
-def test_forward_equals_peft_to_the_bit(
+def test_forward_equals_peft_to_rounding(
     kind: str,
     dtype: torch.dtype,
     columns: int,
@@ -91,7 +91,8 @@ def test_forward_equals_peft_to_the_bit(
 ) -> None:
     layer = randomised(LoRALinear(base(kind, columns, rows).to(dtype), rank, 3.0, 0.0, use_rslora))
     x = torch.randn(*batch, 1, columns, dtype=dtype)
-    assert torch.equal(layer(x), in_peft(layer)(x))
+    rounding = 4 * torch.finfo(dtype).eps
+    torch.testing.assert_close(layer(x), in_peft(layer)(x), rtol=rounding, atol=rounding * rank)
 
 
 def test_dropout_draws_as_peft_does_and_only_while_training() -> None:
@@ -101,7 +102,7 @@ def test_dropout_draws_as_peft_does_and_only_while_training() -> None:
     torch.manual_seed(0)
     dropped = layer(x)
     torch.manual_seed(0)
-    assert torch.equal(dropped, theirs(x))
+    torch.testing.assert_close(dropped, theirs(x))
     assert not torch.equal(dropped, layer.eval()(x))
 
 

@@ -20,7 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-__all__ = ["LoRALinear", "adapter_device", "adapter_scaling", "linear_shape", "low_rank_update"]
+from graftlm.layers.low_rank import add_low_rank
+
+__all__ = ["LoRALinear", "adapter_device", "adapter_scaling", "linear_shape"]
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int] | None:
@@ -40,11 +42,6 @@ def adapter_device(base: nn.Module) -> torch.device:
     """Adapters live where the base's weights live (a 4-bit base has buffers, no parameters)."""
     tensors = itertools.chain(base.parameters(), base.buffers())
     return next(tensors, torch.empty(0)).device
-
-
-def low_rank_update(x: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
-    """``s · (x Aᵀ) Bᵀ``: x (..., in), A [r, in], B [out, r] → (..., out)."""
-    return F.linear(F.linear(x, A), B) * scaling
 
 
 class LoRALinear(nn.Module):
@@ -87,10 +84,9 @@ class LoRALinear(nn.Module):
         y: Tensor = self.base(x)
         if not self.enabled:
             return y
-        x = x.to(self.lora_A.dtype)
         if self.dropout:
             x = F.dropout(x, self.dropout, self.training)
-        return (y + low_rank_update(x, self.lora_A, self.lora_B, self.scaling)).to(y.dtype)
+        return add_low_rank(y, x, self.lora_A, self.lora_B, self.scaling)
 
     @torch.no_grad()
     def delta(self) -> Tensor:

@@ -1,0 +1,82 @@
+"""The low-rank product of LoRA (arXiv 2106.09685) as one autograd function.
+
+    u = x Aᵀ                       (N, r)      the cheap order: r is thin
+    y = y₀ + s · u Bᵀ              (N, out)    added in place to the base's output y₀
+
+    ∂L/∂B = s · (∂L/∂y)ᵀ u         [out, r]    v = s · (∂L/∂y) B           (N, r)
+    ∂L/∂A = vᵀ x                   [r, in]     ∂L/∂x = v A (+ the base's)  (N, in)
+
+What is kept for the backward pass: x, which the layer's neighbours keep anyway, as it is and not as
+a float32 copy, and u, which is thin. Written as separate operations, autograd would keep a float32
+copy of x for every adapter and allocate the update beside y₀; for a model of bfloat16 activations
+that is most of what a LoRA step stores.
+
+The factors are multiplied in the type of x where the processor has instructions for it, else in
+float32; A, B and their gradients stay float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from graftlm.system import fast_bfloat16
+
+__all__ = ["add_low_rank"]
+
+
+def add_low_rank(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
+    """``y + scaling · (x Aᵀ) Bᵀ``, in place where ``y`` may be written to.
+
+    Args:
+        y: (..., out), the base's output.
+        x: (..., in), the input, in any floating-point type.
+        A: [r, in] float32.
+        B: [out, r] float32.
+        scaling: s.
+
+    Returns:
+        (..., out) in the type of ``y``.
+    """
+    if y._is_view() or (y.is_leaf and y.requires_grad):  # autograd forbids writing to these
+        y = y.clone()
+    result: Tensor = _AddLowRank.apply(y, x, A, B, scaling)  # type: ignore[no-untyped-call]
+    return result
+
+
+def _factor_type(x: Tensor) -> torch.dtype:
+    """The type to multiply in: 16 bits only where that is not slower than float32."""
+    slow = x.device.type == "cpu" and not (x.dtype == torch.bfloat16 and fast_bfloat16())
+    return torch.float32 if slow and x.dtype != torch.float64 else x.dtype
+
+
+class _AddLowRank(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
+        factor = _factor_type(x)
+        rows = x.reshape(-1, x.shape[-1])
+        u = rows.to(factor) @ A.to(factor).T
+        flat = y.view(-1, y.shape[-1])
+        if flat.dtype == factor:
+            flat.addmm_(u, B.to(factor).T, alpha=scaling)
+        else:
+            flat.add_((u @ B.to(factor).T).to(flat.dtype), alpha=scaling)
+        ctx.scaling, ctx.factor = scaling, factor
+        ctx.save_for_backward(x, u, A, B)
+        ctx.mark_dirty(y)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, u, A, B = ctx.saved_tensors
+        rows = x.reshape(-1, x.shape[-1]).to(ctx.factor)
+        d = dy.reshape(-1, dy.shape[-1]).to(ctx.factor)
+        v = (d @ B.to(ctx.factor)).mul_(ctx.scaling)
+        dA = (v.T @ rows).to(A.dtype) if ctx.needs_input_grad[2] else None
+        dB = (d.T @ u).to(B.dtype).mul_(ctx.scaling) if ctx.needs_input_grad[3] else None
+        dx = (v @ A.to(ctx.factor)).to(x.dtype).view_as(x) if ctx.needs_input_grad[1] else None
+        return dy, dx, dA, dB, None
