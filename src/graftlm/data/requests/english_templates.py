@@ -21,16 +21,16 @@ INTRODUCTIONS = Pool(
 SIGNATURES = Pool(
     train=(
         "Name is {name}.",
-        "Thanks, {name}",
+        "Thanks, {name}.",
         "It's for {name}.",
-        "Name: {name}",
+        "Name: {name}.",
         "My name is {name}.",
-        "{name}",
+        "{name}.",
         "Please put it under {name}.",
-        "Cheers, {name}",
+        "Cheers, {name}.",
         "I'm {name} by the way.",
     ),
-    heldout=("Regards, {name}", "The name's {name}.", "Best wishes, {name}", "Signed: {name}"),
+    heldout=("Regards, {name}.", "The name's {name}.", "Best wishes, {name}.", "Signed: {name}."),
 )
 
 ORDERS = Pool(

@@ -29,7 +29,9 @@ NAMES = Pool(
         "Thơm", "Tùng", "Vy", "Xuân", "Nhung", "Loan", "Hiếu", "Giang", "Diệp", "Châu", "Cường",
         "Nhã", "Thủy", "Hoàng", "Liên", "Tuyết", "Thục", "Vân", "Trung", "Hằng", "Khôi", "Thắng",
         "Toàn", "Huyền", "Phương", "Sương", "Trúc", "Hiệp", "Lâm", "Nhật", "Bích", "Cúc", "Dương",
-        "Hà", "Khuê", "Linh", "Nghĩa", "Quyên", "Thuận", "Kha", "Uyên", "Vượng",
+        "Hà", "Khuê", "Linh", "Nghĩa", "Quyên", "Thuận", "Kha", "Uyên", "Vượng", "Tài", "Lợi",
+        "Phát", "Vũ", "Quý", "Danh", "Chiến", "Định", "Khanh", "Nguyên", "Thái", "Mẫn", "Tín",
+        "Thạch", "Khuyên", "Lương", "Công", "Hoan", "Hợp", "Đào", "Nghi", "Thiện",
     ),
     heldout=(
         "Trâm", "Khoa", "Duyên", "Thịnh", "Hân", "Huy", "Vĩnh", "Luân", "Tiên", "Đoan", "Ngân",
@@ -61,14 +63,15 @@ NOUNS = Pool(
     heldout=(
         ("cái", "gối ôm"), ("cái", "máy ép"), ("đôi", "vớ"), ("cái", "lồng đèn"),
         ("cái", "máy khoan"), ("cái", "nệm"), ("cái", "tạp dề"), ("cái", "lò nướng"),
-        ("cây", "quạt đứng"), ("bộ", "dao"), ("chiếc", "nhẫn"), ("tấm", "thảm"),
+        ("cây", "quạt đứng"), ("cái", "tủ giày"), ("chiếc", "nhẫn"), ("tấm", "thảm"),
     ),
 )  # fmt: skip
 
 ADJECTIVES = Pool(
     train=(
         "đỏ", "nhỏ", "đen", "lớn", "xanh lá", "xám", "trắng", "màu kem", "mini", "vàng", "cao cấp",
-        "màu be", "hồng", "loại tốt", "cỡ vừa", "đời mới",
+        "màu be", "hồng", "loại tốt", "cỡ vừa", "đời mới", "màu đen", "xanh nhạt", "giá tốt",
+        "loại nhỏ", "màu trắng",
     ),
     heldout=("tím", "màu nâu", "loại to", "xanh dương", "giá rẻ", "kiểu mới"),
 )  # fmt: skip

@@ -22,15 +22,15 @@ SIGNATURES = Pool(
     train=(
         "Mình tên {name}.",
         "Tên {name} nhé.",
-        "{name}",
+        "{name}.",
         "Tên mình là {name}.",
         "Em tên {name}.",
         "Mình là {name}.",
-        "Khách: {name}",
+        "Khách: {name}.",
         "Tên khách là {name}.",
         "Ghi tên {name} nha.",
     ),
-    heldout=("Tôi tên {name}.", "Em là {name}.", "Tên: {name}", "Ghi tên mình là {name} nhé."),
+    heldout=("Tôi tên {name}.", "Em là {name}.", "Tên: {name}.", "Ghi tên mình là {name} nhé."),
 )
 
 ORDERS = Pool(
