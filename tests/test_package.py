@@ -19,11 +19,9 @@ MODULES = [
 
 
 @pytest.mark.parametrize("name", ["graftlm", *MODULES])
-def test_all_is_sorted_and_real(name: str) -> None:
+def test_exported_names_are_real(name: str) -> None:
+    """That `__all__` is sorted is the linter's to say (RUF022)."""
     module = importlib.import_module(name)
-    if "__main__" in name or not hasattr(module, "__all__"):
-        return
-    assert list(module.__all__) == sorted(module.__all__)
     for exported in module.__all__:
         assert getattr(module, exported) is not None
 

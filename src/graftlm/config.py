@@ -218,7 +218,7 @@ def _unknown_names(model: type[Settings], tree: Any, prefix: str = "") -> list[s
     for key, value in tree.items():
         field = model.model_fields.get(str(key))
         if field is None:
-            hint = near_matches(str(key), model.model_fields) or _elsewhere(str(key))
+            hint = _elsewhere(str(key)) or near_matches(str(key), model.model_fields)
             problems.append(f"unknown setting {prefix}{key}{hint}")
         elif isinstance(field.annotation, type) and issubclass(field.annotation, Settings):
             problems += _unknown_names(field.annotation, value, f"{prefix}{key}.")

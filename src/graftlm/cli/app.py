@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from typing import Annotated
 
-import click
 import typer
 
 from graftlm.cli.chat import chat
@@ -51,22 +50,15 @@ def main() -> None:
     debug = "--debug" in sys.argv
     arguments = [word for word in sys.argv[1:] if word != "--debug"]
     try:
-        code = app(args=arguments, prog_name="graftlm", standalone_mode=False)
+        app(args=arguments, prog_name="graftlm")
     except GraftLMError as error:
         if debug:
             raise
         _complain(str(error))
-        code = error.exit_code
-    except click.ClickException as error:
-        error.show(sys.stderr)
-        code = 2
-    except (click.Abort, KeyboardInterrupt):
-        _complain("stopped")
-        code = 1
+        sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output went away, as `| head` does
-        code = 1
-    sys.exit(code or 0)
+        sys.exit(1)
 
 
 def _complain(message: str) -> None:
