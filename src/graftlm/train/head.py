@@ -2,7 +2,7 @@
 
 transformers' models compute ``logits = f(head(hidden))`` inside their own `forward`, and `f`
 differs: Gemma 2 caps the logits, Granite and Cohere scale them, most do nothing. `output_head`
-reads `f` from the model's config and then *checks* it, once, by comparing two tokens' logits with the
+reads `f` from the config and then *checks* it, once, by comparing two tokens' logits with the
 model's own. A model that does something else is told apart by that check and keeps its own forward.
 """
 
