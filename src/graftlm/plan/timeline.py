@@ -9,6 +9,7 @@ gradient, a temporary that died in its own phase), is read off afterwards.
 from __future__ import annotations
 
 import dataclasses
+import re
 
 __all__ = ["COMPONENTS", "Allocation", "Peak", "Timeline"]
 
@@ -98,15 +99,26 @@ class Timeline:
             if change > 0 and allocation.component in components
         )
 
-    def peak(self) -> Peak:
-        """Find the maximum of the running sum and what it is made of."""
-        in_use = most = at = 0
-        for index, (_, change) in enumerate(self._events):
+    def peaks(self, depth: int | None = None) -> dict[str, Peak]:
+        """The highest moment in each place of the step, and what it is made of.
+
+        Args:
+            depth: number of the model's layers, if known; a place is then a phase in the first
+                layer, the last one, one between, or a module outside the layers.
+        """
+        in_use, most, at = 0, dict[str, int](), dict[str, int]()
+        for index, (allocation, change) in enumerate(self._events):
             in_use += change
-            if in_use > most:
-                most, at = in_use, index
+            if change < 0:
+                continue
+            place = f"{_coarse(allocation.phase)} {_where(allocation.module, depth)}"
+            if in_use > most.get(place, 0):
+                most[place], at[place] = in_use, index
+        return {place: self._moment(index) for place, index in at.items()}
+
+    def _moment(self, index: int) -> Peak:
         alive: dict[int, Allocation] = {}
-        for allocation, change in self._events[: at + 1]:
+        for allocation, change in self._events[: index + 1]:
             if change >= 0:
                 alive[id(allocation)] = allocation
             else:
@@ -114,10 +126,18 @@ class Timeline:
         totals = dict.fromkeys(COMPONENTS, 0)
         for allocation in alive.values():
             totals[allocation.resolved()] += allocation.nbytes
-        last = self._events[at][0] if self._events else Allocation(0, "setup", "")
-        return Peak(
-            nbytes=most,
-            components={name: size for name, size in totals.items() if size},
-            phase="backward" if last.phase == "recompute" else last.phase,
-            module=last.module,
-        )
+        components = {name: size for name, size in totals.items() if size}
+        last = self._events[index][0]
+        return Peak(sum(components.values()), components, _coarse(last.phase), last.module)
+
+
+def _coarse(phase: str) -> str:
+    return "backward" if phase == "recompute" else phase
+
+
+def _where(module: str, depth: int | None) -> str:
+    layer = re.search(r"(?:^|\.)(\d+)(?:\.|$)", module)
+    if layer is None or depth is None:
+        return module
+    index = int(layer.group(1))
+    return {0: "first", depth - 1: "last"}.get(index, "between")

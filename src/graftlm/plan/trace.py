@@ -17,6 +17,7 @@ from graftlm.config import RunConfig
 from graftlm.data.batch import IGNORED, Batch
 from graftlm.layers import LoRAEmbedding, LoRALinear, NF4Linear
 from graftlm.plan import skeleton
+from graftlm.plan.depth import continued, continued_count, continued_work, depth_of, shallow_depths, with_depth
 from graftlm.plan.timeline import Peak
 from graftlm.plan.tracker import Tracker
 from graftlm.plan.work import Work
@@ -66,18 +67,23 @@ class Trace:
     """What one step takes.
 
     Attributes:
-        peak: the moment with most memory in use, tensors only.
+        peaks: the moment with most memory in use in each place of the step, tensors only.
         resident: bytes alive between two steps.
         work: floating-point operations and bytes moved by one step.
         trainable_parameters: numbers that the optimiser changes.
-        weight_bytes: the model without adapters, as it is held.
+        weight_bytes: the base model, as it is held.
     """
 
-    peak: Peak
+    peaks: dict[str, Peak]
     resident: int
     work: Work
     trainable_parameters: int
     weight_bytes: int
+
+    @property
+    def peak(self) -> Peak:
+        """The moment with most memory in use in the whole step."""
+        return max(self.peaks.values(), key=lambda peak: peak.nbytes)
 
 
 def trace_step(
@@ -96,9 +102,36 @@ def trace_step(
         dtype: type of the unquantised weights.
         device: ``cpu`` or ``cuda``; the machine need not have it.
     """
+    depths = shallow_depths(architecture, config.lora)
+    if depths is None:
+        return _trace(architecture, config, shape, dtype, device)
+    first, second = (
+        _trace(with_depth(architecture, depth), config, shape, dtype, device) for depth in depths
+    )
+    depth = depth_of(architecture)
+    assert depth is not None
+    counts = {
+        name: continued_count(getattr(first, name), getattr(second, name), depths, depth)
+        for name in ("resident", "trainable_parameters", "weight_bytes")
+    }
+    return Trace(
+        peaks=continued(first.peaks, second.peaks, depths, depth),
+        work=continued_work(first.work, second.work, depths, depth),
+        **counts,
+    )
+
+
+def _trace(
+    architecture: PretrainedConfig,
+    config: RunConfig,
+    shape: BatchShape,
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> Trace:
     device = torch.device("cuda:0" if torch.device(device).type == "cuda" else device)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     tracker = Tracker(mode, device)
+    passes = config.train.gradient_accumulation_steps
     with mode, tracker:
         model = skeleton.build(architecture, config, dtype, device)
         parameters = _claim_model(tracker, model)
@@ -109,17 +142,17 @@ def trace_step(
         for state in optimizer.state.values():
             for value in state.values():
                 tracker.claim(value, "optimizer")
-        batches = [_fake_batch(tracker, shape, device)]
-        batches *= min(2, config.train.gradient_accumulation_steps)
+        # From the second pass on the gradients are there already; a third shows nothing new.
+        batches = [_fake_batch(tracker, shape, device)] * min(2, passes)
         resident = tracker.timeline.in_use()
         tracker.begin_step()
         train_step(model, batches, optimizer, parameters, config.train.max_grad_norm)
         for parameter in parameters:
             tracker.claim(parameter.grad, "gradients")
     return Trace(
-        peak=tracker.timeline.peak(),
+        peaks=tracker.timeline.peaks(depth_of(architecture)),
         resident=resident,
-        work=tracker.work.times(config.train.gradient_accumulation_steps / len(batches)),
+        work=tracker.work.plus(tracker.work, passes / len(batches) - 1),
         trainable_parameters=sum(p.numel() for p in parameters),
         weight_bytes=tracker.timeline.total("weights", "quantization_state"),
     )

@@ -50,7 +50,7 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     @property
     def phase(self) -> str:
         """The phase of the step, as `Allocation.phase` names it."""
-        if self._phase in ("setup", "optimizer"):
+        if self._phase in ("setup", "optimizer", "end"):
             return self._phase
         if torch._C._current_autograd_node() is not None:
             return "recompute" if self._depth else "backward"
@@ -106,7 +106,7 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         def after(*_: Any) -> None:
             if self._phase != "setup":
-                self._phase = "loss"
+                self._phase = "end"
 
         optimizer.register_step_pre_hook(before)
         optimizer.register_step_post_hook(after)

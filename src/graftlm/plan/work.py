@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-__all__ = ["Work", "workspace_bytes"]
+__all__ = ["Work", "product_kind", "workspace_bytes"]
 
 aten = torch.ops.aten
 
@@ -28,21 +28,23 @@ class Work:
     """The work of a step, summed.
 
     Attributes:
-        flops: floating-point operations of products, by the type of the factors.
+        flops: floating-point operations of products, by `product_kind`.
         nbytes: bytes read and written by everything else.
         calls: operator calls that do something.
     """
 
     def __init__(self) -> None:
-        self.flops: collections.Counter[torch.dtype] = collections.Counter()
+        self.flops: collections.Counter[str] = collections.Counter()
         self.nbytes = 0
         self.calls = 0
 
-    def times(self, factor: float) -> Work:
-        """The same work ``factor`` times."""
+    def plus(self, other: Work, factor: float = 1.0) -> Work:
+        """This work and ``factor`` times another's."""
         work = Work()
-        work.flops.update({kind: int(count * factor) for kind, count in self.flops.items()})
-        work.nbytes, work.calls = int(self.nbytes * factor), int(self.calls * factor)
+        kinds = self.flops.keys() | other.flops.keys()
+        work.flops.update({k: int(self.flops[k] + factor * other.flops[k]) for k in kinds})
+        work.nbytes = int(self.nbytes + factor * other.nbytes)
+        work.calls = int(self.calls + factor * other.calls)
         return work
 
     def add(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
@@ -54,7 +56,7 @@ class Work:
         tensors = [t for t in tree_flatten((args, kwargs, result))[0] if isinstance(t, Tensor)]
         if flops:
             factor = next(t for t in tensors if t.dtype.is_floating_point)
-            self.flops[factor.dtype] += flops
+            self.flops[product_kind(func, factor.dtype)] += flops
         elif func in _WRITES_ONLY:
             self.nbytes += sum(t.nbytes for t in tree_flatten(result)[0] if isinstance(t, Tensor))
         else:
@@ -91,6 +93,17 @@ def _flops(func: Any, args: Any, kwargs: Any, result: Any) -> int:
         return int(sdpa_backward_flop_count(*(tensor.shape for tensor in args[:4])))  # type: ignore[no-untyped-call]
     formula = flop_registry.get(func._overloadpacket)
     return 0 if formula is None else int(formula(*args, **kwargs, out_val=result))
+
+
+def product_kind(func: Any, dtype: torch.dtype) -> str:
+    """What runs at one speed: the operator family and the type, as ``"matmul float32"``."""
+    name = func._schema.name.partition("::")[2]
+    family = "matmul"
+    if "attention" in name:
+        family = "attention"
+    elif func.namespace == "graftlm":
+        family = name.removesuffix("_backward")
+    return f"{family} {str(dtype).removeprefix('torch.')}"
 
 
 def workspace_bytes(func: Any, args: Any, kwargs: Any, device: torch.device) -> int:
