@@ -22,7 +22,7 @@ from graftlm.data.packable import require_packable
 from graftlm.data.store import Examples
 from graftlm.errors import ConfigError, TargetError
 from graftlm.layers import NF4Linear
-from graftlm.lora import add_lora, count_parameters, lora_modules
+from graftlm.lora import add_lora, count_parameters, lora_config, lora_modules
 from graftlm.models import load_model, resolve
 from graftlm.train.loop import fit
 from graftlm.train.run_folder import begin_run, check_run
@@ -99,9 +99,9 @@ def train(
     settings = RunConfig(
         method=_method_of(model),
         out=str(out),
-        model=ModelConfig(name=getattr(model.config, "_name_or_path", "")),
+        model=_model_config_of(model),
         data=_named(data_config or DataConfig(), data, eval_data),
-        lora=_lora_config_of(model),
+        lora=lora_config(model) if lora_modules(model) else LoRAConfig(),
         train=config or TrainConfig(),
     )
     check_run(Path(out), settings, resume)
@@ -174,20 +174,19 @@ def _method_of(model: PreTrainedModel) -> Literal["qlora", "lora", "full"]:
     return "qlora" if on_nf4 else "lora"
 
 
-def _lora_config_of(model: PreTrainedModel) -> LoRAConfig:
-    """The settings behind adapters made by hand, for the record."""
-    adapters = lora_modules(model)
-    if not adapters:
-        return LoRAConfig()
-    first = next(iter(adapters.values()))
-    return LoRAConfig(
-        rank=first.rank,
-        alpha=first.alpha,
-        use_rslora=first.use_rslora,
-        targets=tuple(adapters),
-        rank_pattern={name: m.rank for name, m in adapters.items() if m.rank != first.rank},
-        alpha_pattern={name: m.alpha for name, m in adapters.items() if m.alpha != first.alpha},
+def _model_config_of(model: PreTrainedModel) -> ModelConfig:
+    """How a model in hand is held, for the record: merging onto 4 bits reads it again."""
+    config = ModelConfig(
+        name=getattr(model.config, "_name_or_path", ""),
+        dtype=str(model.dtype).removeprefix("torch."),
     )
+    for module in model.modules():
+        if isinstance(module, NF4Linear):
+            stored = module.weight4
+            return config.model_copy(
+                update={"block_size": stored.block_size, "double_quant": stored.double_quantized}
+            )
+    return config
 
 
 def _named(config: DataConfig, data: Any, eval_data: Any) -> DataConfig:
