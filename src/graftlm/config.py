@@ -26,7 +26,7 @@ __all__ = [
     "parse_override",
 ]
 
-Method = Literal["qlora", "lora", "full"]
+Method = Literal["qlora", "lora", "full", "auto"]
 
 
 class Settings(pydantic.BaseModel):
@@ -73,8 +73,8 @@ class DataConfig(Settings):
     """Put several rows into one sequence of `max_length`; each attends only to itself."""
     group_by_length: bool = True
     """Batch rows of similar length, which pads less."""
-    workers: int | None = pydantic.Field(None, ge=0)
-    """Processes that tokenise large data; `None` takes one a core, 0 works in this process."""
+    workers: int = pydantic.Field(0, ge=0)
+    """Processes that prepare large data, each with its own tokenizer; 0: this one, on all cores."""
 
 
 class LoRAConfig(Settings):
@@ -125,6 +125,8 @@ class TrainConfig(Settings):
     """AdamW: added to the denominator."""
     max_grad_norm: float = pydantic.Field(1.0, gt=0)
     """Gradients are scaled down to this global norm."""
+    loss_tolerance: float = pydantic.Field(1e-6, ge=0, lt=1)
+    """Probabilities up to this may be left out of the output layer's gradient; 0 is exact."""
     seed: int = pydantic.Field(0, ge=0)
     """Seed of adapters, data order and dropout."""
     eval_steps: int | None = pydantic.Field(None, ge=1)
@@ -145,7 +147,10 @@ class RunConfig(Settings):
     """One training run, complete: what `config.yaml` in a run folder holds."""
 
     method: Method = "qlora"
-    """`qlora`: adapters over a 4-bit base; `lora`: over a 16/32-bit base; `full`: all weights."""
+    """`qlora`: adapters over a 4-bit base; `lora`: over a 16/32-bit base; `full`: all weights;
+    `auto`: LoRA where it fits in memory, else QLoRA, as `graftlm plan` says."""
+    memory: str | None = None
+    """Do not start what would need more than this, such as `2GB`; `None` does not ask."""
     out: str = "runs/latest"
     """The run folder."""
     model: ModelConfig = ModelConfig()

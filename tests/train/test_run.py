@@ -48,13 +48,13 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, micro_batch: int) -> None:
     real: Callable[..., Any] = step.causal_lm_loss
     seen = 0
 
-    def counting(model: Any, batch: Any) -> Any:
+    def counting(model: Any, batch: Any, tolerance: float) -> Any:
         nonlocal seen
         if model.training:
             seen += 1
             if seen == micro_batch:
                 os.kill(os.getpid(), signal.SIGINT)
-        return real(model, batch)
+        return real(model, batch, tolerance)
 
     monkeypatch.setattr(step, "causal_lm_loss", counting)
 
@@ -174,10 +174,10 @@ def test_non_finite_loss_stops_with_a_diagnosis_and_keeps_the_checkpoint(
 ) -> None:
     real, calls = step.causal_lm_loss, 0
 
-    def breaking(model: Any, batch: Any) -> Any:
+    def breaking(model: Any, batch: Any, tolerance: float) -> Any:
         nonlocal calls
         calls += 1
-        return real(model, batch) * (float("nan") if calls > 9 else 1.0)
+        return real(model, batch, tolerance) * (float("nan") if calls > 9 else 1.0)
 
     monkeypatch.setattr(step, "causal_lm_loss", breaking)
     config = settings(tiny_llama, rows_file, tmp_path / "run", save_steps=2)

@@ -82,6 +82,7 @@ def _steps(
                 optimizer,
                 parameters,
                 settings.max_grad_norm,
+                settings.loss_tolerance,
                 stop_requested,
             )
         except Interrupted:

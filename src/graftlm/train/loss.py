@@ -20,8 +20,14 @@ from graftlm.train.head import output_head
 __all__ = ["causal_lm_loss"]
 
 
-def causal_lm_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """Summed cross-entropy (nats) over ``batch``'s supervised tokens, a float32 scalar."""
+def causal_lm_loss(model: PreTrainedModel, batch: Batch, tolerance: float = 0.0) -> Tensor:
+    """Summed cross-entropy (nats) over ``batch``'s supervised tokens, a float32 scalar.
+
+    Args:
+        model: a causal language model.
+        batch: the rows.
+        tolerance: probabilities up to this may be left out of the gradient; the loss is complete.
+    """
     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     if batch.position_ids is not None:
         inputs["position_ids"] = batch.position_ids
@@ -39,5 +45,6 @@ def causal_lm_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
         bias=head.linear.bias,
         softcap=head.softcap,
         logit_scale=head.scale,
+        tolerance=tolerance,
     )
     return loss

@@ -51,9 +51,19 @@ def train_step(
     optimizer: torch.optim.Optimizer,
     parameters: Sequence[nn.Parameter],
     max_grad_norm: float,
+    loss_tolerance: float = 0.0,
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> StepResult:
     """Train one step on ``batches``, the micro-batches whose gradients are added.
+
+    Args:
+        model: in training mode.
+        batches: at least one, with at least one supervised token among them.
+        optimizer: of ``parameters``.
+        parameters: what trains.
+        max_grad_norm: gradients are scaled down to this global norm.
+        loss_tolerance: see `graftlm.train.loss.causal_lm_loss`.
+        stop_requested: asked between micro-batches.
 
     Raises:
         TrainingError: the loss or the gradient is not finite; the weights are as they were.
@@ -66,7 +76,7 @@ def train_step(
         if stop_requested():
             optimizer.zero_grad(set_to_none=True)
             raise Interrupted
-        loss = causal_lm_loss(model, batch)
+        loss = causal_lm_loss(model, batch, loss_tolerance)
         value = float(loss.detach())
         if not torch.isfinite(loss.detach()):
             raise TrainingError(_diagnose_loss(model, batch, value))
