@@ -9,10 +9,14 @@ import torch
 from torch import Tensor
 
 from graftlm.errors import RequestError
+from graftlm.kernels import cross_entropy_native as native
 from graftlm.kernels import cross_entropy_reference as reference
 from graftlm.kernels.cross_entropy_reference import Gradients, Head, Walk
 
 __all__ = ["Gradients", "Head", "Walk", "backward", "check", "forward"]
+
+MAX_DROPPED = 0.05
+"""Probability that the gradient of one position may leave out in all before it is made exact."""
 
 
 def check(hidden: Tensor, head: Head, targets: Tensor, smoothing: float, tolerance: float) -> None:
@@ -62,10 +66,15 @@ def forward(
         head: the output layer.
         targets: (N,) int64.
         label_smoothing: share of the target spread evenly over the vocabulary.
-        tolerance: entries of the softmax below it may be left out of the gradient. It is an upper
-            bound: the PyTorch reference leaves nothing out.
+        tolerance: entries of the softmax up to it may be left out of the gradient, whose total is
+            then put on the mean row of the weight. It is an upper bound: the PyTorch reference,
+            which 0 selects, leaves nothing out.
         want_grad: also compute the gradient.
     """
+    if native.takes(hidden, head, label_smoothing, tolerance):
+        return native.forward(
+            hidden, head, targets, label_smoothing, tolerance, MAX_DROPPED, want_grad
+        )
     return reference.forward(hidden, head, targets, label_smoothing, want_grad)
 
 

@@ -1,0 +1,160 @@
+"""Linear cross-entropy by the native kernels (csrc/cross_entropy.hpp says how).
+
+The walk is a PyTorch operator, so that a step can be traced without data: shapes and cost are known
+from the arguments alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from graftlm.kernels import cross_entropy_reference as reference
+from graftlm.kernels import native
+from graftlm.kernels.cross_entropy_reference import Head, Walk
+
+__all__ = ["forward", "takes"]
+
+_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_NEEDS_DENSE = 2.0
+"""Stands in ``dropped`` for a position the kernel leaves to the exact product."""
+
+_LIBRARY = torch.library.Library("graftlm", "FRAGMENT")  # type: ignore[no-untyped-call]
+_LIBRARY.define(  # type: ignore[no-untyped-call]
+    "cross_entropy(Tensor hidden, Tensor weight, Tensor? bias, Tensor targets, float scale, "
+    "float softcap, float label_smoothing, float tolerance, float max_dropped, bool want_grad) "
+    "-> (Tensor loss, Tensor lse, Tensor grad_hidden, Tensor dropped, Tensor counts)"
+)
+
+
+def takes(hidden: Tensor, head: Head, label_smoothing: float, tolerance: float) -> bool:
+    """Whether the kernels cover this call; a tolerance of 0 asks for what only the reference does.
+
+    Label smoothing under a softcap needs the mean of the capped logits, which is another walk.
+    """
+    return (
+        native.takes(hidden)
+        and native.takes(head.weight)
+        and tolerance > 0
+        and hidden.numel() > 0
+        and not (label_smoothing and head.softcap)
+    )
+
+
+def forward(
+    hidden: Tensor,
+    head: Head,
+    targets: Tensor,
+    label_smoothing: float,
+    tolerance: float,
+    max_dropped: float,
+    want_grad: bool,
+) -> Walk:
+    """As `cross_entropy.forward`, whose arguments `takes` has accepted."""
+    loss, lse, grad, dropped, counts = torch.ops.graftlm.cross_entropy(
+        hidden,
+        head.weight,
+        head.bias,
+        targets,
+        head.scale,
+        head.softcap or 0.0,
+        label_smoothing,
+        tolerance,
+        max_dropped,
+        want_grad,
+    )
+    kept, dense = int(counts[0]), int(counts[1])
+    return Walk(loss, lse, grad if want_grad else None, kept, dropped, dense)
+
+
+def _walk(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    scale: float,
+    softcap: float,
+    label_smoothing: float,
+    tolerance: float,
+    max_dropped: float,
+    want_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The operator: ``grad_hidden`` is empty unless wanted, ``counts`` is (kept, dense)."""
+    module = native.extension()
+    assert module is not None, "ask takes() first"
+    exact_bf16 = hidden.dtype == torch.bfloat16
+    h, targets = hidden.float().contiguous(), targets.contiguous()
+    head = Head(weight.contiguous(), bias, softcap or None, scale)
+    bias = None if bias is None else bias.float().contiguous()
+    (positions, dim), vocabulary = h.shape, weight.shape[0]
+    lse, hit, dropped = torch.zeros(3, positions).unbind()
+    mean_row = torch.empty(dim) if want_grad or label_smoothing else None
+    grad = torch.empty(positions, dim) if want_grad else torch.empty(0)
+    kept = module.cross_entropy(
+        head.weight.data_ptr(),
+        _TYPES[weight.dtype],
+        vocabulary,
+        dim,
+        0 if bias is None else bias.data_ptr(),
+        scale,
+        softcap,
+        h.data_ptr(),
+        targets.data_ptr(),
+        positions,
+        exact_bf16,
+        label_smoothing,
+        tolerance,
+        max_dropped,
+        lse.data_ptr(),
+        hit.data_ptr(),
+        0 if mean_row is None else mean_row.data_ptr(),
+        grad.data_ptr() if want_grad else 0,
+        dropped.data_ptr(),
+        torch.get_num_threads(),
+    )
+    loss = lse - (1 - label_smoothing) * hit
+    if label_smoothing and mean_row is not None:
+        mean_bias = 0.0 if bias is None else bias.mean()
+        loss -= label_smoothing * scale * (h @ mean_row + mean_bias)
+    walk = Walk(loss, lse, grad, int(kept), dropped, dense=0)
+    left = (dropped == _NEEDS_DENSE).nonzero().squeeze(1)
+    if len(left):
+        walk = _densely(walk, left, h, head, targets, label_smoothing)
+    # Parts of one buffer would tell the dispatcher that outputs alias each other.
+    return loss, lse.clone(), grad, dropped.clone(), torch.tensor([walk.kept, walk.dense])
+
+
+def _walk_without_data(
+    hidden: Tensor, weight: Tensor, bias: Any, targets: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Outputs of the right shapes."""
+    per_position = [hidden.new_empty(hidden.shape[0], dtype=torch.float32) for _ in range(3)]
+    grad = hidden.new_empty(hidden.shape if rest[-1] else 0, dtype=torch.float32)
+    loss, lse, dropped = per_position
+    return loss, lse, grad, dropped, targets.new_empty(2)
+
+
+_LIBRARY.impl("cross_entropy", _walk, "CPU")  # type: ignore[no-untyped-call]
+torch.library.register_fake("graftlm::cross_entropy", _walk_without_data, lib=_LIBRARY)
+
+
+@register_flop_formula([torch.ops.graftlm.cross_entropy])
+def _product_flops(hidden_shape: Any, weight_shape: Any, *_: Any, **__: Any) -> int:
+    """The logits; the sparse gradient next to them is small."""
+    return int(2 * hidden_shape[0] * weight_shape[0] * weight_shape[1])
+
+
+def _densely(
+    walk: Walk, left: Tensor, h: Tensor, head: Head, targets: Tensor, label_smoothing: float
+) -> Walk:
+    """Fill in the gradients of the positions ``left`` with the exact product."""
+    exact = reference.forward(h[left], head, targets[left], label_smoothing, want_grad=True)
+    assert walk.grad_hidden is not None
+    assert exact.grad_hidden is not None
+    walk.grad_hidden[left] = exact.grad_hidden
+    walk.dropped[left] = 0.0
+    return dataclasses.replace(walk, kept=walk.kept + exact.kept, dense=len(left))
