@@ -18,6 +18,7 @@ from graftlm.cli.doctor import doctor
 from graftlm.cli.eval import evaluate
 from graftlm.cli.generate import generate
 from graftlm.cli.merge import merge
+from graftlm.cli.plan import plan
 from graftlm.cli.quantize import quantize
 from graftlm.cli.train import train
 from graftlm.errors import GraftLMError
@@ -33,7 +34,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, doctor, check, quantize, train, merge, generate, chat):
+for command in (demo, doctor, plan, check, quantize, train, merge, generate, chat):
     app.command()(command)
 app.command("eval")(evaluate)
 

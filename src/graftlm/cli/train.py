@@ -11,6 +11,7 @@ import typer
 from graftlm.cli._shared import JsonOption, say
 
 if TYPE_CHECKING:
+    from graftlm.config import RunConfig
     from graftlm.train import RunResult
 
 __all__ = ["train"]
@@ -23,7 +24,12 @@ def train(
     model: Annotated[str | None, typer.Option(help="The base model.", **_HIDE)] = None,
     data: Annotated[str | None, typer.Option(help="The rows to train on.", **_HIDE)] = None,
     eval_data: Annotated[str | None, typer.Option(help="The rows to measure on.", **_HIDE)] = None,
-    method: Annotated[str | None, typer.Option(help="qlora, lora or full.", **_HIDE)] = None,
+    method: Annotated[
+        str | None, typer.Option(help="qlora, lora, full, or auto: what fits.", **_HIDE)
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Stay under this, such as 2GB, or do not start.", **_HIDE)
+    ] = None,
     out: Annotated[str | None, typer.Option(help="The run folder.", **_HIDE)] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps.", **_HIDE)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
@@ -49,6 +55,7 @@ def train(
             (["data", "train"], data),
             (["data", "eval"], eval_data),
             (["method"], method),
+            (["memory"], memory),
             (["out"], out),
             (["train", "steps"], steps),
         )
@@ -60,12 +67,33 @@ def train(
         config = saved if saved.exists() else None
     settings = load_run_config(config, overrides)
 
+    from graftlm.system import return_freed_memory
+
+    return_freed_memory()
+    if settings.method == "auto" or (settings.memory is not None and not resume):
+        settings = planned(settings)
+
     from graftlm.train import run
 
     result = run(settings, resume=resume)
     say(dataclasses.asdict(result), as_json, summary(result, settings.out))
     if not result.finished:
         raise typer.Exit(1)
+
+
+def planned(settings: RunConfig) -> RunConfig:
+    """The settings with the method, batch and checkpointing that fit, said on stderr."""
+    from graftlm.cli._shared import stderr_console
+    from graftlm.cli.plan import row_lengths
+    from graftlm.plan import choose
+
+    chosen = choose(settings, row_lengths(settings))
+    checkpointed = ", gradient checkpointing" if chosen.train.gradient_checkpointing else ""
+    stderr_console().print(
+        f"planned: {chosen.method}, {chosen.train.gradient_accumulation_steps} × "
+        f"{chosen.train.batch_size} rows of at most {chosen.data.max_length} tokens{checkpointed}"
+    )
+    return chosen
 
 
 def summary(result: RunResult, out: str) -> str:

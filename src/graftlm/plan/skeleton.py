@@ -15,6 +15,7 @@ from graftlm.models.load import empty_model
 from graftlm.models.streaming import linear_layers, unquantized_names
 from graftlm.nf4.double_quant import GROUP_SIZE
 from graftlm.nf4.weight import NF4Weight
+from graftlm.train.recompute import recompute_activations
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -46,7 +47,7 @@ def build(
     else:
         add_lora(model, config.lora)
     if config.train.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute_activations(model)
     return model.train()
 
 

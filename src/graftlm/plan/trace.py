@@ -17,7 +17,14 @@ from graftlm.config import RunConfig
 from graftlm.data.batch import IGNORED, Batch
 from graftlm.layers import LoRAEmbedding, LoRALinear, NF4Linear
 from graftlm.plan import skeleton
-from graftlm.plan.depth import continued, continued_count, continued_work, depth_of, shallow_depths, with_depth
+from graftlm.plan.depth import (
+    continued,
+    continued_count,
+    continued_work,
+    depth_of,
+    shallow_depths,
+    with_depth,
+)
 from graftlm.plan.timeline import Peak
 from graftlm.plan.tracker import Tracker
 from graftlm.plan.work import Work

@@ -25,6 +25,7 @@ from graftlm.layers import NF4Linear
 from graftlm.lora import add_lora, count_parameters, lora_config, lora_modules
 from graftlm.models import load_model, resolve
 from graftlm.train.loop import fit
+from graftlm.train.recompute import recompute_activations
 from graftlm.train.run_folder import begin_run, check_run
 from graftlm.train.task import Run, RunResult
 
@@ -121,10 +122,7 @@ def _fit(
     progress: bool,
 ) -> RunResult:
     if config.train.gradient_checkpointing:
-        # Non-reentrant: works although the first layer's input needs no gradient.
-        model.gradient_checkpointing_enable(  # type: ignore[no-untyped-call]
-            {"use_reentrant": False}
-        )
+        recompute_activations(model)
     task = Run(
         model=model,
         tokenizer=tokenizer,

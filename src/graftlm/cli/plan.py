@@ -1,0 +1,165 @@
+"""`graftlm plan`: will it fit, and LoRA or QLoRA?"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from graftlm.cli._shared import JsonOption, ModelArgument, stderr_console
+
+if TYPE_CHECKING:
+    from graftlm.plan import Option, Plan
+
+__all__ = ["plan"]
+
+_HIDE = {"show_default": False}
+
+
+def plan(
+    model: ModelArgument,
+    data: Annotated[str | None, typer.Option(help="Rows: plan for their lengths.", **_HIDE)] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="The limit, such as 6GB. Default: what is free.", **_HIDE)
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda; it need not be here.")] = "cpu",
+    max_length: Annotated[int | None, typer.Option(help="Tokens a row.", **_HIDE)] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows a pass.", **_HIDE)] = None,
+    rank: Annotated[int | None, typer.Option(help="Rank of the adapters.", **_HIDE)] = None,
+    methods: Annotated[str, typer.Option(help="Which to consider.")] = "full,lora,qlora",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Any setting, as for `graftlm train`. Repeatable.", **_HIDE),
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Also run each setting, and compare.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what training would take, before it starts, and which method to use.
+
+    Example: `graftlm plan gemma-3-270m --data rows.jsonl --memory 4GB`
+
+    Traces one real training step of the model without computing it, so it works for models far
+    larger than this machine. Nothing but the model's config and the data is read.
+    """
+    from graftlm.config import load_run_config, parse_override
+
+    flags: list[tuple[list[str], Any]] = [
+        (path, value)
+        for path, value in (
+            (["model", "name"], model),
+            (["data", "train"], data),
+            (["data", "max_length"], max_length),
+            (["train", "batch_size"], batch_size),
+            (["lora", "rank"], rank),
+        )
+        if value is not None
+    ]
+    config = load_run_config(None, flags + [parse_override(text) for text in set_ or []])
+
+    from graftlm.plan import make_plan
+
+    console = stderr_console()
+    with console.status("planning") as status:
+        found = make_plan(
+            config,
+            memory=memory,
+            device=device,
+            methods=[word.strip() for word in methods.split(",")],  # type: ignore[misc]
+            lengths=row_lengths(config) if data else (),
+            verify=verify,
+            progress=lambda text: status.update(f"planning: {text}"),
+        )
+    if as_json:
+        print(json.dumps(found.to_json(), ensure_ascii=False))
+    else:
+        _print(found)
+
+
+def row_lengths(config: Any) -> list[int]:
+    """Tokens of each row of the data that training would read."""
+    from graftlm.data import load_examples
+    from graftlm.models import load_tokenizer
+
+    tokenizer = load_tokenizer(config.model.name, trust_remote_code=config.model.trust_remote_code)
+    return [len(example) for example in load_examples(config.data.train, tokenizer, config.data)]
+
+
+def _print(found: Plan) -> None:
+    from rich.console import Console
+
+    from graftlm.plan import format_size
+
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    console.print(_table(found))
+    if found.verified:
+        console.print(_verified_table(found))
+    chosen = found.recommendation
+    peak = chosen.option
+    parts = ", ".join(
+        f"{name.replace('_', ' ')} {format_size(size)}"
+        for name, size in peak.components.items()
+        if size >= 0.005 * peak.predicted_peak_bytes
+    )
+    console.print(f"{'Nothing fits' if chosen.missing else 'Recommended'}: {chosen.why}.")
+    console.print(f"Its peak, at {peak.peak_at}: {parts}.")
+    if not chosen.missing:
+        console.print(f"\n  {found.command}")
+
+
+def _table(found: Plan) -> Any:
+    from rich.table import Table
+
+    from graftlm.plan import format_size
+
+    title = f"{found.model} on {found.device}, limit {format_size(found.limit)}"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for name in ("method", "checkpointing", "batch × length", "peak memory", "time a step", "fits"):
+        right = name in ("batch × length", "peak memory", "time a step")
+        table.add_column(name, justify="right" if right else "left", no_wrap=True)
+    for option in found.options:
+        mark = " ←" if option == found.recommendation.option and option.fits else ""
+        table.add_row(
+            option.method,
+            "yes" if option.gradient_checkpointing else "no",
+            _batch(option),
+            format_size(option.predicted_peak_bytes),
+            _time(option),
+            ("yes" if option.fits else "no") + mark,
+        )
+    return table
+
+
+def _verified_table(found: Plan) -> Any:
+    from rich.table import Table
+
+    from graftlm.plan import format_size
+
+    table = Table(title="run for real", title_justify="left", box=None, pad_edge=False)
+    for name in ("method", "checkpointing", "predicted", "measured", "error", "time a step"):
+        table.add_column(name, justify="left" if name in ("method", "checkpointing") else "right")
+    for entry in found.verified:
+        table.add_row(
+            entry.option.method,
+            "yes" if entry.option.gradient_checkpointing else "no",
+            format_size(entry.option.predicted_peak_bytes),
+            format_size(entry.measured.peak_bytes),
+            f"{entry.error:+.1%}",
+            f"{entry.measured.seconds_per_step:.2f} s",
+        )
+    return table
+
+
+def _batch(option: Option) -> str:
+    passes = option.gradient_accumulation_steps
+    batch = f"{option.batch_size} × {option.max_length}"
+    return batch if passes == 1 else f"{passes} · {batch}"
+
+
+def _time(option: Option) -> str:
+    if option.seconds_per_step is None or option.seconds_uncertainty is None:
+        return "–"
+    return f"{option.seconds_per_step:.2g} ± {option.seconds_uncertainty:.1g} s"

@@ -1,0 +1,128 @@
+"""How fast this machine is: products by family and type, memory, and the cost of a call.
+
+Measured once (about three seconds) and kept in the cache. The time of a planned step is then
+
+    t = Σ_kind flops_kind / rate_kind + bytes / bandwidth + calls · t_call
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from graftlm.cache import once
+from graftlm.plan.work import Work
+from graftlm.system import cpu_flags, versions
+
+__all__ = ["Calibration", "calibrate"]
+
+VERSION = 1
+"""Raised when what is measured here changes."""
+MODEL_ERROR = 0.25
+"""Relative error of the formula above on a quiet machine (`benchmarks/bench_plan.py`)."""
+ROWS, FEATURES = 512, 1024
+"""Shape of the products that are timed: rows × features × features."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """Speeds of one machine.
+
+    Attributes:
+        rates: floating-point operations a second, by `graftlm.plan.work.product_kind`.
+        bandwidth: bytes a second, read and written together, of an operation on large tensors.
+        call_seconds: what a call costs whatever its size.
+        spread: relative spread of the measurements; large on a busy machine.
+    """
+
+    rates: dict[str, float]
+    bandwidth: float
+    call_seconds: float
+    spread: float
+
+    def seconds(self, work: Work) -> tuple[float, float]:
+        """The time of ``work`` and its uncertainty, both in seconds."""
+        total = work.nbytes / self.bandwidth + work.calls * self.call_seconds
+        for kind, flops in work.flops.items():
+            total += flops / self._rate(kind)
+        return total, total * (MODEL_ERROR**2 + self.spread**2) ** 0.5
+
+    def _rate(self, kind: str) -> float:
+        if kind in self.rates:
+            return self.rates[kind]
+        dtype = kind.rpartition(" ")[2]
+        return self.rates.get(f"matmul {dtype}", self.rates["matmul float32"])
+
+
+def calibrate() -> Calibration:
+    """This machine's speeds, from the cache or measured now."""
+    import torch
+
+    environment = [VERSION, versions(), sorted(cpu_flags()), torch.get_num_threads()]
+    key = hashlib.sha256(json.dumps(environment).encode()).hexdigest()[:32]
+    made = once("plan", f"calibration-{key}", _measure)
+    return Calibration(**json.loads((made / "calibration.json").read_text(encoding="utf-8")))
+
+
+def _measure(target: Path) -> None:
+    import torch
+
+    rates, spreads = {}, []
+    with torch.no_grad():
+        for kind, flops, call in _products():
+            seconds, spread = _time(call)
+            rates[kind] = flops / seconds
+            spreads.append(spread)
+        large = torch.ones(1 << 21)
+        copy_seconds, _ = _time(lambda: large * 1.5)
+        small = torch.ones(8)
+        call_seconds, _ = _time(lambda: small * 1.5)
+    found = Calibration(
+        rates, 2 * large.nbytes / copy_seconds, call_seconds * 3, statistics.median(spreads)
+    )
+    text = json.dumps(dataclasses.asdict(found), indent=2)
+    (target / "calibration.json").write_text(text, encoding="utf-8")
+
+
+def _products() -> Iterator[tuple[str, int, Callable[[], Any]]]:
+    """``(kind, flops, call)`` of everything that is timed."""
+    import torch
+    import torch.nn.functional as F
+
+    from graftlm.kernels import cross_entropy, ops
+
+    flops = 2 * ROWS * FEATURES * FEATURES
+    weight = torch.randn(FEATURES, FEATURES) / FEATURES**0.5
+    w4 = ops.quantize(weight)
+    targets = torch.arange(ROWS) * 7 % (8 * FEATURES)
+    for dtype in (torch.float32, torch.bfloat16):
+        name = str(dtype).removeprefix("torch.")
+        x, w = torch.randn(ROWS, FEATURES, dtype=dtype), weight.to(dtype)
+        yield f"matmul {name}", flops, functools.partial(F.linear, x, w)
+        yield f"nf4_linear {name}", flops, functools.partial(ops.linear, x, w4)
+        q = torch.randn(1, 4, ROWS, 64, dtype=dtype)
+        attend = functools.partial(F.scaled_dot_product_attention, q, q, q, is_causal=True)
+        yield f"attention {name}", 4 * 4 * ROWS * ROWS * 64, attend
+        head = cross_entropy.Head(w.repeat(8, 1))
+        loss = functools.partial(cross_entropy.forward, x, head, targets)
+        yield f"cross_entropy {name}", 8 * flops, loss
+
+
+def _time(call: Callable[[], Any], budget: float = 0.25) -> tuple[float, float]:
+    """Median seconds of ``call`` and their relative spread (median absolute deviation)."""
+    call()
+    times: list[float] = []
+    deadline = time.perf_counter() + budget
+    while len(times) < 3 or (time.perf_counter() < deadline and len(times) < 50):
+        started = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - started)
+    middle = statistics.median(times)
+    return middle, statistics.median(abs(t - middle) for t in times) / middle

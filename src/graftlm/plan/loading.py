@@ -1,0 +1,51 @@
+"""What loading takes on top of the loaded model: the tensor in flight."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graftlm.errors import ModelError
+from graftlm.models.safetensors_file import Checkpoint
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig
+
+__all__ = ["loading_bytes"]
+
+
+def loading_bytes(
+    folder: Path | None, architecture: PretrainedConfig, dtype: torch.dtype, method: str
+) -> int:
+    """Bytes in flight while the largest tensor arrives: as stored, where it is not kept so.
+
+    A tensor whose type stays is read into its place. One that changes its type, or is quantised,
+    exists twice for a moment.
+    """
+    sizes = _stored(folder)
+    if sizes is None:
+        text: Any = architecture.get_text_config()
+        largest = text.vocab_size * text.hidden_size
+        inner = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+        return int(
+            dtype.itemsize * max(inner * text.hidden_size, 0 if method == "qlora" else largest)
+        )
+    changing = [
+        size for kind, size, ndim in sizes if kind != dtype or (method == "qlora" and ndim == 2)
+    ]
+    return max(changing, default=0)
+
+
+def _stored(folder: Path | None) -> list[tuple[torch.dtype, int, int]] | None:
+    if folder is None:
+        return None
+    try:
+        checkpoint = Checkpoint(folder)
+    except ModelError:  # only the config is here: a plan before the download
+        return None
+    return [
+        (entry.dtype, math.prod(entry.shape) * entry.dtype.itemsize, len(entry.shape))
+        for entry in checkpoint.values()
+    ]

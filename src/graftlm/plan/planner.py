@@ -1,0 +1,185 @@
+"""Will it fit, and how should it be trained? One option is one trace; a plan is a few of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from graftlm.config import RunConfig
+from graftlm.plan.calibration import Calibration, calibrate
+from graftlm.plan.framework import framework_memory
+from graftlm.plan.loading import loading_bytes
+from graftlm.plan.timeline import COMPONENTS
+from graftlm.plan.trace import BatchShape, Trace, trace_step
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig
+
+    from graftlm.plan.rehearsal import Measured
+
+__all__ = ["METHODS", "Method", "Option", "Planner", "Setting", "as_setting"]
+
+Method = Literal["full", "lora", "qlora"]
+METHODS: tuple[Method, ...] = ("full", "lora", "qlora")
+
+ROOM = 0.08
+"""Share of the limit that a recommended setting leaves free: predictions are within 10 %."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What a plan varies; everything else comes from the run's settings."""
+
+    method: Method
+    gradient_checkpointing: bool
+    batch_size: int
+    gradient_accumulation_steps: int
+    max_length: int
+
+    def applied(self, config: RunConfig) -> RunConfig:
+        """``config`` with this setting in it."""
+        train = config.train.model_copy(
+            update={
+                "gradient_checkpointing": self.gradient_checkpointing,
+                "batch_size": self.batch_size,
+                "gradient_accumulation_steps": self.gradient_accumulation_steps,
+            }
+        )
+        data = config.data.model_copy(update={"max_length": self.max_length})
+        return config.model_copy(update={"method": self.method, "train": train, "data": data})
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """A setting and what it takes.
+
+    Attributes:
+        predicted_peak_bytes: of the whole process, loading included; on CUDA, allocated.
+        components: what the peak is made of, by `COMPONENTS`.
+        peak_at: when it occurs: ``loading`` or a phase of the step, and the module at work.
+        seconds_per_step: ``None`` for a device this machine does not have.
+        seconds_uncertainty: one standard deviation of it.
+        fits: whether it leaves `ROOM` under the limit.
+    """
+
+    method: Method
+    gradient_checkpointing: bool
+    batch_size: int
+    gradient_accumulation_steps: int
+    max_length: int
+    predicted_peak_bytes: int
+    components: dict[str, int]
+    peak_at: str
+    trainable_parameters: int
+    seconds_per_step: float | None
+    seconds_uncertainty: float | None
+    fits: bool
+
+    @property
+    def setting(self) -> Setting:
+        """The part that was chosen."""
+        return Setting(*(getattr(self, f.name) for f in dataclasses.fields(Setting)))
+
+
+class Planner:
+    """Plans for one model, device and limit.
+
+    Args:
+        architecture: the transformers config of the base model.
+        config: the run's settings.
+        dtype: type of the unquantised weights (`full` trains in float32).
+        folder: the model folder, for its tokenizer and tensor sizes; ``None`` if there is none.
+        limit: bytes.
+        device: ``cpu`` or ``cuda``.
+        lengths: tokens of each row of the data, if known.
+    """
+
+    def __init__(
+        self,
+        architecture: PretrainedConfig,
+        config: RunConfig,
+        dtype: torch.dtype,
+        folder: Path | None,
+        limit: int,
+        device: str = "cpu",
+        lengths: Sequence[int] = (),
+    ) -> None:
+        self.architecture, self.config, self.dtype = architecture, config, dtype
+        self.folder, self.limit, self.device = folder, limit, device
+        self.lengths = sorted(lengths)
+
+    @functools.cached_property
+    def _framework(self) -> Measured | None:
+        return framework_memory(self.folder) if self.device == "cpu" else None
+
+    @functools.cached_property
+    def _speed(self) -> Calibration | None:
+        import torch
+
+        return calibrate() if self.device == "cpu" or torch.cuda.is_available() else None
+
+    def shape(self, setting: Setting) -> BatchShape:
+        """The largest batch that ``setting`` can meet."""
+        kept = [length for length in self.lengths if length <= setting.max_length]
+        longest = kept[-1] if kept else setting.max_length
+        top = kept[-setting.batch_size :]
+        return BatchShape(setting.batch_size, longest, padded=bool(top) and top[0] < longest)
+
+    def option(self, setting: Setting) -> Option:
+        """Predict ``setting``."""
+        trace = self._trace(setting)
+        start = trace.peak
+        base = self._framework.resident_bytes if self._framework else 0
+        peak, components = base + start.nbytes, {"framework": base, **start.components}
+        peak_at = f"{start.phase} {start.module}".strip()
+        loading = self._loading(setting, trace)
+        if loading > peak:
+            held = ("framework", "weights", "quantization_state")
+            components = {name: components.get(name, 0) for name in held}
+            components["temporary"] = max(0, loading - sum(components.values()))
+            peak, peak_at = loading, "loading"
+        seconds = self._speed.seconds(trace.work) if self._speed else (None, None)
+        return Option(
+            **dataclasses.asdict(setting),
+            predicted_peak_bytes=peak,
+            components={name: components.get(name, 0) for name in COMPONENTS},
+            peak_at=peak_at,
+            trainable_parameters=trace.trainable_parameters,
+            seconds_per_step=seconds[0],
+            seconds_uncertainty=seconds[1],
+            fits=peak <= self.limit * (1 - ROOM),
+        )
+
+    def _trace(self, setting: Setting) -> Trace:
+        config = setting.applied(self.config)
+        return trace_step(
+            self.architecture, config, self.shape(setting), self._type(setting), self.device
+        )
+
+    def _loading(self, setting: Setting, trace: Trace) -> int:
+        """Highest memory of the process before the first step."""
+        if self._framework is None:
+            return 0  # a GPU receives the finished model
+        extra = loading_bytes(self.folder, self.architecture, self._type(setting), setting.method)
+        loaded = self._framework.resident_bytes + trace.weight_bytes + extra
+        return max(self._framework.peak_bytes, loaded)
+
+    def _type(self, setting: Setting) -> torch.dtype:
+        import torch
+
+        return torch.float32 if setting.method == "full" else self.dtype
+
+
+def as_setting(config: RunConfig, method: Method, checkpointing: bool) -> Setting:
+    """The run's own settings, with another method and checkpointing."""
+    return Setting(
+        method,
+        checkpointing,
+        config.train.batch_size,
+        config.train.gradient_accumulation_steps,
+        config.data.max_length,
+    )

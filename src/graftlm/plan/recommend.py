@@ -1,0 +1,140 @@
+"""Which setting to take: the first of a ladder that fits.
+
+    1. LoRA as asked                  nothing is lost, and it is the fastest
+    2. QLoRA as asked                 the base in 4 bits
+    3. LoRA, then QLoRA, with gradient checkpointing      a third more time
+    4. QLoRA, checkpointing, smaller batches, accumulated (the same update, less at a time)
+    5. … and shorter rows             what is learned changes, so it comes last
+
+The ladder is climbed only until something fits, so that few settings are traced.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+from graftlm.plan.planner import ROOM, Method, Option, Setting
+from graftlm.plan.sizes import format_size
+
+__all__ = ["Recommendation", "ladder", "recommend"]
+
+SHORTEST = 128
+"""Tokens; rows are not cut below this to make a plan fit."""
+MARGIN = 1 - ROOM
+
+
+@dataclasses.dataclass(frozen=True)
+class Recommendation:
+    """The outcome.
+
+    Attributes:
+        option: what to run, or, if ``missing`` is positive, what comes nearest.
+        why: one sentence.
+        missing: bytes of memory that are lacking; 0 when the option fits.
+        tried: every option that was looked at, in order.
+    """
+
+    option: Option
+    why: str
+    missing: int
+    tried: tuple[Option, ...]
+
+
+def ladder(asked: Setting, methods: Sequence[Method]) -> Iterator[Setting]:
+    """Settings from best to smallest, each once."""
+    preferred: list[Method] = [method for method in methods if method != "full"]
+    preferred = preferred or list(methods)
+    seen = set()
+    for setting in _rungs(asked, preferred):
+        if setting not in seen:
+            seen.add(setting)
+            yield setting
+
+
+def _rungs(asked: Setting, methods: Sequence[Method]) -> Iterator[Setting]:
+    for checkpointing in (asked.gradient_checkpointing, True):
+        for method in methods:
+            yield dataclasses.replace(asked, method=method, gradient_checkpointing=checkpointing)
+    smallest = dataclasses.replace(asked, method=methods[-1], gradient_checkpointing=True)
+    while smallest.batch_size > 1:
+        half = _largest_divisor(smallest.batch_size)
+        smallest = dataclasses.replace(
+            smallest,
+            batch_size=half,
+            gradient_accumulation_steps=smallest.gradient_accumulation_steps
+            * (smallest.batch_size // half),
+        )
+        yield smallest
+    while smallest.max_length > SHORTEST:
+        shorter = max(SHORTEST, smallest.max_length // 2)
+        smallest = dataclasses.replace(smallest, max_length=shorter)
+        yield smallest
+
+
+def _largest_divisor(n: int) -> int:
+    """The largest proper divisor: the batch is cut into equal parts, so the update is the same."""
+    return next(n // d for d in range(2, n + 1) if n % d == 0)
+
+
+def recommend(
+    asked: Setting,
+    methods: Sequence[Method],
+    limit: int,
+    predict: Callable[[Setting], Option],
+) -> Recommendation:
+    """Climb down the ladder until a setting fits."""
+    tried: list[Option] = []
+    for setting in ladder(asked, methods):
+        option = predict(setting)
+        tried.append(option)
+        if option.fits:
+            return Recommendation(option, _why(asked, tried, limit), 0, tuple(tried))
+    nearest = min(tried, key=lambda option: option.predicted_peak_bytes)
+    missing = int(nearest.predicted_peak_bytes / MARGIN) + 1 - limit
+    why = (
+        f"nothing fits in {format_size(limit)}: {_named(nearest)} needs "
+        f"{format_size(nearest.predicted_peak_bytes)}, most of it {_heaviest(nearest)}; "
+        f"{format_size(missing)} more memory would do (--memory {needed(nearest)}), "
+        f"or a smaller model"
+    )
+    return Recommendation(nearest, why, missing, tuple(tried))
+
+
+def needed(option: Option) -> str:
+    """The limit under which ``option`` fits, as one would type it."""
+    megabytes = -(-int(option.predicted_peak_bytes / MARGIN) // 10_000_000) * 10
+    return f"{megabytes / 1000:g}GB" if megabytes >= 1000 else f"{megabytes}MB"
+
+
+def _why(asked: Setting, tried: Sequence[Option], limit: int) -> str:
+    chosen, given = tried[-1], format_size(limit)
+    peak = format_size(chosen.predicted_peak_bytes)
+    if len(tried) == 1:
+        return f"{_named(chosen)} needs {peak}, which leaves room in {given}"
+    before = tried[-2]
+    changes = []
+    if chosen.batch_size != asked.batch_size:
+        changes.append(
+            f"batches of {chosen.batch_size} accumulated to {asked.batch_size} give the same update"
+        )
+    if chosen.max_length != asked.max_length:
+        changes.append(f"rows longer than {chosen.max_length} tokens are dropped or cut")
+    if chosen.gradient_checkpointing and not asked.gradient_checkpointing:
+        changes.append("recomputing activations costs about a third more time")
+    tail = f"; {'; '.join(changes)}" if changes else ""
+    return (
+        f"{_named(before)} would need {format_size(before.predicted_peak_bytes)} and leave no room "
+        f"in {given}; {_named(chosen)} needs {peak}{tail}"
+    )
+
+
+def _named(option: Option) -> str:
+    names = {"lora": "LoRA", "qlora": "QLoRA", "full": "full fine-tuning"}
+    checkpointed = " with checkpointing" if option.gradient_checkpointing else ""
+    return f"{names[option.method]}{checkpointed} at {option.batch_size} × {option.max_length}"
+
+
+def _heaviest(option: Option) -> str:
+    name = max(option.components, key=lambda name: option.components[name])
+    return f"{name.replace('_', ' ')} ({format_size(option.components[name])})"

@@ -1,0 +1,142 @@
+"""A run in small, for real: a process of its own loads, trains a few steps, and says what it took.
+
+    python -m graftlm.plan.rehearsal < request.json > answer.json
+
+Two uses. `plan --verify` rehearses a planned setting with the real model and compares. And what a
+training process occupies *before* any model (interpreter, libraries, tokenizer) is the rehearsal of
+a model of next to nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from graftlm.config import RunConfig
+from graftlm.errors import TrainingError
+
+__all__ = ["Measured", "rehearse"]
+
+STEPS = 3
+"""The moments exist after the first; the second is in the steady state; one more to see that."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What a rehearsal took.
+
+    Attributes:
+        peak_bytes: highest memory of the process; on CUDA, highest allocated.
+        loading_peak_bytes: the same, up to the end of loading.
+        resident_bytes: memory at the end.
+        seconds_per_step: the fastest step.
+    """
+
+    peak_bytes: int
+    loading_peak_bytes: int
+    resident_bytes: int
+    seconds_per_step: float
+
+
+def rehearse(
+    config: RunConfig, rows: int, length: int, supervised: int | None = None, padded: bool = False
+) -> Measured:
+    """Run ``config`` for three steps on made-up rows in a process of its own.
+
+    Raises:
+        TrainingError: the process failed; its last words are quoted.
+    """
+    request = {
+        "config": config.model_dump(mode="json"),
+        "shape": {"rows": rows, "length": length, "supervised": supervised, "padded": padded},
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "graftlm.plan.rehearsal"],
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
+    )
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise TrainingError(
+            f"the rehearsal of {config.method} with {rows} rows of {length} tokens failed: "
+            f"{lines[-1]}"
+        )
+    return Measured(**json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def _answer(request: dict[str, Any]) -> Measured:
+    """In the process: load, train, measure."""
+    from graftlm.system import peak_resident, resident, return_freed_memory
+
+    return_freed_memory()
+
+    import torch
+
+    from graftlm.lora import add_lora
+    from graftlm.models import load_model
+    from graftlm.train import train
+
+    config = RunConfig.model_validate(request["config"])
+    model, tokenizer = load_model(
+        config.model.name,
+        quantize="nf4" if config.method == "qlora" else None,
+        dtype="float32" if config.method == "full" else config.model.dtype,
+        block_size=config.model.block_size,
+        double_quant=config.model.double_quant,
+        trust_remote_code=config.model.trust_remote_code,
+    )
+    if torch.cuda.is_available():
+        model.to("cuda")  # type: ignore[arg-type]
+    if config.method == "full":
+        model.requires_grad_(True)
+    else:
+        add_lora(model, config.lora)
+    loading_peak = peak_resident()
+    settings = config.train.model_copy(update={"steps": STEPS, "save_steps": None})
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "run"
+        result = train(
+            model,
+            tokenizer,
+            _rows(**request["shape"], config=config),
+            settings,
+            out=out,
+            data_config=config.data.model_copy(update={"group_by_length": False}),
+            progress=False,
+        )
+        lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    steps = [json.loads(line) for line in lines]
+    seconds = min(row["tokens"] / row["tokens_per_second"] for row in steps)
+    return Measured(result.peak_memory_bytes, loading_peak, resident(), seconds)
+
+
+def _rows(
+    rows: int, length: int, supervised: int | None, padded: bool, config: RunConfig
+) -> list[Any]:
+    """Examples that make batches of this shape, for each step and pass."""
+    from graftlm.data.batch import Example
+
+    learned = rows * (length - 1) if supervised is None else supervised
+    per_row = max(1, min(length - 1, -(-learned // rows)))
+    short = max(2, length - 1)
+    batches = STEPS * config.train.gradient_accumulation_steps
+    return [
+        Example(
+            input_ids=[2 + (7 * row + 3 * i) % 200 for i in range(size)],
+            supervised=[i >= size - min(per_row, size - 1) for i in range(size)],
+        )
+        for row in range(rows * batches)
+        for size in [short if padded and row % rows == rows - 1 and rows > 1 else length]
+    ]
+
+
+if __name__ == "__main__":
+    print(json.dumps(dataclasses.asdict(_answer(json.load(sys.stdin)))))
