@@ -54,7 +54,7 @@ def test_the_cache_holds_the_same_examples(data, workers, tmp_path):
 def test_a_second_run_does_not_tokenise(data, monkeypatch):
     first = load_examples(data, tokenizer_of("zephyr"), DataConfig(workers=0))
     monkeypatch.setattr(
-        "graftlm.data.workers.prepare", lambda *_: pytest.fail("tokenised a second time")
+        "graftlm.data.workers.render", lambda *_: pytest.fail("tokenised a second time")
     )
     again = load_examples(data, tokenizer_of("zephyr"), DataConfig(workers=0))
     assert same(first, again)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from typing import Any, Union
 
@@ -110,10 +109,7 @@ def _weighted(examples: Examples, weight: float) -> Examples:
 
 def _load(source: Source, encoder: Encoder, config: DataConfig, strict: bool) -> Examples:
     large = source.size >= CACHE_FROM
-    workers = config.workers
-    if workers is None:
-        workers = _cores() if large else 0
-    parts = prepare_all(chunks(iter(source)), encoder, config, workers)
+    parts = prepare_all(chunks(iter(source)), encoder, config, config.workers)
     if not (large and strict):
         return in_memory(_checked(parts) if strict else parts)
     key = _key(source, encoder, config)
@@ -169,9 +165,3 @@ def _key(source: Source, encoder: Encoder, config: DataConfig) -> str:
     for text in parts:
         digest.update(text.encode() + b"\0")
     return digest.hexdigest()
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,7 @@ from graftlm.data.report import LoadReport
 from graftlm.data.tokenise import Encoder
 from graftlm.data.truncate import truncate
 
-__all__ = ["Prepared", "chunks", "prepare"]
+__all__ = ["Prepared", "RenderedChunk", "chunks", "finish", "prepare", "render"]
 
 _CHUNK_ROWS = 1000
 _MOJIBAKE = re.compile("[ÃÂ][\u0080-\u00bf]|â€[\u0090-\u00ff™œ“”\u02dc]|á»[\u0080-\u00bf]")
@@ -54,23 +55,48 @@ def chunks(rows: Iterator[Raw]) -> Iterator[list[Raw]]:
 
 def prepare(raws: Sequence[Raw], encoder: Encoder, config: DataConfig) -> Prepared:
     """Parse, recognise, render, tokenise and truncate; nothing raises, everything is counted."""
-    report = LoadReport(rows=len(raws))
-    rows: list[tuple[Raw, Row, Rendered]] = []
+    rendered = render(raws, encoder, config)
+    return finish(rendered, encoder.encode(rendered.texts), encoder, config)
+
+
+@dataclass
+class RenderedChunk:
+    """Rows before tokenisation."""
+
+    raws: list[Raw]
+    texts: list[Rendered]
+    hashes: list[int]
+    report: LoadReport
+
+
+def render(raws: Sequence[Raw], encoder: Encoder, config: DataConfig) -> RenderedChunk:
+    """The first half of `prepare`: parse, recognise and render."""
+    chunk = RenderedChunk([], [], [], LoadReport(rows=len(raws)))
     for raw in raws:
         try:
             row = parse_row(raw.parse(), config.columns)
             rendered = encoder.format.render(row)
         except RowError as error:
-            report.malformed += 1
-            report.note("malformed", f"{raw.where}: {error}")
+            chunk.report.malformed += 1
+            chunk.report.note("malformed", f"{raw.where}: {error}")
             continue
-        report.formats[row.format] += 1
-        _inspect(row, raw, encoder, report)
-        rows.append((raw, row, rendered))
+        chunk.report.formats[row.format] += 1
+        _inspect(row, raw, encoder, chunk.report)
+        chunk.raws.append(raw)
+        chunk.texts.append(rendered)
+        chunk.hashes.append(row.content_hash())
+    return chunk
+
+
+def finish(
+    chunk: RenderedChunk, encodings: Sequence[Any], encoder: Encoder, config: DataConfig
+) -> Prepared:
+    """The second half of `prepare`: mask, truncate and count."""
+    report = chunk.report
     made: list[Example] = []
     hashes: list[int] = []
-    encoded = encoder([rendered for _, _, rendered in rows])
-    for (raw, row, _), example in zip(rows, encoded, strict=True):
+    examples = encoder.mask(chunk.texts, encodings)
+    for raw, row_hash, example in zip(chunk.raws, chunk.hashes, examples, strict=True):
         report.lengths[len(example)] += 1
         if len(example) > config.max_length:
             report.note("long", f"{raw.where}: {len(example)} tokens")
@@ -78,7 +104,7 @@ def prepare(raws: Sequence[Raw], encoder: Encoder, config: DataConfig) -> Prepar
         if not kept and len(example) <= config.max_length:
             report.note("unsupervised", f"{raw.where}: nothing in this row is learned")
         made += kept
-        hashes += [row.content_hash()] * len(kept)
+        hashes += [row_hash] * len(kept)
     return Prepared(
         np.concatenate([np.asarray(e.input_ids) for e in made] or [np.zeros(0, np.int32)]),
         np.concatenate([np.asarray(e.supervised) for e in made] or [np.zeros(0, np.bool_)]),

@@ -56,12 +56,18 @@ class Encoder:
 
     def __call__(self, rendered: Sequence[Rendered]) -> list[Example]:
         """One example a row, at full length."""
+        return self.mask(rendered, self.encode(rendered))
+
+    def encode(self, rendered: Sequence[Rendered]) -> Sequence[Any]:
+        """The tokenizer's own encodings; runs without Python's lock, on all cores."""
         if self._backend is None:
-            encodings: Sequence[Any] = [None] * len(rendered)
-        else:
-            encodings = self._backend.encode_batch(
-                [row.text for row in rendered], add_special_tokens=False
-            )
+            return [None] * len(rendered)
+        texts = [row.text for row in rendered]
+        encodings: list[Any] = self._backend.encode_batch(texts, add_special_tokens=False)
+        return encodings
+
+    def mask(self, rendered: Sequence[Rendered], encodings: Sequence[Any]) -> list[Example]:
+        """Examples from encodings: where each turn begins and ends, and what is learned."""
         return [self._example(row, enc) for row, enc in zip(rendered, encodings, strict=True)]
 
     def rows(self, rows: Sequence[Row]) -> list[Example]:

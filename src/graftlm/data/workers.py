@@ -1,8 +1,13 @@
-"""Tokenising in several processes.
+"""Preparing many chunks: in this process, or in several.
 
-Plain subprocesses that read chunks from their standard input and write examples to their standard
-output. They are started without the user's main module, so a script needs no ``__main__`` guard,
-and without a fork, so nothing of this process' threads is carried over.
+In this process, the tokenizer works on one chunk, on all cores and without Python's lock, while
+Python renders the next one. That takes one copy of the tokenizer, which for a large vocabulary is
+hundreds of megabytes.
+
+Several processes also share Python's part, each with a tokenizer of its own. They are plain
+subprocesses that read chunks from their standard input and write examples to their standard output:
+started without the user's main module, so a script needs no ``__main__`` guard, and without a fork,
+so nothing of this process' threads is carried over.
 """
 
 from __future__ import annotations
@@ -20,7 +25,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO, Any
 
 from graftlm.config import DataConfig
-from graftlm.data.prepare import Prepared, prepare
+from graftlm.data.prepare import Prepared, RenderedChunk, finish, prepare, render
 from graftlm.data.readers import Raw
 from graftlm.data.tokenise import Encoder
 from graftlm.errors import GraftLMError
@@ -35,9 +40,8 @@ def prepare_all(
     chunks: Iterable[Sequence[Raw]], encoder: Encoder, config: DataConfig, workers: int
 ) -> Iterator[Prepared]:
     """`prepare` over all chunks, in order, with at most a few chunks in memory."""
-    if workers < 2:
-        for chunk in chunks:
-            yield prepare(chunk, encoder, config)
+    if workers == 0:
+        yield from _pipelined(chunks, encoder, config)
         return
     setup = pickle.dumps((encoder.tokenizer, config))
     processes = [_Worker(setup) for _ in range(workers)]
@@ -67,6 +71,21 @@ def prepare_all(
             process.close()
 
 
+def _pipelined(
+    chunks: Iterable[Sequence[Raw]], encoder: Encoder, config: DataConfig
+) -> Iterator[Prepared]:
+    with ThreadPoolExecutor(1) as thread:
+        before: tuple[RenderedChunk, Future[Sequence[Any]]] | None = None
+        for chunk in chunks:
+            rendered = render(chunk, encoder, config)
+            encodings = thread.submit(encoder.encode, rendered.texts)
+            if before is not None:
+                yield finish(before[0], before[1].result(), encoder, config)
+            before = rendered, encodings
+        if before is not None:
+            yield finish(before[0], before[1].result(), encoder, config)
+
+
 class _Worker:
     """One process; call it with a chunk."""
 
@@ -91,7 +110,7 @@ class _Worker:
             code = self._process.wait()
             raise GraftLMError(
                 f"a process that tokenises the data ended with code {code}, possibly for want of "
-                "memory. Set data.workers to a smaller number, or to 0."
+                "memory. Set data.workers to a smaller number, or to 0, which takes the least."
             )
         prepared: Prepared = pickle.loads(answer)
         return prepared
