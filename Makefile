@@ -7,7 +7,7 @@ TEST_ENV ?= .venv
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
 
-.PHONY: demo test check format bench bench-kernels bench-peers docs clean
+.PHONY: demo test check format bench bench-kernels bench-peers clean
 
 demo: $(DEMO_ENV)/installed
 	$(DEMO_ENV)/bin/graftlm demo --out demo-run
@@ -36,6 +36,21 @@ $(TEST_ENV)/installed: $(SOURCES)
 	$(TEST_ENV)/bin/python $(PIP_INSTALL) torch
 	$(TEST_ENV)/bin/python $(PIP_INSTALL) --editable ".[test]"
 	touch $@
+
+# Run these on an otherwise idle machine: two builds or a test run beside them make noise.
+bench-kernels: $(TEST_ENV)/installed
+	$(TEST_ENV)/bin/python benchmarks/bench_kernels.py
+
+bench-peers: $(TEST_ENV)/installed
+	$(TEST_ENV)/bin/python benchmarks/bench_peers.py --data e2e
+	$(TEST_ENV)/bin/python benchmarks/bench_peers.py --data gsm8k --steps 5
+
+bench: bench-kernels bench-peers
+	$(TEST_ENV)/bin/python benchmarks/bitidentity.py
+	$(TEST_ENV)/bin/python benchmarks/parity_peft.py
+	$(TEST_ENV)/bin/python benchmarks/peft_roundtrip.py
+	$(TEST_ENV)/bin/python benchmarks/bench_load.py
+	$(TEST_ENV)/bin/python benchmarks/bench_cross_entropy.py
 
 clean:
 	rm -rf $(DEMO_ENV) $(TEST_ENV) build demo-run
