@@ -216,6 +216,8 @@ void multiply(int64_t rows, int64_t cols, int64_t depth, const void* a, const vo
     for (int64_t i = 0; i < rows; i += 32, next += slice) {
       for (int64_t line = 0; line < slice; line += 64) __builtin_prefetch(next + line, 0, 2);
       const uint16_t* pa = static_cast<const uint16_t*>(a) + i / kRows * group;
+      for (int64_t k = 0; j == 0 && k < 2 * group; k += 32)
+        __builtin_prefetch(pa + 2 * group + k, 0, 2);
       float* pc = c + i * ldc + j;
       const bool two_rows = rows - i > kRows, two_cols = cols - j > kRows;
       if (two_rows && two_cols) micro<planes, 2, 2>(steps, pa, pb, pc, ldc);

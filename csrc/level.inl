@@ -236,6 +236,7 @@ inline void gemv_group(I words, F scale, const float* x, int64_t stride, F* tota
 
 // x is taken in pieces that stay in the first cache while all rows of the tile pass by.
 constexpr int64_t kGemvBytes = 32768;
+constexpr int64_t kGemvAhead = 2048;  // bytes of codes asked for before they are used
 
 template <int M>
 void gemv_rows(const Weight& w, int64_t first, int64_t last, const float* x, int64_t stride,
@@ -258,6 +259,7 @@ void gemv_rows(const Weight& w, int64_t first, int64_t last, const float* x, int
       for (int m = 0; m < M; m++) total[m] = Simd::zero();
       int64_t k = 0;
       for (; k + kGroup <= k1 - k0; k += kGroup) {
+        __builtin_prefetch(codes + (k >> 1) + kGemvAhead);
         F scale = Simd::pick(scales + ((inside + k) >> w.block_shift), lanes);
         gemv_group<M>(Simd::words(codes + (k >> 1)), scale, x + k0 + k, stride, total);
       }
@@ -356,32 +358,44 @@ void micro(int64_t depth, const float* a, int64_t lda, const float* b, float* c,
     }
 }
 
-// All rows against one panel. Meanwhile the next panel is brought nearer, a slice each step: the
-// first step on a panel would otherwise wait for all of it.
+// Bytes wanted soon, brought to the second-level cache a slice at a time between other work: what is
+// first used from further away would otherwise hold up the products.
+struct Ahead {
+  const char* next;
+  int64_t slice;
+  void fetch() {
+    for (int64_t i = 0; i < slice; i += 64) __builtin_prefetch(next + i, 0, 2);
+    next += slice;
+  }
+};
+
 template <int R, int V>
 void micro_rows(int64_t rows, int64_t depth, const float* a, const float* b, float* c, int64_t ldc,
-                const char* next, int64_t slice) {
-  for (; rows >= R; rows -= R, a += R * depth, c += R * ldc, next += slice) {
-    for (int64_t i = 0; i < slice; i += 64) __builtin_prefetch(next + i, 0, 2);
+                Ahead panel, Ahead tile) {
+  for (; rows >= R; rows -= R, a += R * depth, c += R * ldc) {
+    panel.fetch();
+    tile.fetch();
     micro<R, V>(depth, a, depth, b, c, ldc);
   }
   if constexpr (R > 1) {
     constexpr int fewer = R > 8 ? 8 : R > 4 ? 4 : R / 2;
-    if (rows) micro_rows<fewer, V>(rows, depth, a, b, c, ldc, next, 0);
+    if (rows) micro_rows<fewer, V>(rows, depth, a, b, c, ldc, Ahead{nullptr, 0}, Ahead{nullptr, 0});
   }
 }
 
+// Panel by panel, all rows each; meanwhile the next panel, and with the first one the rows to come.
 void multiply(int64_t rows, int64_t cols, int64_t depth, const void* a, const void* b, float* c,
               int64_t ldc) {
   constexpr int R = Simd::micro_rows;
-  const int64_t bytes = depth * kPanel * 4;
   const float* tile = static_cast<const float*>(a);
+  const int64_t panel_bytes = depth * kPanel * 4, step_bytes = depth * R * 4;
   for (int64_t j = 0; j < cols; j += kPanel) {
     const float* panel = static_cast<const float*>(b) + j * depth;
-    const char* next = reinterpret_cast<const char*>(panel) + bytes;
-    const int64_t slice = j + kPanel < cols ? (bytes * R / larger(rows, R) + 63) / 64 * 64 : 0;
-    if (cols - j <= W) micro_rows<R, 1>(rows, depth, tile, panel, c + j, ldc, next, slice);
-    else micro_rows<R, Simd::micro_vectors>(rows, depth, tile, panel, c + j, ldc, next, slice);
+    Ahead next{reinterpret_cast<const char*>(panel) + panel_bytes,
+               j + kPanel < cols ? panel_bytes * R / larger(rows, R) : 0};
+    Ahead below{reinterpret_cast<const char*>(tile) + step_bytes, j ? 0 : step_bytes};
+    if (cols - j <= W) micro_rows<R, 1>(rows, depth, tile, panel, c + j, ldc, next, below);
+    else micro_rows<R, Simd::micro_vectors>(rows, depth, tile, panel, c + j, ldc, next, below);
   }
 }
 

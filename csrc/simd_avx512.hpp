@@ -64,10 +64,8 @@ struct Simd {
   static F lookup(I x) { return _mm512_permutexvar_ps(x, _mm512_load_ps(kLevels)); }
   // Sixteen codes of eight bytes, in order, in the low bits of the lanes.
   static I codes(const uint8_t* p) {
-    int low, high;
-    __builtin_memcpy(&low, p, 4);
-    __builtin_memcpy(&high, p + 4, 4);
-    __m512i both = _mm512_mask_set1_epi32(_mm512_set1_epi32(low), 0xff00, high);
+    __m512i both = _mm512_broadcastd_epi32(_mm_loadu_si32(p));
+    both = _mm512_mask_broadcastd_epi32(both, 0xff00, _mm_loadu_si32(p + 4));
     const __m512i shift =
         _mm512_setr_epi32(4, 0, 12, 8, 20, 16, 28, 24, 4, 0, 12, 8, 20, 16, 28, 24);
     return _mm512_srlv_epi32(both, shift);
