@@ -109,14 +109,14 @@ class Part {
   int64_t& counter(int64_t token) { return counts_[token - first_]; }
 
   // Keep the candidates above the tolerance now that lse is known; count them by token.
-  void filter(const float* lse, const uint8_t* dense, float tolerance) {
+  void filter(const float* lse, const uint8_t* flat, float tolerance) {
     std::fill(counts_.begin(), counts_.end(), 0);
     const size_t found = size_;
     size_ = 0;
     for (size_t i = 0; i < found; i++) {
       const int64_t token = token_of(i);
       const float logit = logits_.data[i];
-      if (dense[token] || !(std::exp(logit - lse[token]) > tolerance)) continue;
+      if (flat[token] || !(std::exp(logit - lse[token]) > tolerance)) continue;
       counts_[token - first_]++;
       keys_.data[size_] = keys_.data[i];
       logits_.data[size_++] = logit;
@@ -165,7 +165,7 @@ class Group {
         lse_(request.lse + first),
         target_logit_(request.target_logit + first),
         bound_(static_cast<size_t>(padded_), kInfinity),
-        dense_(static_cast<size_t>(padded_), 0) {}
+        flat_(static_cast<size_t>(padded_), 0) {}
 
   int64_t run() {
     const Head& head = q_.head;
@@ -230,7 +230,7 @@ class Group {
     float peak = -kInfinity;
     visit(token, [&](const Part& part) {
       peak = std::max(peak, part.peak(token));
-      dense_[token] |= part.flat(token);
+      flat_[token] |= part.flat(token);
     });
     double sum = 0;
     visit(token, [&](const Part& part) {
@@ -242,7 +242,7 @@ class Group {
   int64_t gradient() {
     const int64_t parts = static_cast<int64_t>(parts_.size());
     parallel_for(parts, threads_, [&](int64_t i) {
-      parts_[i].filter(lse_, dense_.data(), q_.tolerance);
+      parts_[i].filter(lse_, flat_.data(), q_.tolerance);
     });
     int64_t kept = 0;
     starts_.assign(1, 0);
@@ -292,10 +292,8 @@ class Group {
     }
     float& dropped = q_.dropped[first_ + token];
     dropped = std::max(static_cast<float>(1 - mass), 0.0f);
-    if (dense_[token] || !(dropped <= q_.max_dropped)) {
-      dropped = kNeedsDense;
-      return false;
-    }
+    if (flat_[token]) dropped = kTooFlat;
+    if (!(dropped <= q_.max_dropped)) return false;
     float* grad = grad_of(token);
     const float mean = (dropped - q_.label_smoothing) * head.scale;
     for (int64_t d = 0; d < head.dim; d++) grad[d] = mean * q_.mean_row[d];
@@ -319,7 +317,7 @@ class Group {
   float *lse_, *target_logit_;
   Buffer packed_;
   std::vector<float> bound_;
-  std::vector<uint8_t> dense_;
+  std::vector<uint8_t> flat_;
   std::vector<Part> parts_;
   std::vector<int64_t> starts_;
   std::unique_ptr<uint32_t[]> rows_;

@@ -14,8 +14,8 @@
 // can be dropped at once. The few above it are kept as (token, row, logit), tested again when lse
 // is known, and their rows of W are gathered. Over real text about 1 % remain. What was dropped
 // weighs 1 − Σ kept p, known and not estimated, and that weight is put on the mean row of W, which
-// halves the error or better. A token with too many candidates, or too much dropped, is flagged
-// and left to the caller's dense product.
+// halves the error or better. A token with too many candidates, or too much dropped, gets no
+// gradient: the caller asks again with a lower tolerance, or forms the dense product.
 //
 // Determinism. The vocabulary is cut into partitions of fixed size, each walked in order by one
 // thread from the same starting bounds, and their results are added in order: any number of threads
@@ -103,16 +103,16 @@ struct CrossEntropy {
   bool exact_bf16;
   float label_smoothing;  // without a softcap only
   float tolerance;        // probabilities up to it are dropped from the gradient
-  float max_dropped;      // but no more than this in all
+  float max_dropped;      // but no more than this in all: beyond, a token gets no gradient
 
   float* lse;           // [tokens]
   float* target_logit;  // [tokens]
   float* mean_row;      // [dim]: the mean of the rows of W; or null
   float* grad;          // [tokens][dim] or null; needs mean_row
-  float* dropped;       // [tokens], with grad: the probability dropped, or kNeedsDense
+  float* dropped;       // [tokens], with grad: the probability dropped, or kTooFlat
 };
 
-constexpr float kNeedsDense = 2.0f;  // more than any probability: grad holds nothing for this token
+constexpr float kTooFlat = 2.0f;  // more than any probability: too many candidates, no gradient
 
 // Returns how many entries of the softmax the gradients were made of.
 int64_t cross_entropy(const CrossEntropy& request, int threads);

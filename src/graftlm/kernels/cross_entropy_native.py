@@ -20,8 +20,8 @@ from graftlm.kernels.cross_entropy_reference import Head, Walk
 __all__ = ["forward", "takes"]
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_NEEDS_DENSE = 2.0
-"""Stands in ``dropped`` for a position the kernel leaves to the exact product."""
+_CLOSER = 100.0
+"""A position that drops too much is walked again with a tolerance this much lower."""
 
 _LIBRARY = torch.library.Library("graftlm", "FRAGMENT")  # type: ignore[no-untyped-call]
 _LIBRARY.define(  # type: ignore[no-untyped-call]
@@ -121,9 +121,8 @@ def _walk(
         mean_bias = 0.0 if bias is None else bias.mean()
         loss -= label_smoothing * scale * (h @ mean_row + mean_bias)
     walk = Walk(loss, lse, grad, int(kept), dropped, dense=0)
-    left = (dropped == _NEEDS_DENSE).nonzero().squeeze(1)
-    if len(left):
-        walk = _densely(walk, left, h, head, targets, label_smoothing)
+    if want_grad:
+        walk = _completed(walk, h, head, targets, label_smoothing, tolerance, max_dropped)
     # Parts of one buffer would tell the dispatcher that outputs alias each other.
     return loss, lse.clone(), grad, dropped.clone(), torch.tensor([walk.kept, walk.dense])
 
@@ -148,13 +147,34 @@ def _product_flops(hidden_shape: Any, weight_shape: Any, *_: Any, **__: Any) -> 
     return int(2 * hidden_shape[0] * weight_shape[0] * weight_shape[1])
 
 
-def _densely(
-    walk: Walk, left: Tensor, h: Tensor, head: Head, targets: Tensor, label_smoothing: float
+def _completed(
+    walk: Walk,
+    h: Tensor,
+    head: Head,
+    targets: Tensor,
+    label_smoothing: float,
+    tolerance: float,
+    max_dropped: float,
 ) -> Walk:
-    """Fill in the gradients of the positions ``left`` with the exact product."""
-    exact = reference.forward(h[left], head, targets[left], label_smoothing, want_grad=True)
+    """Fill in the gradients the kernel left out, in place.
+
+    A position whose kept entries weigh too little (``dropped`` says how little) is walked again
+    more closely. One that keeps entries everywhere (``dropped`` above 1) is flat, as all are in a
+    model that has not learned yet, and gets the exact product.
+    """
     assert walk.grad_hidden is not None
-    assert exact.grad_hidden is not None
-    walk.grad_hidden[left] = exact.grad_hidden
-    walk.dropped[left] = 0.0
-    return dataclasses.replace(walk, kept=walk.kept + exact.kept, dense=len(left))
+    kept, dense = walk.kept, 0
+    missing = ~(walk.dropped <= max_dropped)
+    flat = missing & ~(walk.dropped <= 1)
+    for left, closer in [(missing & ~flat, tolerance / _CLOSER), (flat, 0.0)]:
+        at = left.nonzero().squeeze(1)
+        if not len(at):
+            continue
+        if closer:
+            again = forward(h[at], head, targets[at], label_smoothing, closer, max_dropped, True)
+        else:
+            again = reference.forward(h[at], head, targets[at], label_smoothing, want_grad=True)
+        assert again.grad_hidden is not None
+        walk.grad_hidden[at], walk.dropped[at] = again.grad_hidden, again.dropped
+        kept, dense = kept + again.kept, dense + again.dense
+    return dataclasses.replace(walk, kept=kept, dense=dense)

@@ -153,7 +153,15 @@ def _trace(
         batches = [_fake_batch(tracker, shape, device)] * min(2, passes)
         resident = tracker.timeline.in_use()
         tracker.begin_step()
-        train_step(model, batches, optimizer, parameters, config.train.max_grad_norm)
+        settings = config.train
+        train_step(
+            model,
+            batches,
+            optimizer,
+            parameters,
+            settings.max_grad_norm,
+            settings.loss_tolerance,
+        )
         for parameter in parameters:
             tracker.claim(parameter.grad, "gradients")
     return Trace(
