@@ -66,7 +66,7 @@ def main() -> None:
             "seconds_to_plan",
             "components_gb",
             "peak_at",
-        ]  # fmt: skip
+        ]
     )
     for model, method, checkpointing, batch, length, rank, targets, published in ROWS:
         config = RunConfig(
@@ -97,7 +97,7 @@ def main() -> None:
                 f"{time.perf_counter() - started:.1f}",
                 "; ".join(f"{k} {v}" for k, v in parts.items()),
                 option.peak_at,
-            ]  # fmt: skip
+            ]
         )
         sys.stdout.flush()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
