@@ -23,21 +23,46 @@ from graftlm.plan import make_plan
 LLAMA = {"vocab_size": 32000, "dtype": "bfloat16"}
 MODELS: dict[str, dict[str, Any]] = {
     "llama-2-7b": LLAMA
-    | {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
-       "num_attention_heads": 32},
+    | {
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+    },
     "llama-2-13b": LLAMA
-    | {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40,
-       "num_attention_heads": 40},
+    | {
+        "hidden_size": 5120,
+        "intermediate_size": 13824,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 40,
+    },
     "llama-65b": LLAMA
-    | {"hidden_size": 8192, "intermediate_size": 22016, "num_hidden_layers": 80,
-       "num_attention_heads": 64},
+    | {
+        "hidden_size": 8192,
+        "intermediate_size": 22016,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+    },
     "llama-2-70b": LLAMA
-    | {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
-       "num_attention_heads": 64, "num_key_value_heads": 8},
-    "llama-3.2-3b": {"vocab_size": 128256, "hidden_size": 3072, "intermediate_size": 8192,
-                     "num_hidden_layers": 28, "num_attention_heads": 24, "num_key_value_heads": 8,
-                     "head_dim": 128, "tie_word_embeddings": True, "dtype": "bfloat16"},
-}  # fmt: skip
+    | {
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+    },
+    "llama-3.2-3b": {
+        "vocab_size": 128256,
+        "hidden_size": 3072,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 24,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "tie_word_embeddings": True,
+        "dtype": "bfloat16",
+    },
+}
 
 # model, method, checkpointing, batch, length, rank, targets, published
 ROWS: list[tuple[str, str, bool, int, int, int, Any, str]] = [
