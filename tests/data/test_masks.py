@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from graftlm.config import DataConfig
-from graftlm.data import Encoder, parse_row, render_prompt
+from graftlm.data import Encoder, parse_row, render_prompt, stop_tokens
 from graftlm.data.templates import BUILT_IN
 from tests.oracles.chat_families import BASES, FAMILIES, readable, text_of, tokenizer_of
 
@@ -205,3 +205,12 @@ def test_a_tokenizer_without_fast_backend_gives_the_same_boundaries():
     [made] = encoder.rows([row])
     found = [text_of(tokenizer, made.input_ids[a:b]).strip() for a, b in runs(made.supervised)]
     assert found == ["Hello there</s>", "c</s>"]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_generation_stops_at_the_token_that_training_ends_answers_with(name):
+    tokenizer = tokenizer_of(name)
+    [made] = Encoder(tokenizer, DataConfig()).rows(
+        [parse_row({"messages": messages_of([("q", "a")])})]
+    )
+    assert made.input_ids[made.supervised][-1] in stop_tokens(tokenizer)

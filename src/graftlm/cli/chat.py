@@ -27,7 +27,7 @@ def chat(
 
     Example: `graftlm chat gemma-3-270m --adapter runs/first`
     """
-    from graftlm.data import render_prompt
+    from graftlm.data import render_prompt, stop_tokens
     from graftlm.models import DECODING_DTYPE, generate_text
 
     loaded, tokenizer = open_model(model, adapter, quantize, DECODING_DTYPE)
@@ -45,6 +45,7 @@ def chat(
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             seed=seed + len(messages),
+            stop=stop_tokens(tokenizer),
         )[0]
         print(answer.text, flush=True)
         messages.append({"role": "assistant", "content": answer.text})

@@ -32,13 +32,19 @@ def generate(
 
     Example: `graftlm generate gemma-3-270m --adapter runs/first --prompt "two pizzas at 7pm"`
     """
-    from graftlm.data import render_prompt
+    from graftlm.data import render_prompt, stop_tokens
     from graftlm.models import DECODING_DTYPE, generate_text
 
     loaded, tokenizer = open_model(model, adapter, quantize, DECODING_DTYPE)
     ids = render_prompt(prompt, tokenizer)
     answer = generate_text(
-        loaded, tokenizer, [ids], max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
+        loaded,
+        tokenizer,
+        [ids],
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        stop=stop_tokens(tokenizer),
     )[0]
     say(
         {"prompt": prompt, "text": answer.text, "tokens": answer.tokens, "stopped": answer.stopped},

@@ -15,7 +15,7 @@ from graftlm.data.formats import Row, parse_row
 from graftlm.data.pack import pack_examples
 from graftlm.data.report import LoadReport
 from graftlm.data.store import Examples
-from graftlm.data.tokenise import Encoder, render_prompt
+from graftlm.data.tokenise import Encoder, render_prompt, stop_tokens
 
 if TYPE_CHECKING:
     from graftlm.data.batch import IGNORED, Batch, collate
@@ -35,6 +35,7 @@ __all__ = [
     "pack_examples",
     "parse_row",
     "render_prompt",
+    "stop_tokens",
     "use_chat_template",
 ]
 

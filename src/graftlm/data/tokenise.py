@@ -18,7 +18,7 @@ from graftlm.data.chat import ChatFormat, Rendered
 from graftlm.data.example import Example
 from graftlm.data.formats import Row
 
-__all__ = ["Encoder", "render_prompt"]
+__all__ = ["Encoder", "render_prompt", "stop_tokens"]
 
 _ANCHORS = ("\n", ".", "a", "0")
 """Texts put before a later part, so that the tokenizer does not take it for a text's beginning."""
@@ -215,3 +215,8 @@ def render_prompt(
         given = messages if given.kind == "chat" else given.prompt
     [example] = encoder([encoder.format.prompt(given, tools)])
     return [int(token) for token in example.input_ids]
+
+
+def stop_tokens(tokenizer: Any, config: DataConfig | None = None) -> list[int]:
+    """Ids of the tokens that end an answer: the tokenizer's end token and its chat template's."""
+    return ChatFormat(tokenizer, config or DataConfig()).end_ids

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -39,6 +39,7 @@ def generate_text(
     max_new_tokens: int = 200,
     temperature: float = 0.0,
     seed: int = 0,
+    stop: Iterable[int] = (),
 ) -> list[Answer]:
     """Continue each of ``prompts`` (token ids), all in one batch padded on the left.
 
@@ -49,9 +50,10 @@ def generate_text(
         max_new_tokens: the longest continuation.
         temperature: 0 takes the likeliest token each time.
         seed: of the draw, for a temperature above 0.
+        stop: tokens that end an answer besides the model's own, such as a chat template's.
     """
     longest = max(len(prompt) for prompt in prompts)
-    end = _end_tokens(model, tokenizer)
+    end = _end_tokens(model, tokenizer) | set(stop)
     pad = min(end)  # masked on the left, cut off on the right
     device = next(model.parameters()).device
     ids = torch.full((len(prompts), longest), pad, dtype=torch.long, device=device)
