@@ -11,6 +11,7 @@ import functools
 import importlib.metadata
 import os
 import platform
+import re
 import resource
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from pathlib import Path
 import psutil
 
 __all__ = [
+    "RETURNED_FROM",
     "available_memory",
     "cpu_flags",
     "fast_bfloat16",
@@ -36,6 +38,9 @@ _CGROUP_LIMITS = (
 )
 
 
+RETURNED_FROM = 1 << 20
+"""Blocks of this size go back to the system when freed, once `return_freed_memory` was called."""
+
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's `mallopt`."""
 
@@ -46,7 +51,17 @@ def resident() -> int:
 
 
 def peak_resident() -> int:
-    """The highest resident memory this process has had since it started."""
+    """The highest resident memory this process has had since it started.
+
+    Not `getrusage` where /proc has it: on Linux that figure survives `exec`, so that a process
+    started by a larger one would report its parent's.
+    """
+    try:
+        found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    except OSError:
+        found = None
+    if found:
+        return int(found.group(1)) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak if sys.platform == "darwin" else peak * 1024)
 
@@ -67,8 +82,8 @@ def return_freed_memory() -> None:
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # absent from musl
     if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, 1 << 20)
-        mallopt(_M_TRIM_THRESHOLD, 1 << 20)
+        mallopt(_M_MMAP_THRESHOLD, RETURNED_FROM)
+        mallopt(_M_TRIM_THRESHOLD, RETURNED_FROM)
 
 
 def available_memory() -> int:
