@@ -23,7 +23,7 @@ import transformers
 
 from graftlm.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from graftlm.plan import make_plan, rehearse
-from graftlm.plan.framework import _byte_tokenizer
+from graftlm.plan.framework import byte_tokenizer
 from graftlm.system import versions
 
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -78,8 +78,12 @@ def write_model(name: str, folder: Path) -> None:
     torch.manual_seed(0)
     architecture = getattr(transformers, kind)(**settings)
     model = transformers.AutoModelForCausalLM.from_config(architecture, dtype=torch.bfloat16)
+    # Logits as spread out as a trained model's, most p negligible: the loss collects what is not.
+    spread = 6 / (architecture.initializer_range * architecture.hidden_size**0.5)
+    with torch.no_grad():
+        model.model.norm.weight.add_(spread - 1)
     model.save_pretrained(folder)
-    _byte_tokenizer().save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
 
 
 def measure(path: str, method: str, checkpointing: bool, batch: int, length: int) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from graftlm.cache import once
+from graftlm.files import write_json
 from graftlm.plan.work import Work
 from graftlm.system import cpu_flags, versions
 
@@ -87,8 +88,7 @@ def _measure(target: Path) -> None:
     found = Calibration(
         rates, 2 * large.nbytes / copy_seconds, call_seconds * 3, statistics.median(spreads)
     )
-    text = json.dumps(dataclasses.asdict(found), indent=2)
-    (target / "calibration.json").write_text(text, encoding="utf-8")
+    write_json(target / "calibration.json", dataclasses.asdict(found))
 
 
 def _products() -> Iterator[tuple[str, int, Callable[[], Any]]]:

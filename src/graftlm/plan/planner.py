@@ -166,7 +166,7 @@ class Planner:
             return 0  # a GPU receives the finished model
         extra = loading_bytes(self.folder, self.architecture, self._type(setting), setting.method)
         loaded = self._framework.resident_bytes + trace.weight_bytes + extra
-        return max(self._framework.peak_bytes, loaded)
+        return max(self._framework.loading_peak_bytes, loaded)
 
     def _type(self, setting: Setting) -> torch.dtype:
         import torch

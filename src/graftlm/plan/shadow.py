@@ -9,7 +9,10 @@ that depend on weights (is the loss finite?) are assumed: finite, true, one.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -18,7 +21,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
-__all__ = ["Shadows"]
+__all__ = ["Shadows", "values_can_be_asked"]
 
 aten = torch.ops.aten
 
@@ -133,6 +136,19 @@ class Shadows:
     def _or_ones(self, fake: Tensor) -> Tensor:
         real = self.of(fake)
         return torch.ones(fake.shape, dtype=fake.dtype) if real is None else real
+
+
+@contextlib.contextmanager
+def values_can_be_asked() -> Iterator[None]:
+    """Let transformers choose attention masks by the batch's values, as it does outside a trace.
+
+    It takes fake tensors for a compiler's, whose values cannot be known, and then builds masks that
+    a real step does without. Here they are known.
+    """
+    from transformers import masking_utils
+
+    with mock.patch.object(masking_utils, "is_tracing", return_value=False):
+        yield
 
 
 def _followed(tensor: Tensor) -> bool:

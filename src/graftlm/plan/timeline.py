@@ -99,24 +99,35 @@ class Timeline:
             if change > 0 and allocation.component in components
         )
 
-    def peaks(self, depth: int | None = None) -> dict[str, Peak]:
+    def peaks(self, depth: int | None = None, kept_below: int = 0) -> dict[str, Peak]:
         """The highest moment in each place of the step, and what it is made of.
 
         Args:
             depth: number of the model's layers, if known; a place is then a phase in the first
                 layer, the last one, one between, or a module outside the layers.
+            kept_below: allocations smaller than this come from a heap that never shrinks: at any
+                time it has the size of the most of them that were ever alive together.
         """
-        in_use, most, at = 0, dict[str, int](), dict[str, int]()
+        in_use, most, at = self._largest_heap(kept_below), dict[str, int](), dict[str, int]()
         for index, (allocation, change) in enumerate(self._events):
-            in_use += change
+            if allocation.nbytes >= kept_below:
+                in_use += change
             if change < 0:
                 continue
             place = f"{_coarse(allocation.phase)} {_where(allocation.module, depth)}"
             if in_use > most.get(place, 0):
                 most[place], at[place] = in_use, index
-        return {place: self._moment(index) for place, index in at.items()}
+        return {place: self._moment(index, most[place]) for place, index in at.items()}
 
-    def _moment(self, index: int) -> Peak:
+    def _largest_heap(self, kept_below: int) -> int:
+        heap = largest = 0
+        for allocation, change in self._events:
+            if allocation.nbytes < kept_below:
+                heap += change
+                largest = max(largest, heap)
+        return largest
+
+    def _moment(self, index: int, nbytes: int) -> Peak:
         alive: dict[int, Allocation] = {}
         for allocation, change in self._events[: index + 1]:
             if change >= 0:
@@ -126,9 +137,10 @@ class Timeline:
         totals = dict.fromkeys(COMPONENTS, 0)
         for allocation in alive.values():
             totals[allocation.resolved()] += allocation.nbytes
+        totals["temporary"] += nbytes - sum(totals.values())  # what the heap keeps
         components = {name: size for name, size in totals.items() if size}
         last = self._events[index][0]
-        return Peak(sum(components.values()), components, _coarse(last.phase), last.module)
+        return Peak(nbytes, components, _coarse(last.phase), last.module)
 
 
 def _coarse(phase: str) -> str:

@@ -25,9 +25,11 @@ from graftlm.plan.depth import (
     shallow_depths,
     with_depth,
 )
+from graftlm.plan.shadow import values_can_be_asked
 from graftlm.plan.timeline import Peak
 from graftlm.plan.tracker import Tracker
 from graftlm.plan.work import Work
+from graftlm.system import RETURNED_FROM
 from graftlm.train.step import train_step
 
 if TYPE_CHECKING:
@@ -139,7 +141,7 @@ def _trace(
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     tracker = Tracker(mode, device)
     passes = config.train.gradient_accumulation_steps
-    with mode, tracker:
+    with values_can_be_asked(), mode, tracker:
         model = skeleton.build(architecture, config, dtype, device)
         parameters = _claim_model(tracker, model)
         optimizer = torch.optim.AdamW(parameters, fused=True)
@@ -165,7 +167,9 @@ def _trace(
         for parameter in parameters:
             tracker.claim(parameter.grad, "gradients")
     return Trace(
-        peaks=tracker.timeline.peaks(depth_of(architecture)),
+        peaks=tracker.timeline.peaks(
+            depth_of(architecture), RETURNED_FROM if device.type == "cpu" else 0
+        ),
         resident=resident,
         work=tracker.work.plus(tracker.work, passes / len(batches) - 1),
         trainable_parameters=sum(p.numel() for p in parameters),

@@ -7,6 +7,7 @@ Hooks tell which module is at work. Nothing is computed: the tensors are fake.
 
 from __future__ import annotations
 
+import sys
 import weakref
 from typing import Any
 
@@ -24,6 +25,7 @@ from graftlm.plan.work import Work, workspace_bytes
 __all__ = ["Tracker"]
 
 _LOOKS_AT_A_VALUE = torch.ops.aten._local_scalar_dense.default
+_SUM, _SUM_IN_PLACE = torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor
 
 
 class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -147,6 +149,8 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return self.shadows.scalar(args[0])
         if func._schema.is_mutable and torch.Tag.nondeterministic_seeded in func.tags:
             return args[0]  # filled with random numbers: nothing to see
+        if func is _SUM and _engine_may_write_to(args[0]):
+            func = _SUM_IN_PLACE
         if kwargs.get("device") is not None:
             kwargs = {**kwargs, "device": self._device}
         result = self.shadows.dynamic(func, args, kwargs)
@@ -165,3 +169,19 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._phase != "setup":
             self.work.add(func, args, kwargs, result)
         return result
+
+
+def _engine_may_write_to(gradient: Tensor) -> bool:
+    """Whether autograd, adding two gradients of one tensor, would add in place.
+
+    It does so where it holds the only reference to the first, unless that is a tensor subclass, as
+    fake tensors are. The references counted here are its own, this call's, and Python's.
+    """
+    tensor: Any = gradient
+    held = tensor._use_count(), torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)
+    if held != (4, 2):
+        return False
+    frame = sys._getframe(2)
+    while frame is not None and frame.f_code.co_name in ("inner", "_fn"):  # torch's own wrappers
+        frame = frame.f_back  # type: ignore[assignment]
+    return frame is not None and frame.f_code.co_name == "_engine_run_backward"

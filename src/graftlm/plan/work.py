@@ -16,6 +16,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+import graftlm.kernels.cross_entropy
+import graftlm.kernels.ops  # noqa: F401 - defines the operators
+
 __all__ = ["Work", "product_kind", "workspace_bytes"]
 
 aten = torch.ops.aten
@@ -112,4 +115,27 @@ def workspace_bytes(func: Any, args: Any, kwargs: Any, device: torch.device) -> 
     return formula(args, kwargs) if formula else 0
 
 
-_WORKSPACES: dict[Any, Callable[[Any, Any], int]] = {}
+def _loss_workspace(args: Any, kwargs: Any) -> int:
+    """What the native walk collects: the softmax entries it keeps, 4 bytes each for row and logit.
+
+    A trained model keeps about 1 % of them at the default tolerance, an untrained one all. 512
+    positions are walked together (csrc/cross_entropy.cpp).
+    """
+    hidden, weight = args[:2]
+    positions = min(hidden.shape[0], 512)
+    kept = 0.04 * positions * weight.shape[0]
+    return int(8 * kept + 8 * positions * weight.shape[1])
+
+
+def _nf4_workspace(args: Any, kwargs: Any) -> int:
+    """The packed input: up to 512 rows at a time (csrc/linear.cpp)."""
+    x = args[0]
+    rows = min(x.numel() // max(x.shape[-1], 1), 512)
+    return int(rows * x.shape[-1] * 4)
+
+
+_WORKSPACES: dict[Any, Callable[[Any, Any], int]] = {
+    torch.ops.graftlm.cross_entropy.default: _loss_workspace,
+    torch.ops.graftlm.nf4_linear.default: _nf4_workspace,
+    torch.ops.graftlm.nf4_linear_backward.default: _nf4_workspace,
+}
