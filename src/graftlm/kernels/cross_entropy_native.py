@@ -165,7 +165,8 @@ def _completed(
     assert walk.grad_hidden is not None
     kept, dense = walk.kept, 0
     missing = ~(walk.dropped <= max_dropped)
-    flat = missing & ~(walk.dropped <= 1)
+    # What is not a number weighs too little however closely it is walked: not to be tried again.
+    flat = missing & ~((walk.dropped <= 1) & walk.lse.isfinite())
     for left, closer in [(missing & ~flat, tolerance / _CLOSER), (flat, 0.0)]:
         at = left.nonzero().squeeze(1)
         if not len(at):
