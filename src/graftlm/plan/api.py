@@ -111,6 +111,8 @@ def make_plan(
         ModelError: the model cannot be found, or is not a causal language model.
     """
     problems = [f"method {m!r}: expected full, lora or qlora" for m in methods if m not in METHODS]
+    if not methods:
+        problems.append("no method to consider: expected some of full, lora, qlora")
     if device not in ("cpu", "cuda"):
         problems.append(f"device {device!r}: expected cpu or cuda")
     if problems:

@@ -112,7 +112,7 @@ class Timeline:
         for index, (allocation, change) in enumerate(self._events):
             if allocation.nbytes >= kept_below:
                 in_use += change
-            if change < 0:
+            if change < 0 or allocation.phase == "setup":
                 continue
             place = f"{_coarse(allocation.phase)} {_where(allocation.module, depth)}"
             if in_use > most.get(place, 0):

@@ -1,0 +1,68 @@
+"""`graftlm plan` and `graftlm train --method auto`: what is printed, and exit codes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from graftlm.cli import main
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRAFTLM_CACHE", str(tmp_path_factory.getbasetemp() / "plan-cache"))
+
+
+def run(monkeypatch, capsys, *arguments) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["graftlm", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    said = capsys.readouterr()
+    return int(stop.value.code or 0), said.out, said.err
+
+
+def test_a_plan_says_what_fits_why_and_the_command(monkeypatch, capsys, tiny_llama, rows_file):
+    code, out, _ = run(
+        monkeypatch, capsys, "plan", tiny_llama, "--data", rows_file, "--memory", "8GB"
+    )
+    assert code == 0
+    assert "Recommended: LoRA at 8 × 512 needs" in out
+    assert f"graftlm train --model {tiny_llama} --data {rows_file} --method lora" in out
+    assert out.count("yes") >= 6
+
+
+def test_json_is_one_object_even_when_nothing_fits(monkeypatch, capsys, tiny_llama):
+    code, out, _ = run(
+        monkeypatch, capsys, "plan", tiny_llama, "--memory", "1MB", "--methods", "qlora", "--json"
+    )
+    result = json.loads(out)
+    assert code == 0
+    assert result["recommended"]["command"] is None
+    assert result["recommended"]["missing_bytes"] > 0
+    assert not any(option["fits"] for option in result["options"])
+
+
+def test_auto_trains_what_fits(monkeypatch, capsys, tiny_llama, rows_file, tmp_path: Path):
+    code, out, err = run(
+        monkeypatch, capsys, "train", "--model", tiny_llama, "--data", rows_file,
+        "--method", "auto", "--memory", "2GB", "--steps", 1, "--out", tmp_path / "run", "--json",
+    )  # fmt: skip
+    assert code == 0
+    assert "planned: lora, 1 × 8 rows" in err
+    assert json.loads(out)["method"] == "lora"
+    assert "method: lora" in (tmp_path / "run" / "config.yaml").read_text()
+
+
+def test_what_cannot_fit_is_not_started(monkeypatch, capsys, tiny_llama, rows_file, tmp_path: Path):
+    out = tmp_path / "run"
+    code, _, err = run(
+        monkeypatch, capsys, "train", "--model", tiny_llama, "--data", rows_file,
+        "--method", "qlora", "--memory", "90MB", "--out", out,
+    )  # fmt: skip
+    assert code == 2
+    assert "nothing fits in 90.00 MB" in err
+    assert "--memory" in err
+    assert not out.exists()

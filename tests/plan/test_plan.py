@@ -1,0 +1,173 @@
+"""Whole plans: against a measured run, as JSON, and what is refused."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig
+
+from graftlm.config import DataConfig, ModelConfig, RunConfig, TrainConfig, load_run_config
+from graftlm.errors import ConfigError, ModelError, ResourceError, TrainingError
+from graftlm.plan import choose, make_plan, rehearse
+from graftlm.plan.timeline import COMPONENTS
+
+SEVENTY_BILLION = LlamaConfig(
+    vocab_size=32000,
+    hidden_size=8192,
+    intermediate_size=28672,
+    num_hidden_layers=80,
+    num_attention_heads=64,
+    num_key_value_heads=8,
+    dtype="bfloat16",
+)
+
+
+def run_of(folder: Path, length: int = 64, batch: int = 2) -> RunConfig:
+    return RunConfig(
+        model=ModelConfig(name=str(folder)),
+        data=DataConfig(max_length=length),
+        train=TrainConfig(batch_size=batch),
+    )
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer) -> Path:
+    """Wide enough for its tensors to stand out from the framework."""
+    from transformers import LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=4096,
+        hidden_size=512,
+        intermediate_size=2048,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+    )
+    folder = tmp_path_factory.mktemp("models") / "small"
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(("method", "checkpointing"), [("lora", False), ("full", True)])
+def test_the_predicted_peak_is_the_measured_one(
+    small_model: Path, method: str, checkpointing: bool
+) -> None:
+    config = run_of(small_model, length=256)
+    plan = make_plan(config, memory="100GB", methods=[method])
+    option = next(o for o in plan.options if o.gradient_checkpointing == checkpointing)
+    measured = rehearse(option.setting.applied(config), rows=2, length=256)
+    assert option.predicted_peak_bytes == pytest.approx(measured.peak_bytes, rel=0.08)
+
+
+def test_json_has_the_fields_of_the_contract(tiny_llama: Path) -> None:
+    result = json.loads(json.dumps(make_plan(run_of(tiny_llama), memory="8GB").to_json()))
+    assert {"options", "recommended", "verified"} <= result.keys()
+    assert len(result["options"]) == 6
+    for option in result["options"]:
+        assert sum(option["components"].values()) == option["predicted_peak_bytes"]
+        assert list(option["components"]) == list(COMPONENTS)
+        assert option["fits"] is True
+        assert option["seconds_per_step"] > option["seconds_uncertainty"] > 0
+    chosen = result["recommended"]
+    assert chosen["method"] == "lora"
+    assert chosen["missing_bytes"] == 0
+    assert f"--model {tiny_llama}" in chosen["command"]
+    assert "--method lora" in chosen["command"]
+
+
+def test_seventy_billion_parameters_are_planned_from_the_config_alone() -> None:
+    config = RunConfig(train=TrainConfig(batch_size=1, gradient_checkpointing=True))
+    plan = make_plan(
+        config, architecture=SEVENTY_BILLION, memory="80GB", device="cuda", methods=["qlora"]
+    )
+    option = plan.recommendation.option
+    weights = option.components["weights"] + option.components["quantization_state"]
+    parameters = 68_451_041_280  # in the linear layers of the 80 decoder layers
+    rest = 2 * 32000 * 8192 * 2
+    assert weights == pytest.approx(parameters * 4.127 / 8 + rest, rel=0.001)
+    assert option.fits
+    assert option.seconds_per_step is None or torch.cuda.is_available()
+
+
+def test_a_recommended_command_parses_back_to_the_option(tiny_llama: Path) -> None:
+    config = run_of(tiny_llama, length=4096, batch=6)
+    plan = make_plan(config, memory="650MB", methods=["qlora"])
+    words = plan.command.split()
+    overrides = [
+        (word.partition("=")[0].split("."), json.loads(word.partition("=")[2]))
+        for flag, word in itertools.pairwise(words)
+        if flag == "--set"
+    ]
+    again = load_run_config(None, overrides)
+    option = plan.recommendation.option
+    assert again.train.batch_size == option.batch_size
+    assert again.train.gradient_accumulation_steps == option.gradient_accumulation_steps
+    assert again.train.gradient_checkpointing == option.gradient_checkpointing
+    assert again.data.max_length == option.max_length
+
+
+def test_lengths_of_the_data_decide_not_the_limit_on_them(tiny_llama: Path) -> None:
+    config = run_of(tiny_llama, length=2048)
+    short, long = (
+        make_plan(config, memory="8GB", methods=["lora"], lengths=lengths).options[0]
+        for lengths in ([20, 30, 40], [20, 30, 1500])
+    )
+    assert short.predicted_peak_bytes < long.predicted_peak_bytes
+
+
+def test_auto_takes_what_fits_and_refuses_what_cannot(tiny_llama: Path) -> None:
+    auto = run_of(tiny_llama).model_copy(update={"method": "auto"})
+    chosen = choose(auto.model_copy(update={"memory": "8GB"}))
+    assert chosen.method == "lora"
+    with pytest.raises(ResourceError, match=r"nothing fits in 100 MB: .* more memory would do"):
+        choose(auto.model_copy(update={"memory": "100MB"}))
+    asked = run_of(tiny_llama).model_copy(update={"method": "full", "memory": "8GB"})
+    assert choose(asked) == asked
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"memory": "lots"}, "'lots' is not a size"),
+        ({"device": "tpu"}, "device 'tpu': expected cpu or cuda"),
+        ({"methods": ["dora"]}, "method 'dora': expected full, lora or qlora"),
+        ({"methods": []}, "no method to consider"),
+    ],
+)
+def test_a_wrong_request_is_named(tiny_llama: Path, arguments: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_plan(run_of(tiny_llama), **arguments)
+
+
+def test_what_is_not_a_language_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError):
+        make_plan(run_of(tmp_path / "nowhere"), memory="1GB")
+    (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
+    with pytest.raises(ModelError, match="resnet"):
+        make_plan(run_of(tmp_path), memory="1GB")
+
+
+def test_a_rehearsal_that_fails_says_why(tiny_llama: Path) -> None:
+    config = run_of(tiny_llama).model_copy(update={"method": "lora"})
+    config = config.model_copy(
+        update={"lora": config.lora.model_copy(update={"targets": ("no_such",)})}
+    )
+    with pytest.raises(TrainingError, match="no_such"):
+        rehearse(config, rows=1, length=8)
+
+
+def test_a_process_reports_its_own_peak_not_its_parents() -> None:
+    code = (
+        "import subprocess, sys; x = bytearray(400_000_000);"
+        "child = 'from graftlm.system import peak_resident; print(peak_resident())';"
+        "print(subprocess.check_output([sys.executable, '-c', child], text=True))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 200_000_000
