@@ -70,6 +70,7 @@ ROWS: list[tuple[str, str, bool, int, int, int, Any, str]] = [
     ("llama-2-13b", "qlora", True, 1, 512, 64, "all-linear", "about 10 GB (QLoRA)"),
     ("llama-65b", "qlora", True, 1, 512, 64, "all-linear", "< 48 GB (QLoRA)"),
     ("llama-2-70b", "qlora", True, 1, 512, 64, "all-linear", ""),
+    ("llama-2-7b", "qlora", True, 1, 512, 5, "all-linear", "adapters of 0.2 % (QLoRA)"),
     ("llama-2-7b", "lora", True, 1, 512, 64, "all-linear", ""),
     ("llama-3.2-3b", "lora", False, 4, 768, 32, ("q_proj", "v_proj"), "20.8 GiB (PEFT)"),
     ("llama-3.2-3b", "full", False, 4, 768, 32, "all-linear", "36.2 GiB (PEFT, all in bfloat16)"),

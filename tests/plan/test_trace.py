@@ -129,6 +129,14 @@ def test_only_supervised_tokens_reach_the_output_layer() -> None:
     assert all_of_them == few * (4 * 95) // 10
 
 
+def test_packed_rows_bring_a_mask() -> None:
+    plain, packed = (
+        traced(settings(), BatchShape(2, 512, packed=packed)).peak.nbytes
+        for packed in (False, True)
+    )
+    assert packed >= plain + 512 * 512
+
+
 def test_a_gpu_is_planned_without_one() -> None:
     trace = traced(settings("qlora", gradient_checkpointing=True), device="cuda")
     assert trace.peak.phase == "backward"

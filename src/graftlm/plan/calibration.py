@@ -24,7 +24,7 @@ from graftlm.system import cpu_flags, versions
 
 __all__ = ["Calibration", "calibrate"]
 
-VERSION = 1
+VERSION = 2
 """Raised when what is measured here changes."""
 MODEL_ERROR = 0.25
 """Relative error of the formula above on a quiet machine (`benchmarks/bench_plan.py`)."""
@@ -40,7 +40,7 @@ class Calibration:
         rates: floating-point operations a second, by `graftlm.plan.work.product_kind`.
         bandwidth: bytes a second, read and written together, of an operation on large tensors.
         call_seconds: what a call costs whatever its size.
-        spread: relative spread of the measurements; large on a busy machine.
+        spread: how much slower than the fastest call the usual one was; large on a busy machine.
     """
 
     rates: dict[str, float]
@@ -116,13 +116,13 @@ def _products() -> Iterator[tuple[str, int, Callable[[], Any]]]:
 
 
 def _time(call: Callable[[], Any], budget: float = 0.25) -> tuple[float, float]:
-    """Median seconds of ``call`` and their relative spread (median absolute deviation)."""
+    """The fastest of many calls in seconds, which nothing disturbed, and how far the median is."""
     call()
     times: list[float] = []
     deadline = time.perf_counter() + budget
-    while len(times) < 3 or (time.perf_counter() < deadline and len(times) < 50):
+    while len(times) < 3 or (time.perf_counter() < deadline and len(times) < 200):
         started = time.perf_counter()
         call()
         times.append(time.perf_counter() - started)
-    middle = statistics.median(times)
-    return middle, statistics.median(abs(t - middle) for t in times) / middle
+    fastest = min(times)
+    return fastest, statistics.median(times) / fastest - 1

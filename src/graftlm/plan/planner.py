@@ -124,6 +124,8 @@ class Planner:
 
     def shape(self, setting: Setting) -> BatchShape:
         """The largest batch that ``setting`` can meet."""
+        if self.config.data.packing:
+            return BatchShape(setting.batch_size, setting.max_length, packed=True)
         kept = [length for length in self.lengths if length <= setting.max_length]
         longest = kept[-1] if kept else setting.max_length
         top = kept[-setting.batch_size :]

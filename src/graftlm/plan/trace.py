@@ -47,12 +47,14 @@ class BatchShape:
         length: L, the longest row.
         supervised: learned tokens in the whole batch; ``None``: all.
         padded: whether some rows are shorter than L, which brings an attention mask along.
+        packed: whether rows hold several sequences, which brings positions and a mask along.
     """
 
     rows: int
     length: int
     supervised: int | None = None
     padded: bool = False
+    packed: bool = False
 
     def batch(self) -> Batch:
         """Real tensors of this shape."""
@@ -60,7 +62,6 @@ class BatchShape:
         labels = torch.full((self.rows, self.length), IGNORED)
         most = self.rows * (self.length - 1)
         wanted = most if self.supervised is None else max(1, min(self.supervised, most))
-        labels[:, 1:].view(self.rows, -1)
         flat = torch.full((most,), IGNORED)
         flat[:wanted] = 1
         labels[:, 1:] = flat.view(self.rows, self.length - 1)
@@ -68,7 +69,11 @@ class BatchShape:
         if self.padded:
             mask = torch.ones(self.rows, self.length, dtype=torch.bool)
             mask[-1, -1] = False
-        return Batch(ids, labels, mask, None, self.rows * self.length)
+        positions = None
+        if self.packed:
+            positions = torch.arange(self.length).remainder(-(-self.length // 2))
+            positions = positions.expand(self.rows, -1).contiguous()
+        return Batch(ids, labels, mask, positions, self.rows * self.length)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,11 +216,11 @@ def _fake_batch(tracker: Tracker, shape: BatchShape, device: torch.device) -> Ba
     with torch.utils._python_dispatch._disable_current_modes():
         real = shape.batch()
     fake = tracker.shadows.fake
-    mask = real.attention_mask
+    mask, positions = real.attention_mask, real.position_ids
     return Batch(
         fake(real.input_ids, device),
         fake(real.labels, device),
         None if mask is None else fake(mask, device),
-        None,
+        None if positions is None else fake(positions, device),
         real.tokens,
     )
