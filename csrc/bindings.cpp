@@ -118,4 +118,40 @@ NB_MODULE(_native, m) {
                         DType(type), lines, at<void>(dx), Compute(compute), threads);
       },
       Free());
+
+  m.def(
+      "rms_norm",
+      [](Address x, int type, int64_t rows, int64_t dim, Address weight, int weight_type,
+         float shift, float eps, Address y, Address rstd, int threads) {
+        rms_norm(at<void>(x), DType(type), rows, dim, at<void>(weight), DType(weight_type), shift,
+                 eps, at<void>(y), at<float>(rstd), threads);
+      },
+      Free());
+
+  m.def(
+      "rms_norm_backward",
+      [](Address dy, Address x, int type, int64_t rows, int64_t dim, Address weight,
+         int weight_type, float shift, Address rstd, Address dx, int threads) {
+        rms_norm_backward(at<void>(dy), at<void>(x), DType(type), rows, dim, at<void>(weight),
+                          DType(weight_type), shift, at<float>(rstd), at<void>(dx), threads);
+      },
+      Free());
+
+  m.def(
+      "gated",
+      [](Address g, Address u, int type, int64_t numel, float slope, float cubic, Address y,
+         int threads) {
+        gated(at<void>(g), at<void>(u), DType(type), numel, Gate{slope, cubic}, at<void>(y),
+              threads);
+      },
+      Free());
+
+  m.def(
+      "gated_backward",
+      [](Address dy, Address g, Address u, int type, int64_t numel, float slope, float cubic,
+         Address dg, Address du, int threads) {
+        gated_backward(at<void>(dy), at<void>(g), at<void>(u), DType(type), numel,
+                       Gate{slope, cubic}, at<void>(dg), at<void>(du), threads);
+      },
+      Free());
 }

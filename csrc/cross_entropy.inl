@@ -8,7 +8,7 @@ namespace {
 
 constexpr float kLog2E = 1.44269504088896341f;
 
-// 2^t for t ≤ 64, at least 2^−126; relative error below 2e-7 (minimax on [0, 1)). NaN stays NaN.
+// 2^t for t ≤ 126, at least 2^−126; relative error below 2e-7 (minimax on [0, 1)). NaN stays NaN.
 inline Simd::F exp2_of(Simd::F t) {
   t = Simd::max(Simd::set1(-126.0f), t);
   const Simd::F whole = Simd::floor(t), f = Simd::sub(t, whole);

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "elementwise.hpp"
 #include "gemm.hpp"
 #include "nf4.hpp"
 
@@ -50,6 +51,17 @@ struct Level {
                         float* z, const WalkState& state, Candidates& out);
   void (*gather_rows)(const Head& head, const uint32_t* rows, const float* factors, int64_t count,
                       float* out);
+
+  // Rows of `dim` elements: their norm, and its gradient. weight is float32.
+  void (*rms_norm)(const void* x, DType type, int64_t rows, int64_t dim, const float* weight,
+                   float eps, void* y, float* rstd);
+  void (*rms_norm_backward)(const void* dy, const void* x, DType type, int64_t rows, int64_t dim,
+                            const float* weight, const float* rstd, void* dx);
+
+  // y = act(g) u, and its gradients.
+  void (*gated)(const void* g, const void* u, DType type, int64_t count, Gate gate, void* y);
+  void (*gated_backward)(const void* dy, const void* g, const void* u, DType type, int64_t count,
+                         Gate gate, void* dg, void* du);
 
   Gemm f32;
 };

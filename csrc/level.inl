@@ -399,10 +399,18 @@ void multiply(int64_t rows, int64_t cols, int64_t depth, const void* a, const vo
   }
 }
 
+}  // namespace
+}  // namespace graftlm
+
+#include "elementwise.inl"
+
+namespace graftlm {
+namespace {
+
 constexpr Level make_level() {
   return Level{Simd::name, quantize,    dequantize, dequantize_tile, gemv,      gemv_stride,
                gemv_pack,  dot,         to_float,   from_float,      transpose,
-               absorb_logits, gather_rows,
+               absorb_logits, gather_rows, rms_norm, rms_norm_backward, gated, gated_backward,
                Gemm{Simd::name, 1, kPanel, 1, 4, 256, true, 384, 384, pack_a, pack_b, pack_bt, multiply}};
 }
 

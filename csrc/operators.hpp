@@ -20,4 +20,16 @@ void linear(const Weight& w, const void* x, DType type, int64_t rows, const floa
 void linear_backward(const Weight& w, const void* dy, DType type, int64_t rows, void* dx,
                      Compute compute, int threads);
 
+// y = x rstd (weight + shift) for each row of `dim`; see elementwise.cpp.
+void rms_norm(const void* x, DType type, int64_t rows, int64_t dim, const void* weight,
+              DType weight_type, float shift, float eps, void* y, float* rstd, int threads);
+void rms_norm_backward(const void* dy, const void* x, DType type, int64_t rows, int64_t dim,
+                       const void* weight, DType weight_type, float shift, const float* rstd,
+                       void* dx, int threads);
+
+// y = act(g) u
+void gated(const void* g, const void* u, DType type, int64_t numel, Gate gate, void* y, int threads);
+void gated_backward(const void* dy, const void* g, const void* u, DType type, int64_t numel,
+                    Gate gate, void* dg, void* du, int threads);
+
 }  // namespace graftlm

@@ -63,7 +63,7 @@ def test_the_predicted_peak_is_the_measured_one(
     plan = make_plan(config, memory="100GB", methods=[method])
     option = next(o for o in plan.options if o.gradient_checkpointing == checkpointing)
     measured = rehearse(option.setting.applied(config), rows=2, length=256)
-    assert option.predicted_peak_bytes == pytest.approx(measured.peak_bytes, rel=0.08)
+    assert option.predicted_peak_bytes == pytest.approx(measured.peak_bytes, rel=0.1)
 
 
 def test_json_has_the_fields_of_the_contract(tiny_llama: Path) -> None:

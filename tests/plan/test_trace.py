@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from graftlm.config import LoRAConfig, RunConfig, TrainConfig
 from graftlm.layers import NF4Linear
 from graftlm.lora import add_lora
+from graftlm.models.fuse import fuse_elementwise
 from graftlm.models.streaming import linear_layers, unquantized_names
 from graftlm.plan.trace import BatchShape, Trace, trace_step
 from graftlm.train.recompute import recompute_activations
@@ -40,6 +41,7 @@ def allocated_by_a_real_step(config: RunConfig, shape: BatchShape) -> tuple[int,
     """Bytes held between steps, and the peak a step adds to them, as the allocator reports."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(SMALL)
+    fuse_elementwise(model)
     with torch.no_grad():
         model.model.norm.weight.mul_(20)  # confident, as a trained model: no exact fallback
     if config.method == "qlora":

@@ -1,9 +1,11 @@
-"""Linear layers over 4-bit weights, and low-rank adapters around any base layer."""
+"""Layers over 4-bit weights, low-rank adapters around any base, fused elementwise layers."""
 
 from __future__ import annotations
 
+from graftlm.layers.gated_mlp import GatedMLP
 from graftlm.layers.lora_embedding import LoRAEmbedding
 from graftlm.layers.lora_linear import LoRALinear
 from graftlm.layers.nf4_linear import NF4Linear
+from graftlm.layers.rms_norm import RMSNorm
 
-__all__ = ["LoRAEmbedding", "LoRALinear", "NF4Linear"]
+__all__ = ["GatedMLP", "LoRAEmbedding", "LoRALinear", "NF4Linear", "RMSNorm"]

@@ -54,6 +54,7 @@ def load_model(
     Raises:
         ModelError: the model is not found, corrupt, incomplete, or of another type.
     """
+    from graftlm.models.fuse import fuse_elementwise
     from graftlm.models.streaming import StreamingConfig
 
     if quantize not in ("nf4", None):
@@ -69,6 +70,7 @@ def load_model(
         streaming=StreamingConfig(quantize == "nf4", block_size, double_quant),
         dtype=pick_dtype(dtype, config, checkpoint),
     )
+    fuse_elementwise(model)
     model.name_or_path = model.config._name_or_path = source.name
     return model, tokenizer
 

@@ -31,13 +31,17 @@ class DemoSettings:
 
     model: str = "gemma-3-270m"
     method: Method = "qlora"
-    train_rows: int = 2400
     eval_rows: int = 96
     scored_rows: int = 100
-    steps: int = 300
+    steps: int = 600
     batch_size: int = 8
-    learning_rate: float = 1e-3
+    learning_rate: float = 5e-4
     seed: int = 0
+
+    @property
+    def train_rows(self) -> int:
+        """Each row is seen once."""
+        return self.steps * self.batch_size
 
 
 @dataclasses.dataclass(frozen=True)

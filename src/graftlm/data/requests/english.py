@@ -177,7 +177,9 @@ ENGLISH = Language(
     cities=CITIES,
     problems=PROBLEMS,
     wishes=WISHES,
-    openers=("Hi!", "Hey!", "Hello.", "Good morning!", "Hi there!"),
+    openers=(
+        "Hi!", "Hey!", "Hello.", "Good morning!", "Hi there!", "Good evening.", "Hello team!",
+    ),
     closers=("Thanks!", "Thank you", "Cheers", "🙏", "😊", "Bye"),
     shorthand={
         "please": "pls", "Please": "Pls", "you": "u", "your": "ur", "thanks": "thx",

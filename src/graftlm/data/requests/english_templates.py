@@ -14,6 +14,9 @@ INTRODUCTIONS = Pool(
         "My name is {name}.",
         "It's {name} again.",
         "{name} from the office here.",
+        "You are writing with {name}.",
+        "{name} again.",
+        "Here is {name}.",
     ),
     heldout=("{name} speaking.", "You are talking to {name}.", "My name's {name}."),
 )
@@ -29,6 +32,8 @@ SIGNATURES = Pool(
         "Please put it under {name}.",
         "Cheers, {name}.",
         "I'm {name} by the way.",
+        "Yours, {name}.",
+        "Sent by {name}.",
     ),
     heldout=("Regards, {name}.", "The name's {name}.", "Best wishes, {name}.", "Signed: {name}."),
 )

@@ -104,7 +104,7 @@ def _draw(
 
 def _hand(dice: Dice, language: Language) -> Callable[[str], str]:
     """How this customer spells: with or without capitals, with or without diacritics."""
-    lower, bare = dice.chance(0.5), language.drops_diacritics and dice.chance(0.25)
+    lower, bare = dice.chance(0.5), language.drops_diacritics and dice.chance(0.15)
 
     def spell(text: str) -> str:
         text = text.lower() if lower else text

@@ -164,7 +164,10 @@ VIETNAMESE = Language(
     cities=CITIES,
     problems=PROBLEMS,
     wishes=WISHES,
-    openers=("Shop ơi!", "Chào shop!", "Alo!", "Ad ơi!", "Chào bạn!"),
+    openers=(
+        "Shop ơi!", "Chào shop!", "Alo!", "Ad ơi!", "Chào bạn!", "Xin chào!", "Dạ chào shop.",
+        "Cho hỏi chút.", "Alo shop!",
+    ),
     closers=("Cảm ơn shop", "Thanks", "Cảm ơn nhiều ạ", "🙏", "😊", "Cảm ơn"),
     shorthand={
         "không": "ko", "mình": "mk", "Mình": "Mk", "được": "đc", "nhé": "nha", "với": "vs",
