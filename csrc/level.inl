@@ -98,6 +98,17 @@ inline int code_of(float scaled) {
   return q;
 }
 
+template <class S>  // a template, for the way not taken is not compiled then
+inline typename S::I codes_of(typename S::F v) {
+  if constexpr (S::has_bins) {
+    return S::code_by_bin(v);
+  } else {
+    auto q = S::zero_index();
+    for (const auto& table : kThresholds.step) q = S::descend(q, v, table);
+    return q;
+  }
+}
+
 template <class T>
 void quantize_block(const typename T::type* x, int64_t n, bool whole, uint8_t* codes,
                     float* absmax) {
@@ -120,9 +131,7 @@ void quantize_block(const typename T::type* x, int64_t n, bool whole, uint8_t* c
   for (i = 0; i + W <= n; i += W) {
     F v = T::load(x + i);
     v = whole ? Simd::mul(v, Simd::set1(factor)) : Simd::div(v, Simd::set1(held));
-    I q = Simd::zero_index();
-    for (const auto& table : kThresholds.step) q = Simd::descend(q, v, table);
-    Simd::store_codes(codes + i / 2, q);
+    Simd::store_codes(codes + i / 2, codes_of<Simd>(v));
   }
   for (; i < n; i += 2) {
     float a = T::get(x[i]), b = i + 1 < n ? T::get(x[i + 1]) : 0.0f;
@@ -132,12 +141,17 @@ void quantize_block(const typename T::type* x, int64_t n, bool whole, uint8_t* c
   }
 }
 
+constexpr int64_t kQuantizeAhead = 2048;  // bytes
+
 template <class T>
 void quantize_as(const void* src, int64_t numel, int64_t first, int64_t last, int64_t block,
                  uint8_t* codes, float* absmax) {
   const auto* x = static_cast<const typename T::type*>(src);
   for (int64_t b = first; b < last; b++) {
     int64_t start = b * block, n = smaller(block, numel - start);
+    // The second look at a block finds it in the cache, the first one waits: ask for it in time.
+    const char* ahead = reinterpret_cast<const char*>(x + start) + kQuantizeAhead;
+    for (int64_t i = 0; i < block * int64_t(sizeof(*x)); i += 64) __builtin_prefetch(ahead + i);
     quantize_block<T>(x + start, n, n == block, codes + start / 2, absmax + b);
   }
 }

@@ -106,6 +106,7 @@ struct Simd {
   }
   static bool any_nan(F x) { return _mm256_movemask_ps(_mm256_cmp_ps(x, x, _CMP_UNORD_Q)) != 0; }
 
+  static constexpr bool has_bins = false;  // see simd_avx512.hpp
   // 2 * q + (x > table[q]), for tables of at most eight entries.
   static I descend(I q, F x, const float* table) {
     F bound = _mm256_permutevar8x32_ps(_mm256_load_ps(table), q);

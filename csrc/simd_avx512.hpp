@@ -7,6 +7,32 @@
 namespace graftlm {
 namespace {
 
+// x in [-1, 1] falls in bin round(scale x + scale) of 32. For each bin: how many thresholds lie below
+// it, and the one inside it, or what no x exceeds.
+struct Bins {
+  static constexpr float scale = 15.5f;
+  alignas(64) float bound[32] = {};
+  alignas(64) int below[32] = {};
+  bool fits = true;  // one threshold a bin at most, none so near an edge that rounding could move it
+
+  constexpr Bins() {
+    for (int bin = 0; bin < 32; bin++) {
+      const float low = (float(bin) - 0.5f) / scale - 1, high = (float(bin) + 0.5f) / scale - 1;
+      int inside = 0;
+      bound[bin] = 2.0f;
+      for (int i = 0; i < 15; i++) {
+        const float t = threshold(i);
+        if (t < low) below[bin]++;
+        if (t > low && t < high) inside++, bound[bin] = t;
+        if ((t - low) * (t - low) < 1e-8f) fits = false;
+      }
+      if (inside > 1) fits = false;
+    }
+  }
+};
+constexpr Bins kBins;
+static_assert(kBins.fits);
+
 struct Simd {
   static constexpr const char* name = "avx512";
   static constexpr int width = 16;
@@ -87,14 +113,19 @@ struct Simd {
   static float largest(F x) { return _mm512_reduce_max_ps(x); }
   static bool any_nan(F x) { return _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q) != 0; }
 
-  // 2 * q + (x > table[q]), for tables of at most eight entries.
-  static I descend(I q, F x, const float* table) {
-    F bound = _mm512_permutexvar_ps(q, _mm512_castps256_ps512(_mm256_load_ps(table)));
-    __mmask16 above = _mm512_cmp_ps_mask(x, bound, _CMP_GT_OQ);
-    q = _mm512_add_epi32(q, q);
-    return _mm512_mask_add_epi32(q, above, q, _mm512_set1_epi32(1));
+  // The codes of values scaled to [-1, 1]: a bin of them has at most one threshold, so that its
+  // place and one comparison say the rest. Two table look-ups instead of four comparisons.
+  static constexpr bool has_bins = true;
+  static I code_by_bin(F x) {
+    const F scale = _mm512_set1_ps(kBins.scale);
+    const I bin = _mm512_cvtps_epi32(_mm512_fmadd_ps(x, scale, scale));
+    const F bound = _mm512_permutex2var_ps(_mm512_load_ps(kBins.bound), bin,
+                                           _mm512_load_ps(kBins.bound + 16));
+    const I below = _mm512_permutex2var_epi32(_mm512_load_si512(kBins.below), bin,
+                                              _mm512_load_si512(kBins.below + 16));
+    return _mm512_mask_add_epi32(below, _mm512_cmp_ps_mask(x, bound, _CMP_GT_OQ), below,
+                                 _mm512_set1_epi32(1));
   }
-  static I zero_index() { return _mm512_setzero_si512(); }
   static void store_codes(uint8_t* p, I q) {  // eight bytes
     __m512i pair = _mm512_or_si512(_mm512_slli_epi64(q, 4), _mm512_srli_epi64(q, 32));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm512_cvtepi64_epi8(pair));

@@ -75,6 +75,7 @@ struct Simd {
   static float largest(F x) { return vmaxvq_f32(x); }
   static bool any_nan(F x) { return vminvq_u32(vceqq_f32(x, x)) == 0; }
 
+  static constexpr bool has_bins = false;  // see simd_avx512.hpp
   static I descend(I q, F x, const float* table) {
     uint32_t i[4];
     float v[4];

@@ -123,6 +123,7 @@ struct Simd {
     for (float v : x.v) nan |= v != v;
     return nan;
   }
+  static constexpr bool has_bins = false;  // see simd_avx512.hpp
   static I descend(I q, F x, const float* table) {
     for (int i = 0; i < 4; i++) q.v[i] = 2 * q.v[i] + (x.v[i] > table[q.v[i]]);
     return q;
