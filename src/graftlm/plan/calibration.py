@@ -1,6 +1,7 @@
 """How fast this machine is: products by family and type, memory, and the cost of a call.
 
-Measured once (about three seconds) and kept in the cache. The time of a planned step is then
+Measured once (about three seconds) and kept in the cache, unless something else was using the
+processor meanwhile. The time of a planned step is then
 
     t = Σ_kind flops_kind / rate_kind + bytes / bandwidth + calls · t_call
 """
@@ -11,6 +12,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import logging
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -24,12 +26,16 @@ from graftlm.system import cpu_flags, versions
 
 __all__ = ["Calibration", "calibrate"]
 
-VERSION = 2
+VERSION = 3
 """Raised when what is measured here changes."""
 MODEL_ERROR = 0.25
 """Relative error of the formula above on a quiet machine (`benchmarks/bench_plan.py`)."""
 ROWS, FEATURES = 512, 1024
 """Shape of the products that are timed: rows × features × features."""
+QUIET = 0.8
+"""Share of the processors' time that the products must have got for the figures to be kept."""
+
+logger = logging.getLogger("graftlm")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,20 +46,24 @@ class Calibration:
         rates: floating-point operations a second, by `graftlm.plan.work.product_kind`.
         bandwidth: bytes a second, read and written together, of an operation on large tensors.
         call_seconds: what a call costs whatever its size.
-        spread: how much slower than the fastest call the usual one was; large on a busy machine.
+        spread: how much slower than the fastest call the usual one was.
+        share: processor time that the products got, over the time of all threads they run on; well
+            below 1 on a busy machine.
     """
 
     rates: dict[str, float]
     bandwidth: float
     call_seconds: float
     spread: float
+    share: float
 
     def seconds(self, work: Work) -> tuple[float, float]:
         """The time of ``work`` and its uncertainty, both in seconds."""
         total = work.nbytes / self.bandwidth + work.calls * self.call_seconds
         for kind, flops in work.flops.items():
             total += flops / self._rate(kind)
-        return total, total * (MODEL_ERROR**2 + self.spread**2) ** 0.5
+        missed = 1 / self.share - 1 if self.share < QUIET else 0.0
+        return total, total * (MODEL_ERROR**2 + self.spread**2 + missed**2) ** 0.5
 
     def _rate(self, kind: str) -> float:
         if kind in self.rates:
@@ -68,27 +78,57 @@ def calibrate() -> Calibration:
 
     environment = [VERSION, versions(), sorted(cpu_flags()), torch.get_num_threads()]
     key = hashlib.sha256(json.dumps(environment).encode()).hexdigest()[:32]
-    made = once("plan", f"calibration-{key}", _measure)
+    try:
+        made = once("plan", f"calibration-{key}", _keep)
+    except _BusyError as busy:
+        logger.warning(
+            "times are rough: this machine gave the measurement %.0f %% of its processors; plan "
+            "again when it is idle",
+            100 * busy.found.share,
+        )
+        return busy.found
     return Calibration(**json.loads((made / "calibration.json").read_text(encoding="utf-8")))
 
 
-def _measure(target: Path) -> None:
+class _BusyError(Exception):
+    """Figures that are not worth keeping."""
+
+    def __init__(self, found: Calibration) -> None:
+        super().__init__()
+        self.found = found
+
+
+def _keep(target: Path) -> None:
+    found = _measure()
+    if found.share < QUIET:
+        raise _BusyError(found)
+    write_json(target / "calibration.json", dataclasses.asdict(found))
+
+
+def _measure() -> Calibration:
     import torch
 
     rates, spreads = {}, []
+    processor = elapsed = 0.0
     with torch.no_grad():
         for kind, flops, call in _products():
+            started = time.perf_counter(), time.process_time()
             seconds, spread = _time(call)
+            elapsed += time.perf_counter() - started[0]
+            processor += time.process_time() - started[1]
             rates[kind] = flops / seconds
             spreads.append(spread)
         large = torch.ones(1 << 21)
         copy_seconds, _ = _time(lambda: large * 1.5)
         small = torch.ones(8)
         call_seconds, _ = _time(lambda: small * 1.5)
-    found = Calibration(
-        rates, 2 * large.nbytes / copy_seconds, call_seconds * 3, statistics.median(spreads)
+    return Calibration(
+        rates=rates,
+        bandwidth=2 * large.nbytes / copy_seconds,
+        call_seconds=call_seconds * 3,
+        spread=statistics.median(spreads),
+        share=min(1.0, processor / (elapsed * torch.get_num_threads())),
     )
-    write_json(target / "calibration.json", dataclasses.asdict(found))
 
 
 def _products() -> Iterator[tuple[str, int, Callable[[], Any]]]:
