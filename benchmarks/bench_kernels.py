@@ -237,12 +237,10 @@ def decoding(tokens: int, repeats: int) -> Iterator[dict[str, Any]]:
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
     import graftlm
-    from graftlm.models import DECODING_DTYPE, resolve
+    from graftlm.models import resolve
 
     path = resolve("gemma-3-270m").path
-    models: dict[str, Any] = {
-        "graftlm": graftlm.load_model("gemma-3-270m", quantize="nf4", dtype=DECODING_DTYPE)[0]
-    }
+    models: dict[str, Any] = {"graftlm": graftlm.load_model("gemma-3-270m", quantize="nf4")[0]}
     for name, dtype in (
         ("bnb float32", torch.float32),
         ("bnb bfloat16", torch.bfloat16),

@@ -120,6 +120,15 @@ NB_MODULE(_native, m) {
       Free());
 
   m.def(
+      "dense_linear",
+      [](Address w, int weight_type, int64_t out, int64_t cols, Address x, int type, int64_t rows,
+         Address y, int threads) {
+        dense_linear(at<void>(w), DType(weight_type), out, cols, at<void>(x), DType(type), rows,
+                     at<void>(y), threads);
+      },
+      Free());
+
+  m.def(
       "rms_norm",
       [](Address x, int type, int64_t rows, int64_t dim, Address weight, int weight_type,
          float shift, float eps, Address y, Address rstd, int threads) {

@@ -37,6 +37,10 @@ struct Level {
                int rows, float* y, int64_t ldy);
   int64_t (*gemv_stride)(int64_t cols);
   void (*gemv_pack)(const float* x, int64_t cols, float* packed);
+
+  // The same for rows of a dense weight; x is contiguous.
+  void (*dense_gemv)(const void* w, DType type, int64_t first, int64_t last, int64_t cols,
+                     const float* x, int rows, float* y, int64_t ldy);
   float (*dot)(const float* a, const float* b, int64_t n);
 
   void (*to_float)(const void* src, DType type, int64_t n, float* dst);

@@ -306,6 +306,48 @@ void gemv(const Weight& w, int64_t first, int64_t last, const float* x, int64_t 
   }
 }
 
+// y[m][n] = x[m] · w[n] for rows [first, last) of a dense weight of 16 or 32 bits.
+template <class T, int M>
+void dense_rows(const void* w_, int64_t first, int64_t last, int64_t cols, const float* x, float* y,
+                int64_t ldy) {
+  for (int64_t n = first; n < last; n++) {
+    const auto* w = static_cast<const typename T::type*>(w_) + n * cols;
+    F total[M];
+    for (F& sum : total) sum = Simd::zero();
+    int64_t k = 0;
+    for (; k + W <= cols; k += W) {
+      const F v = T::load(w + k);
+      for (int m = 0; m < M; m++) total[m] = Simd::fma(v, Simd::load(x + m * cols + k), total[m]);
+    }
+    for (int m = 0; m < M; m++) {
+      float sum = Simd::sum(total[m]);
+      for (int64_t i = k; i < cols; i++) sum += T::get(w[i]) * x[m * cols + i];
+      y[m * ldy + n] = sum;
+    }
+  }
+}
+
+template <class T>
+void dense_gemv_as(const void* w, int64_t first, int64_t last, int64_t cols, const float* x,
+                   int rows, float* y, int64_t ldy) {
+  for (; rows >= 8; rows -= 8, x += 8 * cols, y += 8 * ldy)
+    dense_rows<T, 8>(w, first, last, cols, x, y, ldy);
+  if (rows >= 4) {
+    dense_rows<T, 4>(w, first, last, cols, x, y, ldy);
+    rows -= 4, x += 4 * cols, y += 4 * ldy;
+  }
+  for (; rows; rows--, x += cols, y += ldy) dense_rows<T, 1>(w, first, last, cols, x, y, ldy);
+}
+
+void dense_gemv(const void* w, DType type, int64_t first, int64_t last, int64_t cols,
+                const float* x, int rows, float* y, int64_t ldy) {
+  switch (type) {
+    case DType::f32: return dense_gemv_as<Float32>(w, first, last, cols, x, rows, y, ldy);
+    case DType::bf16: return dense_gemv_as<BFloat16>(w, first, last, cols, x, rows, y, ldy);
+    case DType::f16: return dense_gemv_as<Float16>(w, first, last, cols, x, rows, y, ldy);
+  }
+}
+
 float dot(const float* a, const float* b, int64_t n) {
   F total = Simd::zero();
   int64_t i = 0;
@@ -423,7 +465,7 @@ namespace {
 
 constexpr Level make_level() {
   return Level{Simd::name, quantize,    dequantize, dequantize_tile, gemv,      gemv_stride,
-               gemv_pack,  dot,         to_float,   from_float,      transpose,
+               gemv_pack,  dense_gemv, dot,         to_float,   from_float,      transpose,
                absorb_logits, gather_rows, rms_norm, rms_norm_backward, gated, gated_backward,
                Gemm{Simd::name, 1, kPanel, 1, 4, 256, true, 384, 384, pack_a, pack_b, pack_bt, multiply}};
 }

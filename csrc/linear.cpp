@@ -228,4 +228,22 @@ void linear_backward(const Weight& w, const void* dy, DType type, int64_t rows, 
   }
 }
 
+// Tiles of W that stay in the second-level cache while all rows of x pass by.
+void dense_linear(const void* w, DType weight_type, int64_t out, int64_t cols, const void* x,
+                  DType type, int64_t rows, void* y, int threads) {
+  if (rows == 0 || out == 0) return;
+  constexpr int64_t kTileBytes = 1 << 16, kTask = 16;
+  const int64_t tile = std::max<int64_t>(1, kTileBytes / (cols * int64_t(size_of(weight_type)) + 1));
+  Buffer wide, result;
+  float* in = wide.floats(rows * cols);
+  level().to_float(x, type, rows * cols, in);
+  float* to = type == DType::f32 ? static_cast<float*>(y) : result.floats(rows * out);
+  parallel_for(ceil_div(out, tile * kTask), threads, [&](int64_t task) {
+    const int64_t end = std::min(out, (task + 1) * tile * kTask);
+    for (int64_t n = task * tile * kTask; n < end; n += tile)
+      level().dense_gemv(w, weight_type, n, std::min(end, n + tile), cols, in, int(rows), to, out);
+  });
+  if (type != DType::f32) level().from_float(to, rows * out, y, type);
+}
+
 }  // namespace graftlm

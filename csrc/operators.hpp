@@ -20,6 +20,10 @@ void linear(const Weight& w, const void* x, DType type, int64_t rows, const floa
 void linear_backward(const Weight& w, const void* dy, DType type, int64_t rows, void* dx,
                      Compute compute, int threads);
 
+// y (rows, out) = x (rows, cols) Wᵀ for few rows and a dense weight, which is read once.
+void dense_linear(const void* w, DType weight_type, int64_t out, int64_t cols, const void* x,
+                  DType type, int64_t rows, void* y, int threads);
+
 // y = x rstd (weight + shift) for each row of `dim`; see elementwise.cpp.
 void rms_norm(const void* x, DType type, int64_t rows, int64_t dim, const void* weight,
               DType weight_type, float shift, float eps, void* y, float* rstd, int threads);

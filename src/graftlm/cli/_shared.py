@@ -42,9 +42,7 @@ def stderr_console() -> Console:
     return Console(stderr=True)
 
 
-def open_model(
-    model: str, adapter: str | None, quantize: str | None, dtype: str = "auto"
-) -> tuple[Any, Any]:
+def open_model(model: str, adapter: str | None, quantize: str | None) -> tuple[Any, Any]:
     """Load ``model`` (with ``adapter``, if any) for use, and its tokenizer."""
     from graftlm.artifacts import load_adapter, trained_on
     from graftlm.errors import ConfigError
@@ -54,9 +52,7 @@ def open_model(
         raise ConfigError(f"--quantize {quantize!r}: expected nf4 or none")
     if quantize is None and adapter is not None:
         quantize = trained_on(Path(adapter))
-    loaded, tokenizer = load_model(
-        model, quantize="nf4" if quantize == "nf4" else None, dtype=dtype
-    )
+    loaded, tokenizer = load_model(model, quantize="nf4" if quantize == "nf4" else None)
     if adapter is not None:
         load_adapter(loaded, adapter)
     return loaded.train(False), tokenizer

@@ -28,9 +28,9 @@ def chat(
     Example: `graftlm chat gemma-3-270m --adapter runs/first`
     """
     from graftlm.data import render_prompt, stop_tokens
-    from graftlm.models import DECODING_DTYPE, generate_text
+    from graftlm.models import generate_text
 
-    loaded, tokenizer = open_model(model, adapter, quantize, DECODING_DTYPE)
+    loaded, tokenizer = open_model(model, adapter, quantize)
     messages = [{"role": "system", "content": system}] if system else []
     while True:
         print("you> ", end="", flush=True, file=sys.stderr)

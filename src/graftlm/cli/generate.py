@@ -33,9 +33,9 @@ def generate(
     Example: `graftlm generate gemma-3-270m --adapter runs/first --prompt "two pizzas at 7pm"`
     """
     from graftlm.data import render_prompt, stop_tokens
-    from graftlm.models import DECODING_DTYPE, generate_text
+    from graftlm.models import generate_text
 
-    loaded, tokenizer = open_model(model, adapter, quantize, DECODING_DTYPE)
+    loaded, tokenizer = open_model(model, adapter, quantize)
     ids = render_prompt(prompt, tokenizer)
     answer = generate_text(
         loaded,

@@ -21,6 +21,7 @@ from graftlm.nf4.weight import NF4Weight
 
 __all__ = [
     "absence",
+    "dense_linear",
     "dequantize",
     "extension",
     "gated_unit",
@@ -137,6 +138,25 @@ def linear_backward(dy: Tensor, w4: NF4Weight, compute: str) -> Tensor:
         torch.get_num_threads(),
     )
     return dx
+
+
+def dense_linear(x: Tensor, weight: Tensor) -> Tensor:
+    """``x Wᵀ`` for few rows: (..., in_features) → (..., out_features) in the type of ``x``."""
+    out_features, in_features = weight.shape
+    x, weight = x.contiguous(), weight.detach().contiguous()
+    y = x.new_empty((*x.shape[:-1], out_features))
+    _kernels().dense_linear(
+        weight.data_ptr(),
+        _TYPES[weight.dtype],
+        out_features,
+        in_features,
+        x.data_ptr(),
+        _TYPES[x.dtype],
+        y.numel() // max(out_features, 1),
+        y.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return y
 
 
 def rms_norm(x: Tensor, weight: Tensor, shift: float, eps: float) -> tuple[Tensor, Tensor]:

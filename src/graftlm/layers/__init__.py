@@ -6,6 +6,7 @@ from graftlm.layers.gated_mlp import GatedMLP
 from graftlm.layers.lora_embedding import LoRAEmbedding
 from graftlm.layers.lora_linear import LoRALinear
 from graftlm.layers.nf4_linear import NF4Linear
+from graftlm.layers.output_linear import OutputLinear
 from graftlm.layers.rms_norm import RMSNorm
 
-__all__ = ["GatedMLP", "LoRAEmbedding", "LoRALinear", "NF4Linear", "RMSNorm"]
+__all__ = ["GatedMLP", "LoRAEmbedding", "LoRALinear", "NF4Linear", "OutputLinear", "RMSNorm"]

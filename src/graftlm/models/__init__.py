@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from graftlm.models.generate import DECODING_DTYPE, Answer, generate_text
+from graftlm.models.generate import Answer, generate_text
 from graftlm.models.load import load_model, load_tokenizer
 from graftlm.models.quantize import quantize_folder
 from graftlm.models.save import save_model
 from graftlm.models.source import ResolvedModel, resolve
 
 __all__ = [
-    "DECODING_DTYPE",
     "Answer",
     "ResolvedModel",
     "generate_text",

@@ -1,4 +1,4 @@
-"""Replace RMS norms and gated feed-forward layers by modules that compute them in one pass.
+"""Replace RMS norms, gated feed-forward layers and the output layer by modules that read once.
 
 transformers' classes spell these out in separate operations; on a CPU the passes over memory cost
 as much as a third of a training step. Whether a class computes what ours does is not read from its
@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 from graftlm.kernels.gated_unit import GELU_TANH, SILU
-from graftlm.layers import GatedMLP, RMSNorm
+from graftlm.layers import GatedMLP, OutputLinear, RMSNorm
 
-__all__ = ["fuse_elementwise"]
+__all__ = ["fuse_elementwise", "quick_output"]
 
 SMALL = 16
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
@@ -39,6 +39,13 @@ def fuse_elementwise(model: nn.Module) -> int:
                 setattr(parent, name, fused)
                 replaced += 1
     return replaced
+
+
+def quick_output(model: Any) -> None:
+    """Let the output layer read its weight once for few rows; a plain linear layer only."""
+    head = model.get_output_embeddings()
+    if type(head) is nn.Linear:
+        model.set_output_embeddings(OutputLinear(head))
 
 
 def _fused(module: nn.Module) -> nn.Module | None:

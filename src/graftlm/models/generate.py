@@ -9,11 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["DECODING_DTYPE", "Answer", "generate_text"]
-
-DECODING_DTYPE = "float32"
-"""What to load the unquantised weights in for decoding on a CPU: PyTorch's bfloat16 product with a
-few rows reorders the whole weight each time, and a large vocabulary makes that most of a token."""
+__all__ = ["Answer", "generate_text"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -54,7 +54,7 @@ def load_model(
     Raises:
         ModelError: the model is not found, corrupt, incomplete, or of another type.
     """
-    from graftlm.models.fuse import fuse_elementwise
+    from graftlm.models.fuse import fuse_elementwise, quick_output
     from graftlm.models.streaming import StreamingConfig
 
     if quantize not in ("nf4", None):
@@ -71,6 +71,7 @@ def load_model(
         dtype=pick_dtype(dtype, config, checkpoint),
     )
     fuse_elementwise(model)
+    quick_output(model)
     model.name_or_path = model.config._name_or_path = source.name
     return model, tokenizer
 

@@ -19,7 +19,7 @@ from graftlm.data.requests import generate_rows
 from graftlm.data.scoring import TotalScore, score, total
 from graftlm.data.tokenise import render_prompt
 from graftlm.files import atomic_write
-from graftlm.models import DECODING_DTYPE, generate_text, load_model
+from graftlm.models import generate_text, load_model
 from graftlm.train import RunResult, run
 
 __all__ = ["DemoResult", "DemoSettings", "run_demo", "write_rows"]
@@ -125,7 +125,6 @@ def _answers(
     model, tokenizer = load_model(
         str(result) if whole_model else config.model.name,
         quantize="nf4" if config.method == "qlora" else None,
-        dtype=DECODING_DTYPE,
     )
     if result is not None and not whole_model:
         load_adapter(model, result)

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from transformers import PreTrainedModel
 
+from graftlm.layers import OutputLinear
+
 __all__ = ["OutputHead", "output_head"]
 
 _CACHE = "_graftlm_output_head"
@@ -62,7 +64,7 @@ def output_head(model: PreTrainedModel) -> OutputHead | None:
 
 def _from_config(model: PreTrainedModel) -> OutputHead | None:
     linear = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    if type(linear) is not nn.Linear or model.base_model is model:
+    if type(linear) not in (nn.Linear, OutputLinear) or model.base_model is model:
         return None  # no head, an adapted one, or a model without a body of its own
     config = model.config.get_text_config()
     scale = float(getattr(config, "logit_scale", None) or 1.0)
