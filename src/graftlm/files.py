@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import safetensors
+
 from graftlm.errors import ResourceError
 
 __all__ = [
@@ -124,11 +126,21 @@ def _nearest_existing(path: str | Path) -> Path:
 def _disk_errors_named(target: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
+    except (OSError, safetensors.SafetensorError) as error:
         raise ResourceError(
-            f"cannot write {target}: {error.strerror or error}. Nothing was changed there; "
+            f"cannot write {target}: {_reason(error)}. Nothing was changed there; "
             "check the path, its permissions and the free disk space."
         ) from error
+
+
+def _reason(error: OSError | safetensors.SafetensorError) -> str:
+    """What the system said; safetensors passes that on in an exception of its own."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    _, marker, said = str(error).partition("I/O error: ")
+    if not marker:
+        raise error  # not about the disk
+    return said
 
 
 def _sync(path: Path) -> None:
