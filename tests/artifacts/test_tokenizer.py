@@ -96,7 +96,10 @@ def test_commands_use_the_template_of_the_adapter(
 
     monkeypatch.setattr("graftlm.artifacts.adapter_tokenizer", spy)
     monkeypatch.setattr("sys.stdin", io.StringIO("hello\n\n"))
-    more = {"chat": ["--max-new-tokens", "2"], "eval": ["--data", str(trained.parent / "rows.jsonl")]}[command]
+    more = {
+        "chat": ["--max-new-tokens", "2"],
+        "eval": ["--data", str(trained.parent / "rows.jsonl")],
+    }[command]
     words = ["graftlm", command, str(tiny_llama), "--adapter", str(trained), *more]
     monkeypatch.setattr("sys.argv", words)
     with pytest.raises(SystemExit) as stop:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from graftlm.artifacts.adapter_folder import adapter_folder, base_of, trained_on
+from graftlm.artifacts.adapter_folder import (
+    adapter_folder,
+    base_of,
+    recorded_settings,
+    trained_on,
+)
 from graftlm.artifacts.merge import merge_to_folder
 from graftlm.artifacts.peft import load_adapter, save_adapter
 from graftlm.artifacts.tokenizer import adapter_tokenizer
@@ -13,6 +18,7 @@ __all__ = [
     "base_of",
     "load_adapter",
     "merge_to_folder",
+    "recorded_settings",
     "save_adapter",
     "trained_on",
 ]
