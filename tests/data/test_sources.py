@@ -202,3 +202,16 @@ def test_load_split_serves_both_settings(tmp_path, tokenizer):
     train, held = load_split(tokenizer, DataConfig(train=name, eval=name))
     assert len(train) == len(held) == len(ROWS)
     assert load_split(tokenizer, DataConfig(train=name))[1] is None
+
+
+def test_a_table_with_a_nameless_index_column_is_read(tmp_path, tokenizer):
+    """As pandas writes one, unless told not to."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["", "prompt", "completion"])
+    writer.writerows([i, row["prompt"], row["completion"]] for i, row in enumerate(ROWS))
+    path = tmp_path / "rows.csv"
+    path.write_text(text.getvalue(), encoding="utf-8", newline="")
+    assert ids(load_examples(path, tokenizer, DataConfig())) == ids(
+        load_examples(ROWS, tokenizer, DataConfig())
+    )
