@@ -215,3 +215,19 @@ def test_a_table_with_a_nameless_index_column_is_read(tmp_path, tokenizer):
     assert ids(load_examples(path, tokenizer, DataConfig())) == ids(
         load_examples(ROWS, tokenizer, DataConfig())
     )
+
+
+def test_columns_may_swap_their_names():
+    row = parse_row(
+        {"prompt": "a", "completion": "b"}, {"prompt": "completion", "completion": "prompt"}
+    )
+    assert (row.prompt, row.completion) == ("b", "a")
+
+
+def test_columns_that_were_named_come_before_others_that_fit():
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+    value = {"messages": messages, "question": "a", "answer": "b"}
+    assert parse_row(value).format == "messages"
+    row = parse_row(value, {"prompt": "question", "completion": "answer"})
+    assert (row.format, row.prompt, row.completion) == ("completion", "a", "b")
+    assert parse_row(value, {"text": "answer"}).format == "text"
