@@ -10,17 +10,19 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from graftlm.errors import ResourceError
+from graftlm.errors import GraftLMError, ResourceError
 
 __all__ = [
     "atomic_folder",
     "atomic_write",
+    "disk_errors_named",
     "require_free_space",
     "require_writable",
     "write_json",
@@ -35,7 +37,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         ResourceError: the folder cannot be written to, or the disk is full.
     """
     target = Path(path)
-    with _disk_errors_named(target):
+    with disk_errors_named(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         os.close(handle)
@@ -68,7 +70,7 @@ def atomic_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
             f"{target} already exists and is not an empty folder. "
             "Choose another folder, or remove this one first."
         )
-    with _disk_errors_named(target):
+    with disk_errors_named(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
         try:
@@ -109,7 +111,7 @@ def require_free_space(folder: str | Path, nbytes: int, what: str) -> None:
 def require_writable(folder: str | Path) -> None:
     """Raise `ResourceError` unless ``folder`` can be written to, or could be created."""
     existing = _nearest_existing(folder)
-    with _disk_errors_named(Path(folder)), tempfile.TemporaryDirectory(dir=existing):
+    with disk_errors_named(Path(folder)), tempfile.TemporaryDirectory(dir=existing):
         pass
 
 
@@ -121,14 +123,27 @@ def _nearest_existing(path: str | Path) -> Path:
 
 
 @contextlib.contextmanager
-def _disk_errors_named(target: Path) -> Iterator[None]:
+def disk_errors_named(target: Path) -> Iterator[None]:
+    """Turn what the system says about writing ``target`` into a `ResourceError`."""
     try:
         yield
-    except OSError as error:
+    except GraftLMError:
+        raise
+    except Exception as error:
         raise ResourceError(
-            f"cannot write {target}: {error.strerror or error}. Nothing was changed there; "
+            f"cannot write {target}: {_reason(error)}. Nothing was changed there; "
             "check the path, its permissions and the free disk space."
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """What the system said; Rust libraries pass that on in exceptions of their own."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    said = re.search(r"([^:]+) \(os error \d+\)", str(error))
+    if said is None:
+        raise error  # not about the disk
+    return said[1].strip()
 
 
 def _sync(path: Path) -> None:

@@ -71,3 +71,16 @@ def test_the_settings_are_those_of_training(monkeypatch, capsys, rows_file, tiny
     assert max(result["length_percentiles"].values()) > 16
     assert code == 1  # cut answers do not end
     assert result["samples"] == []
+
+
+def test_the_page_fits_a_phone_and_follows_the_systems_colours(
+    monkeypatch, capsys, rows_file, tmp_path, tiny_llama
+):
+    """Values may wrap, only numbers may not; an empty bar is not drawn."""
+    page = tmp_path / "check.html"
+    run(monkeypatch, capsys, rows_file, "--model", tiny_llama, "--html", page)
+    text = page.read_text(encoding="utf-8")
+    facts = text[text.index("<table>") : text.index("<h2>Findings")]
+    assert 'class="n"' not in facts
+    assert "prefers-color-scheme: dark" in text
+    assert "width: 0.0%" not in text

@@ -110,7 +110,8 @@ CASES: dict[str, Case] = {
         BAD,
     ),
     "weight of a half": Case(
-        "data.jsonl", chat(USER, ANSWER | {"weight": 0.5}), "weight is 0.5, expected 0 or 1", BAD
+        "data.jsonl", chat(USER, ANSWER | {"weight": 0.5}),
+        "weight is 0.5, expected 0 or 1: an answer is learned or not. To have rows count", BAD
     ),
     "train is a word": Case(
         "data.jsonl", chat(USER, ANSWER | {"train": "no"}), "expected true or false", BAD

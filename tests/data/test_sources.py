@@ -202,3 +202,32 @@ def test_load_split_serves_both_settings(tmp_path, tokenizer):
     train, held = load_split(tokenizer, DataConfig(train=name, eval=name))
     assert len(train) == len(held) == len(ROWS)
     assert load_split(tokenizer, DataConfig(train=name))[1] is None
+
+
+def test_a_table_with_a_nameless_index_column_is_read(tmp_path, tokenizer):
+    """As pandas writes one, unless told not to."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["", "prompt", "completion"])
+    writer.writerows([i, row["prompt"], row["completion"]] for i, row in enumerate(ROWS))
+    path = tmp_path / "rows.csv"
+    path.write_text(text.getvalue(), encoding="utf-8", newline="")
+    assert ids(load_examples(path, tokenizer, DataConfig())) == ids(
+        load_examples(ROWS, tokenizer, DataConfig())
+    )
+
+
+def test_columns_may_swap_their_names():
+    row = parse_row(
+        {"prompt": "a", "completion": "b"}, {"prompt": "completion", "completion": "prompt"}
+    )
+    assert (row.prompt, row.completion) == ("b", "a")
+
+
+def test_columns_that_were_named_come_before_others_that_fit():
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+    value = {"messages": messages, "question": "a", "answer": "b"}
+    assert parse_row(value).format == "messages"
+    row = parse_row(value, {"prompt": "question", "completion": "answer"})
+    assert (row.format, row.prompt, row.completion) == ("completion", "a", "b")
+    assert parse_row(value, {"text": "answer"}).format == "text"

@@ -9,7 +9,7 @@ from graftlm.artifacts.peft_config import CONFIG_NAME, read_config
 from graftlm.config import RunConfig, load_run_config
 from graftlm.errors import ArtifactError
 
-__all__ = ["adapter_folder", "base_of", "run_settings", "trained_on"]
+__all__ = ["adapter_folder", "base_of", "recorded_settings", "run_settings", "trained_on"]
 
 
 def adapter_folder(path: str | Path) -> Path:
@@ -35,7 +35,18 @@ def adapter_folder(path: str | Path) -> Path:
 def run_settings(path: str | Path) -> RunConfig | None:
     """The settings of the run that made the adapter, when it still lies in its run folder."""
     folder = adapter_folder(path).absolute()
-    run = folder.parents[1] if folder.parent.name == "checkpoints" else folder.parent
+    return _settings_in(folder.parents[1] if folder.parent.name == "checkpoints" else folder.parent)
+
+
+def recorded_settings(model: str | Path, adapter: str | Path | None = None) -> RunConfig | None:
+    """The settings of the run that made ``adapter``, or else the fully fine-tuned ``model``."""
+    if adapter is not None:
+        return run_settings(adapter)
+    folder = Path(model).absolute()
+    return _settings_in(folder.parent) if folder.name == "model" else None
+
+
+def _settings_in(run: Path) -> RunConfig | None:
     if not (run / "provenance.json").is_file() or not (run / "config.yaml").is_file():
         return None
     return load_run_config(run / "config.yaml")

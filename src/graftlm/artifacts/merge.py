@@ -4,7 +4,8 @@
     onto "nf4":       W' = dequantize(quantize(W)) + s · B A    exactly what a QLoRA run trained
 
 In the second form every linear layer that the run held in 4 bits is written dequantised, adapted or
-not. The result keeps the tensor names of the base's checkpoint, and loads with plain transformers.
+not. The result keeps the tensor names of the base's checkpoint, loads with plain transformers, and
+brings the chat template the adapter was trained with.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from graftlm.artifacts.adapter_folder import base_of, run_settings, trained_on
 from graftlm.artifacts.peft import load_adapter
+from graftlm.artifacts.tokenizer import adapter_tokenizer, brings_tokenizer
 from graftlm.config import ModelConfig
 from graftlm.errors import ArtifactError, ConfigError
 from graftlm.files import atomic_folder, require_free_space, write_json
@@ -30,10 +32,11 @@ from graftlm.lora.merging import merge_weight
 from graftlm.lora.report import tied_head
 from graftlm.lora.targets import base_modules, output_head
 from graftlm.models import resolve
-from graftlm.models.load import empty_model, load_config
+from graftlm.models.load import empty_model, load_config, tokenizer_in
 from graftlm.models.prequantized import is_nf4, mapped_tensors
 from graftlm.models.rewriting import ShardWriter, copy_companions, parameter_names
 from graftlm.models.safetensors_file import Checkpoint
+from graftlm.models.save import save_tokenizer
 from graftlm.models.streaming import (
     Abort,
     LazyTensor,
@@ -90,6 +93,8 @@ def merge_to_folder(
             writer.add(key, tensor)
         writer.close()
         copy_companions(source.path, folder)
+        if brings_tokenizer(adapter):
+            save_tokenizer(adapter_tokenizer(adapter, tokenizer_in(source.path)), folder)
         write_json(folder / "config.json", _edited_config(source.path, merge))
     return {
         "base": name,

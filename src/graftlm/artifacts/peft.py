@@ -1,7 +1,7 @@
 """Adapters on disk in PEFT's format: `adapter_config.json` and `adapter_model.safetensors`.
 
 Keys are `base_model.model.<module>.lora_A.weight` [r, in] and `….lora_B.weight` [out, r]; for an
-embedding `….lora_embedding_A` [r, vocab] and `….lora_embedding_B` [dim, r]. Nothing else is
+embedding `….lora_embedding_A` [r, vocab] and `….lora_embedding_B` [dim, r]. No other tensor is
 written. Reading is strict: every tensor must have its place, and every place its tensor.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -26,6 +27,7 @@ from graftlm.lora import LoRAReport, lora_modules, remove
 from graftlm.lora.inject import attach
 from graftlm.lora.report import describe
 from graftlm.lora.targets import Target, adaptable, base_modules, pattern_value
+from graftlm.models.save import save_tokenizer
 
 __all__ = ["load_adapter", "save_adapter"]
 
@@ -37,7 +39,13 @@ COPY_KEY = re.compile(r"(?P<module>.+?)(\.base_layer)?\.weight")
 Pairs = dict[str, dict[str, Tensor]]
 
 
-def save_adapter(model: nn.Module, path: str | Path, *, base_name: str | None = None) -> None:
+def save_adapter(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    base_name: str | None = None,
+    tokenizer: Any = None,
+) -> None:
     """Write the adapters of ``model`` so that PEFT, vLLM and graftlm load them.
 
     Each file appears whole; other files in the folder are left alone.
@@ -46,6 +54,7 @@ def save_adapter(model: nn.Module, path: str | Path, *, base_name: str | None = 
         model: a model with adapters.
         path: the folder to write into.
         base_name: what the base model is called; by default what transformers calls it.
+        tokenizer: the one trained with, to be kept beside the weights with its chat template.
 
     Raises:
         ArtifactError: the model has no adapters.
@@ -66,6 +75,8 @@ def save_adapter(model: nn.Module, path: str | Path, *, base_name: str | None = 
     with atomic_write(Path(path) / WEIGHTS_NAME) as temporary:
         temporary.write_bytes(content)
     write_json(Path(path) / CONFIG_NAME, adapter_config(model, base_name), sort_keys=True)
+    if tokenizer is not None:
+        save_tokenizer(tokenizer, path)
 
 
 def load_adapter(model: nn.Module, path: str | Path) -> LoRAReport:

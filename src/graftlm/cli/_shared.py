@@ -43,8 +43,8 @@ def stderr_console() -> Console:
 
 
 def open_model(model: str, adapter: str | None, quantize: str | None) -> tuple[Any, Any]:
-    """Load ``model`` (with ``adapter``, if any) for use, and its tokenizer."""
-    from graftlm.artifacts import load_adapter, trained_on
+    """Load ``model`` for use, with ``adapter``, if any, and the tokenizer it was trained with."""
+    from graftlm.artifacts import adapter_tokenizer, load_adapter, trained_on
     from graftlm.errors import ConfigError
     from graftlm.models import load_model
 
@@ -55,4 +55,5 @@ def open_model(model: str, adapter: str | None, quantize: str | None) -> tuple[A
     loaded, tokenizer = load_model(model, quantize="nf4" if quantize == "nf4" else None)
     if adapter is not None:
         load_adapter(loaded, adapter)
+        tokenizer = adapter_tokenizer(adapter, tokenizer)
     return loaded.train(False), tokenizer

@@ -94,7 +94,7 @@ def _facts(result: Audit) -> list[tuple[str, str]]:
     share = result.supervised_tokens / max(1, result.tokens)
     formats = ", ".join(f"{n:,} {name}" for name, n in result.formats.items())
     chats = result.formats.keys() - {"completion", "text"}
-    percentiles = "  ".join(f"{p} {n}" for p, n in result.length_percentiles.items())
+    percentiles = ", ".join(f"{p}\u00a0{n:,}" for p, n in result.length_percentiles.items())
     return [
         ("rows", f"{result.rows:,} ({formats})" if formats else f"{result.rows:,}"),
         ("examples", f"{result.examples:,}"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,7 +18,13 @@ from graftlm.cli._shared import (
     say,
 )
 
+if TYPE_CHECKING:
+    from graftlm.config import DataConfig
+
 __all__ = ["evaluate"]
+
+_HIDE = {"show_default": False}
+_USED = ("chat_template", "columns", "loss_on", "max_length", "truncation", "workers")
 
 
 def evaluate(
@@ -24,23 +32,57 @@ def evaluate(
     data: Annotated[str, typer.Option(help="The rows to measure on.")],
     adapter: AdapterOption = None,
     quantize: QuantizeOption = None,
-    max_length: Annotated[int, typer.Option(help="Longest row in tokens.", min=2)] = 512,
+    max_length: Annotated[
+        int | None, typer.Option(help="Longest row in tokens.", min=2, **_HIDE)
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Rows a forward pass.", min=1)] = 8,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A data setting: data.loss_on=last. Repeatable.", **_HIDE),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure loss and perplexity on rows.
 
     Example: `graftlm eval gemma-3-270m --adapter runs/first --data held-out.jsonl`
+
+    The result of a run is measured on rows read as that run read its own: with its chat template,
+    column names, longest row, and choice of what is learned. `--set` changes any of these.
     """
-    from graftlm.config import DataConfig
     from graftlm.data.examples import load_examples
     from graftlm.train import evaluate as measure
 
+    config = _data_settings(model, adapter, max_length, set_ or [])
     loaded, tokenizer = open_model(model, adapter, quantize)
-    examples = load_examples(data, tokenizer, DataConfig(train=data, max_length=max_length))
+    examples = load_examples(data, tokenizer, config)
+    if lost := examples.report.losses(config.max_length):
+        print(f"{data}: {lost}", file=sys.stderr)
     result = measure(loaded, examples, batch_size)
     text = (
         f"loss {result.loss:.4f} nats per token, perplexity {result.perplexity:.3f}, "
         f"on {result.supervised_tokens:,} supervised tokens of {result.rows:,} rows"
     )
-    say(dataclasses.asdict(result) | {"model": model, "adapter": adapter}, as_json, text)
+    told = {"model": model, "adapter": adapter, "data": config.model_dump(include=set(_USED))}
+    say(dataclasses.asdict(result) | told, as_json, text)
+
+
+def _data_settings(
+    model: str, adapter: str | None, max_length: int | None, changes: Sequence[str]
+) -> DataConfig:
+    """How rows become tokens: as in the run that made what is measured, then as asked for."""
+    from graftlm.artifacts import recorded_settings
+    from graftlm.config import load_run_config, parse_override
+    from graftlm.errors import ConfigError, near_matches
+
+    asked = [parse_override(text) for text in changes]
+    usable = [f"data.{name}" for name in _USED]
+    if odd := [name for keys, _ in asked if (name := ".".join(keys[:2])) not in usable]:
+        raise ConfigError(
+            [f"eval does not use {name}{near_matches(name, usable)}" for name in odd]
+            + [f"expected one of {', '.join(usable)}"]
+        )
+    run = recorded_settings(model, adapter)
+    kept = run.data.model_dump(include=set(_USED)) if run else {}
+    if max_length is not None:
+        kept["max_length"] = max_length
+    return load_run_config(None, [*((["data", n], v) for n, v in kept.items()), *asked]).data

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -73,23 +73,35 @@ def parse_row(value: Any, columns: Mapping[str, str] | None = None) -> Row:
     """
     if not isinstance(value, Mapping):
         raise RowError(f"found {_kind_of(value)}, expected an object with named columns")
-    row = dict(value)
-    for ours, theirs in (columns or {}).items():
-        if theirs not in row:
-            raise RowError(
-                f"columns maps {ours!r} to {theirs!r}, but the row has {_names(row)}"
-                + near_matches(theirs, map(str, row))
-            )
-        row[ours] = row.pop(theirs)
+    row = _renamed(value, columns) if columns else dict(value)
     for column in ("messages", "conversations"):
         if isinstance(row.get(column), str):  # a table's cell
             row[column] = _json_list(row[column], column)
-    for name, needed in _FORMATS.items():
+    for name, needed in _in_order(columns):
         if all(row.get(column) is not None for column in needed):
             parsed = _PARSERS[name](row)
             _require_encodable(parsed)
             return parsed
     raise RowError(_unrecognised(row))
+
+
+def _renamed(value: Mapping[Any, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """The row with our names for its columns; all are taken at once, so that two may swap."""
+    for ours, theirs in columns.items():
+        if theirs not in value:
+            raise RowError(
+                f"columns maps {ours!r} to {theirs!r}, but the row has {_names(value)}"
+                + near_matches(theirs, map(str, value))
+            )
+    rest = {name: item for name, item in value.items() if name not in columns.values()}
+    return rest | {ours: value[theirs] for ours, theirs in columns.items()}
+
+
+def _in_order(columns: Mapping[str, str] | None) -> Iterable[tuple[str, tuple[str, ...]]]:
+    """The formats to try: first those whose columns the user named."""
+    if not columns:
+        return _FORMATS.items()
+    return sorted(_FORMATS.items(), key=lambda item: not set(item[1]) & columns.keys())
 
 
 def _json_list(text: str, column: str) -> Any:

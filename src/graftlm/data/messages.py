@@ -90,7 +90,11 @@ def _message(item: Any, where: str) -> tuple[dict[str, Any], bool]:
 def _learned(item: Mapping[str, Any], role: str, where: str) -> bool:
     weight = item.get("weight")
     if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
-        raise RowError(f"{where}.weight is {weight!r}, expected 0 or 1")
+        raise RowError(
+            f"{where}.weight is {weight!r}, expected 0 or 1: an answer is learned or not. To have "
+            "rows count more or less, put them in a file of their own and set data.train: "
+            "{file: weight, ...}"
+        )
     train = item.get("train")
     if train is not None and not isinstance(train, bool):
         raise RowError(f"{where}.train is {train!r}, expected true or false")

@@ -165,7 +165,7 @@ def _separated(delimiter: str) -> Callable[[str, BinaryIO], Iterator[Raw]]:
     def read(name: str, file: BinaryIO) -> Iterator[Raw]:
         csv.field_size_limit(2**31 - 1)
         with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
-            rows = csv.DictReader(text, delimiter=delimiter, restkey="", strict=True)
+            rows = csv.DictReader(text, delimiter=delimiter, strict=True)
             try:
                 for row in rows:
                     yield Raw(name, rows.line_num, _fields(row, rows.fieldnames or ()))
@@ -175,11 +175,12 @@ def _separated(delimiter: str) -> Callable[[str, BinaryIO], Iterator[Raw]]:
     return read
 
 
-def _fields(row: dict[str, Any], header: Sequence[str]) -> Any:
+def _fields(row: dict[str | None, Any], header: Sequence[str]) -> Any:
     """The row, or what is wrong with its number of fields."""
-    if "" not in row and None not in row.values():
+    surplus = row.get(None, ())  # csv keeps what no column names under None
+    if not surplus and None not in row.values():
         return row
-    given = sum(row.get(column) is not None for column in header) + len(row.get("", ()))
+    given = sum(row[column] is not None for column in header) + len(surplus)
     return RowError(
         f"found {given} fields, expected {len(header)} as in the header; quote fields that hold "
         "the separator"

@@ -19,7 +19,14 @@ if TYPE_CHECKING:
 
     from graftlm.models.streaming import StreamingConfig
 
-__all__ = ["empty_model", "load_config", "load_model", "load_tokenizer", "pick_dtype"]
+__all__ = [
+    "empty_model",
+    "load_config",
+    "load_model",
+    "load_tokenizer",
+    "pick_dtype",
+    "tokenizer_in",
+]
 
 logger = logging.getLogger("graftlm")
 
@@ -60,7 +67,7 @@ def load_model(
     if quantize not in ("nf4", None):
         raise ModelError(f"quantize={quantize!r}: expected 'nf4' or None")
     source = resolve(name, trust_remote_code=trust_remote_code)
-    tokenizer = _tokenizer(source.path, trust_remote_code)
+    tokenizer = tokenizer_in(source.path, trust_remote_code)
     config = load_config(source.path, trust_remote_code)
     checkpoint = Checkpoint(source.path)
     model = _fill(
@@ -78,7 +85,8 @@ def load_model(
 
 def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Load only the tokenizer of a model; ``name`` as for `load_model`."""
-    return _tokenizer(resolve(name, trust_remote_code=trust_remote_code).path, trust_remote_code)
+    source = resolve(name, trust_remote_code=trust_remote_code)
+    return tokenizer_in(source.path, trust_remote_code)
 
 
 def load_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConfig:
@@ -215,7 +223,8 @@ def _generation_config(folder: Path) -> Any:
     return GenerationConfig.from_pretrained(folder)
 
 
-def _tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+def tokenizer_in(folder: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Read the tokenizer that lies in ``folder``."""
     from transformers import AutoTokenizer
 
     try:

@@ -6,14 +6,12 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-import safetensors
 import safetensors.torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-from graftlm.errors import ResourceError
 from graftlm.files import write_json
 
 __all__ = ["ShardWriter", "copy_companions", "parameter_names"]
@@ -98,10 +96,7 @@ class ShardWriter:
 
     def _flush(self) -> None:
         path = self._path(len(self._shards))
-        try:
-            safetensors.torch.save_file(self._tensors, path, {"format": "pt"})
-        except safetensors.SafetensorError as error:  # how safetensors reports a full disk
-            raise ResourceError(f"cannot write {path.parent}: {error}") from error
+        safetensors.torch.save_file(self._tensors, path, {"format": "pt"})
         self._shards.append(list(self._tensors))
         self._tensors, self._nbytes = {}, 0
 

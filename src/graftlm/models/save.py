@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graftlm.errors import ModelError
-from graftlm.files import atomic_folder, require_free_space
+from graftlm.files import atomic_folder, atomic_write, disk_errors_named, require_free_space
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["save_model", "write_model"]
+__all__ = ["save_model", "save_tokenizer", "write_model"]
 
 SMALL_FILES_BYTES = 100_000_000  # tokenizer, configs
 
@@ -53,3 +55,19 @@ def write_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
     """Fill ``folder``; the caller makes it appear at once."""
     model.save_pretrained(folder, max_shard_size="4GB")
     tokenizer.save_pretrained(folder)
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
+    """Write a tokenizer, with its chat template, into a folder that may hold other files.
+
+    Raises:
+        ResourceError: the folder cannot be written.
+    """
+    target = Path(folder)
+    with disk_errors_named(target):
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target, prefix=".tokenizer.") as temporary:
+            tokenizer.save_pretrained(temporary)
+            for file in sorted(Path(temporary).iterdir()):
+                with atomic_write(target / file.name) as place:
+                    shutil.copyfile(file, place)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from graftlm.artifacts import load_adapter
+from graftlm.artifacts import adapter_tokenizer, load_adapter
 from graftlm.config import DataConfig, Method, ModelConfig, RunConfig, TrainConfig
 from graftlm.data.requests import generate_rows
 from graftlm.data.scoring import TotalScore, score, total
@@ -128,6 +128,7 @@ def _answers(
     )
     if result is not None and not whole_model:
         load_adapter(model, result)
+        tokenizer = adapter_tokenizer(result, tokenizer)
     model.train(False)
     longest = max(len(tokenizer(row["completion"]).input_ids) for row in rows) + 8
     answers: list[str] = []

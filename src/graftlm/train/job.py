@@ -24,6 +24,7 @@ from graftlm.errors import ConfigError, TargetError
 from graftlm.layers import NF4Linear
 from graftlm.lora import add_lora, count_parameters, lora_config, lora_modules
 from graftlm.models import load_model, resolve
+from graftlm.train.disk import require_space
 from graftlm.train.loop import fit
 from graftlm.train.recompute import recompute_activations
 from graftlm.train.run_folder import begin_run, check_run
@@ -68,8 +69,9 @@ def run(config: RunConfig, *, resume: bool = False, progress: bool = True) -> Ru
     examples, eval_examples = _examples(
         model, tokenizer, config.data, config.data.train, config.data.eval
     )
-    begin_run(Path(config.out), config, base_path)
-    return _fit(model, tokenizer, config, examples, eval_examples, resume, progress)
+    task = _task(model, tokenizer, config, examples, eval_examples)
+    begin_run(task.out, config, base_path)
+    return fit(task, resume=resume, progress=progress)
 
 
 def train(
@@ -107,20 +109,20 @@ def train(
     )
     check_run(Path(out), settings, resume)
     examples, eval_examples = _examples(model, tokenizer, settings.data, data, eval_data)
-    begin_run(Path(out), settings, None)
+    task = _task(model, tokenizer, settings, examples, eval_examples)
+    begin_run(task.out, settings, None)
     torch.manual_seed(settings.train.seed)
-    return _fit(model, tokenizer, settings, examples, eval_examples, resume, progress)
+    return fit(task, resume=resume, progress=progress)
 
 
-def _fit(
+def _task(
     model: PreTrainedModel,
     tokenizer: Any,
     config: RunConfig,
     examples: Sequence[Example],
     eval_examples: Sequence[Example],
-    resume: bool,
-    progress: bool,
-) -> RunResult:
+) -> Run:
+    """The run, ready to start; refused where the disk has no room for what it writes."""
     if config.train.gradient_checkpointing:
         recompute_activations(model)
     task = Run(
@@ -132,7 +134,8 @@ def _fit(
         out=Path(config.out),
         total_parameters=count_parameters(model)[1],
     )
-    return fit(task, resume=resume, progress=progress)
+    require_space(task)
+    return task
 
 
 def _examples(

@@ -143,7 +143,9 @@ def _finish(
         if run.config.method == "full":
             save_model(run.model, run.tokenizer, result, replace=True)
         else:
-            save_adapter(run.model, result, base_name=run.config.model.name)
+            save_adapter(
+                run.model, result, base_name=run.config.model.name, tokenizer=run.tokenizer
+            )
     summary = RunResult(
         method=run.config.method,
         model=run.config.model.name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -26,9 +27,19 @@ class MetricsLog:
         self._board = _tensorboard_writer(folder) if tensorboard else None
 
     def write(self, row: dict[str, Any]) -> None:
-        """Append ``row`` (it must have a ``step``) and flush it to the operating system."""
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        """Append ``row`` (it must have a ``step``) and flush it to the operating system.
+
+        Raises:
+            ResourceError: the disk is full.
+        """
+        try:
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise ResourceError(
+                f"cannot write {self.path}: {error.strerror or error}. The checkpoints written so "
+                "far stand: free some space, then go on from the last one with --resume."
+            ) from error
         if self._board is not None:
             for name, value in row.items():
                 if name != "step" and isinstance(value, int | float):
@@ -43,8 +54,12 @@ class MetricsLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        os.fsync(self._file.fileno())
-        self._file.close()
+        # A line that could not be written is tried again here: its error has been raised already.
+        with contextlib.suppress(OSError) if error is not None else contextlib.nullcontext():
+            try:
+                os.fsync(self._file.fileno())
+            finally:
+                self._file.close()
         if self._board is not None:
             self._board.close()
 

@@ -50,7 +50,7 @@ class Run:
 
     Attributes:
         model: with its adapters in place; what is trained has ``requires_grad``.
-        tokenizer: saved beside a fully fine-tuned model.
+        tokenizer: saved beside the result, with the chat template in force.
         examples: the rows to train on.
         eval_examples: the rows to measure on; may be empty.
         config: the settings.
