@@ -60,6 +60,7 @@ def test_the_whole_way_in_json(
     summary = json.loads(out)
     assert summary["steps"] == 4
     assert summary["method"] == "qlora"
+    assert "held-out" not in (run / "report.html").read_text(encoding="utf-8")  # none was given
 
     code, out, _ = graftlm("eval", tiny_llama, "--adapter", run, "--data", rows_file, "--json")
     assert code == 0
