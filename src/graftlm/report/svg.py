@@ -134,7 +134,8 @@ def stacked_bars(title: str, bars: Sequence[Bar]) -> Chart | None:
                 f'<rect class="c{colour}" x="{left:.1f}" y="{top}" width="{wide:.1f}" '
                 f'height="{BAR_HEIGHT}"><title>{html.escape(name)}</title></rect>'
             )
-            legend[name] = (name, colour, "bar")
+            if name:
+                legend[name] = (name, colour, "bar")
             left += wide
         if bar.mark is not None:
             x = 2 + bar.mark * scale
