@@ -42,7 +42,7 @@ def test_the_cheapest_of_those_as_good_is_taken() -> None:
 def test_a_cheaper_method_that_is_worse_is_not_taken() -> None:
     said = verdict([column("lora", 1.0, 2e9), column("qlora", 1.05, 0.76e9)])
     assert said[0].startswith("Take LoRA: the lowest held-out loss, 1.00, in 2.00 GB; no method")
-    assert "QLoRA ended 5 % above LoRA's held-out loss, in 38 % of its memory" in said[1]
+    assert "QLoRA ended 5.0 % above LoRA's held-out loss, in 38 % of its memory" in said[1]
 
 
 def test_no_saving_is_claimed_where_there_is_none() -> None:

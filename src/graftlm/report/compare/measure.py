@@ -54,12 +54,7 @@ def measure(config: RunConfig, outside: Path, score_rows: int) -> dict[str, Any]
     )
     text = load_examples(plain.train, tokenizer, plain)
     before = evaluate(model, text, batch).loss
-    if config.method == "full":
-        del model
-        gc.collect()
-        model, _ = load_model(str(result), dtype="float32")
-    else:
-        load_adapter(model, result)
+    model, _ = _trained(config, model, tokenizer)
     found: dict[str, Any] = {
         "train_loss": evaluate(model, _training_sample(config, tokenizer), batch).loss,
         "outside_before": before,
@@ -77,14 +72,7 @@ def answers_right(config: RunConfig, count: int) -> dict[str, Any]:
     Text is compared without the space around it, a JSON record as an object.
     """
     rows = scored_rows(config, count)
-    model, tokenizer = _base(config, DECODING_DTYPE)
-    result = result_folder(Path(config.out), config.method)
-    if config.method == "full":
-        del model
-        gc.collect()
-        model, _ = load_model(str(result), dtype=DECODING_DTYPE)
-    else:
-        load_adapter(model, result)
+    model, tokenizer = _trained(config, *_base(config, DECODING_DTYPE))
     model.train(False)
     wanted = [_answer(row) for row in rows]
     longest = max(len(tokenizer(text).input_ids) for text in wanted) + 8
@@ -168,6 +156,19 @@ def _training_sample(config: RunConfig, tokenizer: Any) -> list[Example]:
         rows, _ = split(rows, config.data.eval_fraction)
     count = min(TRAINING_ROWS, len(rows))
     return [rows[index * len(rows) // count] for index in range(count)]
+
+
+def _trained(config: RunConfig, base: Any, tokenizer: Any) -> tuple[Any, Any]:
+    """The result: its adapter on ``base``, or the whole model in place of it, in its type."""
+    result = result_folder(Path(config.out), config.method)
+    if config.method != "full":
+        load_adapter(base, result)
+        return base, tokenizer
+    # Emptied first: with the caller's name still on it, two whole models would be in memory.
+    dtype = str(base.dtype).removeprefix("torch.")
+    base.to("meta")
+    gc.collect()
+    return load_model(str(result), quantize=None, dtype=dtype)
 
 
 def _base(config: RunConfig, dtype: str | None = None) -> tuple[Any, Any]:
