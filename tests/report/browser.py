@@ -10,11 +10,18 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+_MOVE = """
+import fcntl, os, sys
+high = [fcntl.fcntl(int(number), fcntl.F_DUPFD, 10) for number in sys.argv[1:3]]
+os.dup2(high[0], 3), os.dup2(high[1], 4), os.execv(sys.argv[3], sys.argv[3:])
+"""
+"""Puts the pipes where Chromium expects them; a shell's redirections end at descriptor 9."""
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
@@ -97,9 +104,8 @@ def chromium(profile: Path) -> Iterator[Browser]:
     assert program
     inbox, to = os.pipe()
     answers, outbox = os.pipe()
-
     command = [
-        "sh", "-c", f'exec "$@" 3<&{inbox} 4>&{outbox}', "sh", program, "--headless=new",
+        sys.executable, "-S", "-c", _MOVE, str(inbox), str(outbox), program, "--headless=new",
         "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", "--hide-scrollbars",
         "--disable-background-networking", "--no-first-run", f"--user-data-dir={profile}",
     ]  # fmt: skip
