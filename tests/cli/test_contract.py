@@ -44,6 +44,7 @@ def test_help_shows_an_example(command: str, graftlm: Run) -> None:
 
 def test_commands_are_those_of_the_contract() -> None:
     expected = {"demo", "doctor", "check", "quantize", "train", "eval", "merge", "generate", "chat"}
+    expected |= {"compare"}
     assert expected <= set(COMMANDS)
 
 

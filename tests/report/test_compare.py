@@ -22,8 +22,8 @@ from graftlm.report.compare.measure import scored_rows
 from graftlm.report.compare.page import write_comparison
 from graftlm.report.compare.table import table
 from graftlm.report.compare.variants import jobs, variants
-from graftlm.report.compare.worker import do_job
 from graftlm.train.metrics import read_metrics
+from tests.report.here import Here
 
 
 def settings(model: Path, data: Path, **train: Any) -> RunConfig:
@@ -34,23 +34,6 @@ def settings(model: Path, data: Path, **train: Any) -> RunConfig:
         "train": {"steps": 4, "batch_size": 2, "eval_steps": 2, "learning_rate": 3e-3} | train,
     }
     return validate(RunConfig, tree)
-
-
-class Here:
-    """Does jobs in this process, without the plan, and notes how each began."""
-
-    def __init__(self) -> None:
-        self.began: list[str] = []
-
-    def __call__(self, request: dict[str, Any], name: str) -> None:
-        self.began.append(request["train"])
-        # The plan measures the framework in a process of its own: seconds.
-        quick = {**request["measure"], "plan": False}
-        do_job({**request, "measure": quick})
-        path = Path(request["config"]["out"]) / "measured.json"
-        if path.exists():  # not after a stop
-            found = json.loads(path.read_text(encoding="utf-8"))
-            path.write_text(json.dumps({**found, "asked": request["measure"]}), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
