@@ -23,6 +23,12 @@ def test_page_has_the_figures_the_curves_and_the_settings(make_run: MakeRun) -> 
     assert "<script" not in page
 
 
+def test_planned_memory_is_shown_beside_the_measured_one(make_run: MakeRun) -> None:
+    page = run_page(make_run(), {"framework": 400_000_000, "weights": 1_000_000_000})
+    assert "1.50 GB (planned 1.40 GB)" in page
+    assert page.count("<rect") == 4  # two parts, and the same in the legend
+
+
 def test_a_run_stopped_before_its_first_step_has_a_page(make_run: MakeRun) -> None:
     out = make_run(steps=1, finished=False, adapter=None, eval_loss_after=None, train_loss=None)
     (out / "metrics.jsonl").write_text("", encoding="utf-8")

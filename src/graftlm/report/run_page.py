@@ -11,9 +11,10 @@ from graftlm.config import load_run_config
 from graftlm.errors import ArtifactError
 from graftlm.files import atomic_write
 from graftlm.report.curves import held_out_curve, running_mean, training_curve
+from graftlm.report.memory import memory_bars
 from graftlm.report.page import render
 from graftlm.report.settings import provenance_rows, setting_rows
-from graftlm.report.svg import Chart, Series, line_chart
+from graftlm.report.svg import Chart, Series, line_chart, stacked_bars
 from graftlm.train.metrics import read_metrics
 
 __all__ = ["METHOD_NAMES", "run_page", "write_run_page"]
@@ -21,17 +22,21 @@ __all__ = ["METHOD_NAMES", "run_page", "write_run_page"]
 METHOD_NAMES = {"qlora": "QLoRA", "lora": "LoRA", "full": "Full fine-tuning"}
 
 
-def write_run_page(folder: Path) -> Path:
-    """Write `report.html` into the run folder and return its path."""
+def write_run_page(folder: Path, planned: Mapping[str, int] | None = None) -> Path:
+    """Write `report.html` into the run folder and return its path; see `run_page`."""
     path = folder / "report.html"
-    text = run_page(folder)
+    text = run_page(folder, planned)
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
 
 
-def run_page(folder: Path) -> str:
+def run_page(folder: Path, planned: Mapping[str, int] | None = None) -> str:
     """The page of a finished or stopped run.
+
+    Args:
+        folder: the run folder.
+        planned: what a plan says the peak is made of, bytes by component, where one was made.
 
     Raises:
         ArtifactError: the folder holds no run with a summary.
@@ -48,7 +53,7 @@ def run_page(folder: Path) -> str:
         lead=f"{summary['steps']:,} steps, {summary['supervised_tokens']:,} supervised tokens of "
         f"{summary['tokens']:,} read{state}. Losses are in nats per supervised token.",
         facts=_facts(summary),
-        charts=_charts(metrics, summary),
+        charts=_charts(metrics, summary, planned or {}),
         settings=setting_rows(config),
         provenance=provenance_rows(_read(folder / "provenance.json")),
     )
@@ -79,7 +84,10 @@ def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     return facts
 
 
-def _charts(metrics: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> list[Chart]:
+def _charts(
+    metrics: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], planned: Mapping[str, int]
+) -> list[Chart]:
+    method = METHOD_NAMES[summary["method"]]
     losses = training_curve(metrics)
     memory = [(step, value / 1e9) for step, value in training_curve(metrics, "memory_bytes")]
     speed = training_curve(metrics, "tokens_per_second")
@@ -111,6 +119,10 @@ def _charts(metrics: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) ->
             "Learning rate",
             [Series("learning rate", training_curve(metrics, "learning_rate"), 6)],
             from_zero=True,
+        ),
+        stacked_bars(
+            "Peak memory: the plan's parts, and a line at what was measured",
+            memory_bars([(method, planned, summary["peak_memory_bytes"])]) if planned else [],
         ),
     )
     return [chart for chart in charts if chart is not None]

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from graftlm.files import atomic_write
-from graftlm.plan import format_size
-from graftlm.plan.timeline import COMPONENTS
 from graftlm.report.axis import figure
 from graftlm.report.compare.api import Comparison
 from graftlm.report.compare.figures import Figures
 from graftlm.report.compare.table import table
 from graftlm.report.compare.variants import Job
 from graftlm.report.curves import Curve, held_out_curve, running_mean, training_curve
+from graftlm.report.memory import memory_bars
 from graftlm.report.page import render
 from graftlm.report.settings import SettingRow, provenance_rows, setting_rows
 from graftlm.report.svg import Bar, Chart, Series, line_chart, stacked_bars
@@ -25,8 +24,6 @@ from graftlm.train.run_folder import sha256_of_files
 
 __all__ = ["comparison_page", "write_comparison"]
 
-COLOURS = dict(zip(COMPONENTS, (7, 0, 6, 2, 1, 3, 4, 5, 8), strict=True))
-"""Of the parts of memory; the framework, which nothing can be done about, is grey."""
 _VARIED = {"method", "out", "lora.rank", "lora.alpha", "train.seed"}
 
 
@@ -68,6 +65,7 @@ def comparison_page(found: Comparison) -> str:
 
 
 def _charts(found: Comparison) -> list[Chart]:
+    memory = [(one.name, one.planned, one.peak_memory.mean) for one in found.columns]
     held, training = [], []
     for colour, column in enumerate(found.columns):
         jobs = [job for job in found.jobs if job.variant.name == column.name]
@@ -78,29 +76,10 @@ def _charts(found: Comparison) -> list[Chart]:
     charts = (
         line_chart("Held-out loss", held, y_label="nats per token"),
         line_chart("Training loss, smoothed", training, y_label="nats per token"),
-        stacked_bars("Peak memory", _memory_bars(found.columns)),
+        stacked_bars("Peak memory", memory_bars(memory)),
         stacked_bars("Time in training steps", _time_bars(found.columns)),
     )
     return [chart for chart in charts if chart is not None]
-
-
-def _memory_bars(columns: Sequence[Figures]) -> list[Bar]:
-    """The plan's parts with a line at what was measured; without a plan, what was measured."""
-    used = [name for name in COMPONENTS if any(one.planned.get(name) for one in columns)]
-    bars = []
-    for one in columns:
-        measured = one.peak_memory.mean
-        if not one.planned:
-            bars.append(Bar(one.name, [("measured", measured, 0)], format_size(measured)))
-            continue
-        parts = [
-            (name.replace("_", " "), float(one.planned.get(name, 0)), COLOURS[name])
-            for name in used
-        ]
-        planned = format_size(sum(one.planned.values()))
-        note = f"{format_size(measured)} (planned {planned})"
-        bars.append(Bar(one.name, parts, note, measured))
-    return bars
 
 
 def _time_bars(columns: Sequence[Figures]) -> list[Bar]:

@@ -43,6 +43,7 @@ def do_job(request: dict[str, Any], progress: bool = False) -> None:
     found = measure(config, Path(asked["outside"]), asked["score_rows"])
     if asked["plan"]:
         found["planned"] = planned_memory(config)
+        write_run_page(Path(config.out), found["planned"])
     write_json(Path(config.out) / MEASURED, {"asked": asked, **found})
 
 
