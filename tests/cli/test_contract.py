@@ -44,6 +44,7 @@ def test_help_shows_an_example(command: str, graftlm: Run) -> None:
 
 def test_commands_are_those_of_the_contract() -> None:
     expected = {"demo", "doctor", "check", "quantize", "train", "eval", "merge", "generate", "chat"}
+    expected |= {"compare"}
     assert expected <= set(COMMANDS)
 
 
@@ -60,6 +61,7 @@ def test_the_whole_way_in_json(
     summary = json.loads(out)
     assert summary["steps"] == 4
     assert summary["method"] == "qlora"
+    assert "held-out" not in (run / "report.html").read_text(encoding="utf-8")  # none was given
 
     code, out, _ = graftlm("eval", tiny_llama, "--adapter", run, "--data", rows_file, "--json")
     assert code == 0

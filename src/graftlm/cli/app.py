@@ -13,6 +13,7 @@ import typer
 
 from graftlm.cli.chat import chat
 from graftlm.cli.check import check
+from graftlm.cli.compare import compare
 from graftlm.cli.demo import demo
 from graftlm.cli.doctor import doctor
 from graftlm.cli.eval import evaluate
@@ -34,7 +35,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, doctor, plan, check, quantize, train, merge, generate, chat):
+for command in (demo, doctor, plan, check, quantize, train, compare, merge, generate, chat):
     app.command()(command)
 app.command("eval")(evaluate)
 

@@ -76,9 +76,23 @@ def train(
     from graftlm.train import run
 
     result = run(settings, resume=resume)
-    say(dataclasses.asdict(result), as_json, summary(result, settings.out))
+    page = report(Path(settings.out))
+    say(dataclasses.asdict(result), as_json, summary(result, settings.out) + page)
     if not result.finished:
         raise typer.Exit(1)
+
+
+def report(out: Path) -> str:
+    """Write the run's page; a line that names it. The result is safe, so failing is no error."""
+    from graftlm.cli._shared import stderr_console
+    from graftlm.errors import GraftLMError
+    from graftlm.report.run_page import write_run_page
+
+    try:
+        return f"\nreport: {write_run_page(out)}"
+    except GraftLMError as error:
+        stderr_console().print(f"the run is saved, but not its report: {error}", highlight=False)
+        return ""
 
 
 def planned(settings: RunConfig) -> RunConfig:

@@ -1,0 +1,128 @@
+"""`graftlm compare`: full fine-tuning, LoRA and QLoRA side by side."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from graftlm.cli._shared import JsonOption, say, stderr_console
+
+if TYPE_CHECKING:
+    from graftlm.report.compare import Comparison
+
+__all__ = ["compare"]
+
+_HIDE = {"show_default": False}
+_HELD_OUT = 0.1
+_EVALUATIONS = 8
+
+
+def compare(
+    model: Annotated[str, typer.Option(help="The base model.", **_HIDE)],
+    data: Annotated[str, typer.Option(help="The rows to train on.", **_HIDE)],
+    eval_data: Annotated[
+        str | None,
+        typer.Option(help="The rows to measure on. Default: a tenth of the data.", **_HIDE),
+    ] = None,
+    methods: Annotated[str, typer.Option(help="Which to compare.")] = "full,lora,qlora",
+    ranks: Annotated[str | None, typer.Option(help="Ranks of adapters: 4,16,64.", **_HIDE)] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps of each run.", **_HIDE)] = None,
+    seeds: Annotated[int, typer.Option(help="Runs of each method.")] = 1,
+    score_rows: Annotated[
+        int, typer.Option(help="Also answer so many held-out rows and count the right ones.")
+    ] = 0,
+    outside: Annotated[
+        Path | None,
+        typer.Option(help="Text outside the task, to see what is forgotten.", **_HIDE),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("compare"),
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Any setting, as for `graftlm train`. Repeatable.", **_HIDE),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train by each method on the same tokens, and say which one to take.
+
+    Example: `graftlm compare --model gemma-3-270m --data rows.jsonl --steps 100 --out cmp`
+
+    Each run has a process of its own. Stopped, the same command goes on; finished runs are kept.
+    """
+    from graftlm.config import load_run_config, parse_override
+
+    flags: list[tuple[list[str], Any]] = [
+        (path, value)
+        for path, value in (
+            (["model", "name"], model),
+            (["data", "train"], data),
+            (["data", "eval"], eval_data),
+            (["train", "steps"], steps),
+        )
+        if value is not None
+    ]
+    overrides = flags + [parse_override(text) for text in set_ or []]
+    named = {".".join(path) for path, _ in overrides}
+    if not named & {"data.eval", "data.eval_fraction"}:
+        overrides.append((["data", "eval_fraction"], _HELD_OUT))
+    config = load_run_config(None, overrides)
+    if config.train.steps is not None and "train.eval_steps" not in named:
+        every = max(1, -(-config.train.steps // _EVALUATIONS))
+        config = load_run_config(None, [*overrides, (["train", "eval_steps"], every)])
+
+    from graftlm.report.compare import OUTSIDE
+    from graftlm.report.compare import compare as run_comparison
+    from graftlm.report.compare.page import write_comparison
+
+    console = stderr_console()
+    try:
+        found = run_comparison(
+            config,
+            out,
+            methods=[word.strip() for word in methods.split(",") if word.strip()],
+            ranks=_numbers(ranks),
+            seeds=seeds,
+            outside=outside or OUTSIDE,
+            score_rows=score_rows,
+            say=lambda text: console.print(f"[bold]▸ {text}", highlight=False),
+        )
+    except KeyboardInterrupt:
+        console.print("stopped; the same command goes on from here")
+        raise typer.Exit(1) from None
+    page = write_comparison(found)
+    if as_json:
+        say(found.to_json() | {"report": str(page)}, True, "")
+    else:
+        _print(found, page)
+
+
+def _numbers(text: str | None) -> list[int]:
+    from graftlm.errors import ConfigError
+
+    words = [word.strip() for word in (text or "").split(",") if word.strip()]
+    if bad := [word for word in words if not word.isdecimal()]:
+        raise ConfigError(f"--ranks: {bad[0]!r} is no rank; expected whole numbers, such as 4,16")
+    return [int(word) for word in words]
+
+
+def _print(found: Comparison, page: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from graftlm.report.compare.table import table
+
+    shown = Table(title=f"on {found.config.model.name}", title_justify="left", box=None)
+    shown.add_column("", no_wrap=True)
+    for column in found.columns:
+        shown.add_column(column.name, justify="right", no_wrap=True)
+    for row in table(found.columns):
+        cells = [f"{c.text} {c.spread}".strip() + (" ←" if c.best else "  ") for c in row.cells]
+        shown.add_row(f"{row.name}{f', {row.unit}' if row.unit else ''}", *cells)
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    console.print(shown)
+    console.print()
+    for sentence in found.verdict:
+        console.print(sentence, markup=False)
+    console.print(f"\nreport: {page}", markup=False)

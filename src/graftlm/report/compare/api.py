@@ -1,0 +1,218 @@
+"""`compare`: run what is missing, measure it, and add up."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from graftlm.config import RunConfig
+from graftlm.errors import ConfigError, DataError
+from graftlm.files import require_writable
+from graftlm.report.compare.figures import Figures, figures_of
+from graftlm.report.compare.launch import launch
+from graftlm.report.compare.variants import MEASURED, Job, jobs, variants
+from graftlm.report.compare.verdict import verdict
+from graftlm.train import checkpoint
+from graftlm.train.run_folder import check_run, sha256_of_files
+
+__all__ = ["OUTSIDE", "Comparison", "compare", "standing"]
+
+OUTSIDE = Path(__file__).parents[1] / "outside.txt"
+"""A page of text on many subjects, written for this purpose."""
+
+Launch = Callable[[dict[str, Any], str], None]
+Standing = Literal["new", "resume", "done"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """The outcome.
+
+    Attributes:
+        config: the settings all runs share.
+        columns: the figures, a variant each.
+        jobs: the runs behind them, in the order they were made.
+        verdict: what the figures say; see `verdict`.
+        outside: the text that forgetting was measured on.
+        out: the folder.
+    """
+
+    config: RunConfig
+    columns: tuple[Figures, ...]
+    jobs: tuple[Job, ...]
+    verdict: tuple[str, ...]
+    outside: Path
+    out: Path
+
+    def to_json(self) -> dict[str, Any]:
+        """As `graftlm compare --json` prints it, but for the page's path."""
+        return {
+            "model": self.config.model.name,
+            "data": self.config.data.train,
+            "eval_data": self.config.data.eval,
+            "outside": str(self.outside),
+            "columns": [dataclasses.asdict(column) for column in self.columns],
+            "runs": [str(job.folder) for job in self.jobs],
+            "verdict": list(self.verdict),
+        }
+
+
+def compare(
+    config: RunConfig,
+    out: Path,
+    *,
+    methods: Sequence[str] = ("full", "lora", "qlora"),
+    ranks: Sequence[int] = (),
+    seeds: int = 1,
+    outside: Path = OUTSIDE,
+    score_rows: int = 0,
+    run_job: Launch = launch,
+    say: Callable[[str], None] = lambda text: None,
+) -> Comparison:
+    """Train every variant on the same tokens, and set the results beside each other.
+
+    Finished runs in ``out`` are used again, unfinished ones go on.
+
+    Args:
+        config: the settings all runs share; held-out rows are needed.
+        out: the folder; runs go to ``runs/`` in it.
+        methods: some of full, lora, qlora.
+        ranks: of the adapters; none takes the settings' one.
+        seeds: runs of each variant.
+        outside: text outside the task, for forgetting.
+        score_rows: held-out rows to answer; 0 for none.
+        run_job: does one job; a process each, unless a test says otherwise.
+        say: is told what is being done.
+
+    Raises:
+        ConfigError: the request is wrong, or ``out`` holds runs with other settings.
+    """
+    columns = variants(methods, ranks or [config.lora.rank])
+    _check(config, outside, seeds, score_rows)
+    work = jobs(config, columns, seeds, out)
+    for job in work:
+        standing(job)  # refused before the first run, not after hours
+    require_writable(out)
+    digest = sha256_of_files([outside])
+    for number, job in enumerate(work, start=1):
+        asked = {
+            "outside": str(outside),
+            "outside_sha256": digest,
+            "score_rows": score_rows,
+            "plan": job.seed == config.train.seed,
+        }
+        _do(
+            job,
+            asked,
+            f"{number} of {len(work)}: {job.variant.name}, seed {job.seed}",
+            run_job,
+            say,
+        )
+    figures = tuple(
+        figures_of(one, [_results(job) for job in work if job.variant == one]) for one in columns
+    )
+    return Comparison(config, figures, tuple(work), tuple(verdict(figures)), outside, out)
+
+
+def standing(job: Job) -> Standing:
+    """How far the run of ``job`` is.
+
+    Raises:
+        ConfigError: its folder holds a run with other settings, or on rows that have changed.
+    """
+    if not (job.folder / "config.yaml").exists():
+        check_run(job.folder, job.config, resume=False)
+        return "new"
+    try:
+        check_run(job.folder, job.config, resume=True)
+    except ConfigError as error:
+        raise ConfigError(
+            [
+                f"{job.folder} holds a run with other settings. Choose another --out, or remove "
+                "the folder. These differ:",
+                *error.problems[1:],
+            ]
+        ) from None
+    _require_same_rows(job)
+    summary = job.folder / "summary.json"
+    if summary.exists() and json.loads(summary.read_text(encoding="utf-8"))["finished"]:
+        return "done"
+    return "resume" if checkpoint.latest(job.folder / "checkpoints") else "new"
+
+
+def _do(
+    job: Job, asked: dict[str, Any], name: str, run_job: Launch, say: Callable[[str], None]
+) -> None:
+    """Train and measure, as far as that is not done."""
+    state = standing(job)
+    measured = job.folder / MEASURED
+    if (
+        state == "done"
+        and measured.exists()
+        and json.loads(measured.read_text(encoding="utf-8"))["asked"] == asked
+    ):
+        say(f"{name}: done before")
+        return
+    say(name + {"new": "", "resume": ", going on", "done": ", measured again"}[state])
+    if state == "new" and job.folder.exists():
+        shutil.rmtree(job.folder)  # it ended before its first checkpoint
+    run_job({"config": job.config.model_dump(mode="json"), "train": state, "measure": asked}, name)
+    if standing(job) != "done":
+        raise KeyboardInterrupt
+    if job.config.train.save_steps is None:
+        shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)
+
+
+def _check(config: RunConfig, outside: Path, seeds: int, score_rows: int) -> None:
+    """Everything that can be said before a model is opened, at once."""
+    problems = [
+        f"{name} is not set: pass {flag}"
+        for name, value, flag in (
+            ("model.name", config.model.name, "--model, e.g. gemma-3-270m"),
+            ("data.train", config.data.train, "--data FILE"),
+        )
+        if not value
+    ]
+    if config.data.eval is None and not config.data.eval_fraction:
+        problems.append(
+            "a comparison needs held-out rows: pass --eval-data FILE, or hold some of the data out "
+            "with --set data.eval_fraction=0.1"
+        )
+    if config.train.early_stopping_patience is not None:
+        problems.append(
+            "train.early_stopping_patience would give each method another number of tokens; a "
+            "comparison needs it unset"
+        )
+    if seeds < 1:
+        problems.append(f"--seeds {seeds}: expected at least 1")
+    if score_rows < 0:
+        problems.append(f"--score-rows {score_rows}: expected 0 for none, or more")
+    if problems:
+        raise ConfigError(problems)
+    if not outside.is_file():
+        raise DataError(f"--outside {outside} is no file; expected text outside the task")
+
+
+def _require_same_rows(job: Job) -> None:
+    provenance = job.folder / "provenance.json"
+    if not provenance.exists():
+        return  # it ended between its first two files
+    known = json.loads(provenance.read_text(encoding="utf-8"))["data"]
+    changed = [path for path, digest in known.items() if sha256_of_files([Path(path)]) != digest]
+    if changed:
+        raise ConfigError(
+            f"{job.folder} was trained on other rows: {', '.join(changed)} has changed since. "
+            "Choose another --out, or remove the folder."
+        )
+
+
+def _results(job: Job) -> tuple[dict[str, Any], dict[str, Any]]:
+    summary, measured = (
+        json.loads((job.folder / name).read_text(encoding="utf-8"))
+        for name in ("summary.json", MEASURED)
+    )
+    return summary, measured

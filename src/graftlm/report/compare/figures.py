@@ -1,0 +1,125 @@
+"""The figures of a comparison: one column a variant, each value a mean and a spread over seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from graftlm.report.compare.variants import Variant
+
+__all__ = ["Figures", "Spread", "figures_of"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """A value measured once a seed.
+
+    Attributes:
+        mean: over the seeds.
+        deviation: sample standard deviation over the seeds; ``None`` when there is one seed.
+        count: seeds.
+    """
+
+    mean: float
+    deviation: float | None = None
+    count: int = 1
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """The spread of at least one value."""
+        deviation = statistics.stdev(values) if len(values) > 1 else None
+        return cls(statistics.fmean(values), deviation, len(values))
+
+    def tells_apart(self, other: Spread) -> bool | None:
+        """Whether the two means differ by more than two standard errors; ``None``: one seed."""
+        if self.deviation is None or other.deviation is None:
+            return None
+        error = math.sqrt(self.deviation**2 / self.count + other.deviation**2 / other.count)
+        return abs(self.mean - other.mean) > 2 * error
+
+
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """One column.
+
+    Attributes:
+        name: of the variant.
+        method: ``full``, ``lora`` or ``qlora``.
+        rank: of its adapters, if it has any.
+        seeds: runs behind each mean.
+        tokens: read in training, per run, the first seed's.
+        peak_memory: bytes of the training process.
+        seconds: in training steps.
+        trainable_parameters: of the model.
+        artifact_bytes: size of what is shipped.
+        train_loss: of the final model on training rows, nats a token.
+        eval_before: held-out loss before training.
+        eval_loss: held-out loss of the final model.
+        gap: held-out minus training loss.
+        outside_before: loss on text outside the task, before.
+        outside_after: the same, after.
+        forgetting: after minus before.
+        exact_match: share of held-out rows answered right, if asked for.
+        field_accuracy: share of the records' fields that are right, for JSON answers.
+        planned: what the plan says the peak is made of, bytes; empty where there is no plan.
+    """
+
+    name: str
+    method: str
+    rank: int | None
+    seeds: int
+    tokens: int
+    peak_memory: Spread
+    seconds: Spread
+    trainable_parameters: Spread
+    artifact_bytes: Spread
+    train_loss: Spread
+    eval_before: Spread
+    eval_loss: Spread
+    gap: Spread
+    outside_before: Spread
+    outside_after: Spread
+    forgetting: Spread
+    exact_match: Spread | None = None
+    field_accuracy: Spread | None = None
+    planned: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+
+def figures_of(variant: Variant, runs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> Figures:
+    """The column of ``variant`` from its runs: (`summary.json`, `measured.json`) a seed."""
+
+    def of(name: str) -> Spread:
+        return Spread.of([float(summary[name]) for summary, _ in runs])
+
+    def measured_spread(name: str) -> Spread:
+        return Spread.of([float(measured[name]) for _, measured in runs])
+
+    def optional(name: str) -> Spread | None:
+        return measured_spread(name) if all(name in measured for _, measured in runs) else None
+
+    held, training = [s["eval_loss_after"] for s, _ in runs], [m["train_loss"] for _, m in runs]
+    outside = [(m["outside_before"], m["outside_after"]) for _, m in runs]
+    return Figures(
+        name=variant.name,
+        method=variant.method,
+        rank=variant.rank,
+        seeds=len(runs),
+        tokens=int(runs[0][0]["tokens"]),
+        peak_memory=of("peak_memory_bytes"),
+        seconds=of("wall_seconds"),
+        trainable_parameters=of("trainable_parameters"),
+        artifact_bytes=measured_spread("artifact_bytes"),
+        train_loss=measured_spread("train_loss"),
+        eval_before=of("eval_loss_before"),
+        eval_loss=of("eval_loss_after"),
+        gap=Spread.of([h - t for h, t in zip(held, training, strict=True)]),
+        outside_before=measured_spread("outside_before"),
+        outside_after=measured_spread("outside_after"),
+        forgetting=Spread.of([after - before for before, after in outside]),
+        exact_match=optional("exact_match"),
+        field_accuracy=optional("field_accuracy"),
+        planned=next((m["planned"] for _, m in runs if m.get("planned")), {}),
+    )

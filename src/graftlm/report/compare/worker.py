@@ -1,0 +1,86 @@
+"""One run of a comparison in a process of its own, so that its peak memory is its own.
+
+    python -m graftlm.report.compare.worker < request.json
+
+What it finds lies in the run folder; stdout has one JSON object: ``{}``, or ``error`` and
+``exit_code``. Exit code 0 also for a run that was stopped and left a checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+__all__ = ["do_job"]
+
+
+def do_job(request: dict[str, Any], progress: bool = False) -> None:
+    """Train (or go on training) unless that is done, then measure.
+
+    Args:
+        request: ``config`` (a `RunConfig` as a tree), ``train`` (``new``, ``resume`` or ``done``),
+            ``measure`` (``outside``, ``score_rows``, ``plan``).
+        progress: draw the progress line on stderr.
+    """
+    from graftlm.config import RunConfig
+    from graftlm.files import write_json
+    from graftlm.report.compare.measure import measure, scored_rows
+    from graftlm.report.compare.variants import MEASURED
+    from graftlm.report.run_page import write_run_page
+    from graftlm.train import run
+
+    config = RunConfig.model_validate(request["config"])
+    asked = request["measure"]
+    if asked["score_rows"]:
+        scored_rows(config, 1)  # refused before the training, not after it
+    if request["train"] != "done":
+        result = run(config, resume=request["train"] == "resume", progress=progress)
+        write_run_page(Path(config.out))
+        if not result.finished:
+            return
+    found = measure(config, Path(asked["outside"]), asked["score_rows"])
+    if asked["plan"]:
+        found["planned"] = planned_memory(config)
+        write_run_page(Path(config.out), found["planned"])
+    write_json(Path(config.out) / MEASURED, {"asked": asked, **found})
+
+
+def planned_memory(config: Any) -> dict[str, int] | None:
+    """What the plan says the peak is made of, in bytes; ``None`` where it cannot be planned."""
+    from graftlm.data.examples import load_examples
+    from graftlm.errors import GraftLMError
+    from graftlm.models.load import load_tokenizer
+    from graftlm.plan import make_plan
+
+    try:
+        tokenizer = load_tokenizer(
+            config.model.name, trust_remote_code=config.model.trust_remote_code
+        )
+        rows = load_examples(config.data.train, tokenizer, config.data)
+        plan = make_plan(config, methods=(config.method,), lengths=[len(row) for row in rows])
+    except GraftLMError as error:
+        print(f"no plan of the memory: {error}", file=sys.stderr)
+        return None
+    wanted = config.train.gradient_checkpointing
+    option = next(o for o in plan.options if o.gradient_checkpointing == wanted)
+    return option.components
+
+
+def _main() -> int:
+    from graftlm.errors import GraftLMError
+    from graftlm.system import return_freed_memory
+
+    return_freed_memory()
+    try:
+        do_job(json.load(sys.stdin), progress=sys.stderr.isatty())
+    except GraftLMError as error:
+        print(json.dumps({"error": str(error), "exit_code": error.exit_code}))
+        return error.exit_code
+    print("{}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main())
