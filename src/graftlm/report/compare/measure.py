@@ -22,7 +22,7 @@ from graftlm.data.scoring import score, total
 from graftlm.data.sources import open_source
 from graftlm.data.tokenise import render_prompt, stop_tokens
 from graftlm.errors import DataError
-from graftlm.models import DECODING_DTYPE, generate_text, load_model
+from graftlm.models import generate_text, load_model
 from graftlm.train import evaluate
 from graftlm.train.run_folder import result_folder
 
@@ -72,7 +72,7 @@ def answers_right(config: RunConfig, count: int) -> dict[str, Any]:
     Text is compared without the space around it, a JSON record as an object.
     """
     rows = scored_rows(config, count)
-    model, tokenizer = _trained(config, *_base(config, DECODING_DTYPE))
+    model, tokenizer = _trained(config, *_base(config, "auto"))
     model.train(False)
     wanted = [_answer(row) for row in rows]
     longest = max(len(tokenizer(text).input_ids) for text in wanted) + 8
