@@ -74,18 +74,27 @@ def rehearse(
 
 def _answer(request: dict[str, Any]) -> Measured:
     """In the process: load, train, measure."""
-    from graftlm.system import peak_resident, resident, return_freed_memory
+    from graftlm.system import (
+        peak_resident,
+        release_freed_memory,
+        resident,
+        return_freed_memory,
+    )
 
     return_freed_memory()
 
     import torch
 
     from graftlm.lora import add_lora
-    from graftlm.models import load_model
+    from graftlm.models import StoredTokenizer, load_tokenizer, load_weights
     from graftlm.train import train
 
     config = RunConfig.model_validate(request["config"])
-    model, tokenizer = load_model(
+    tokenizer = StoredTokenizer(
+        load_tokenizer(config.model.name, trust_remote_code=config.model.trust_remote_code)
+    )
+    release_freed_memory()
+    model = load_weights(
         config.model.name,
         quantize="nf4" if config.method == "qlora" else None,
         dtype="float32" if config.method == "full" else config.model.dtype,

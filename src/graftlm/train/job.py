@@ -23,7 +23,8 @@ from graftlm.data.store import Examples
 from graftlm.errors import ConfigError, TargetError
 from graftlm.layers import NF4Linear
 from graftlm.lora import add_lora, count_parameters, lora_config, lora_modules
-from graftlm.models import load_model, resolve
+from graftlm.models import StoredTokenizer, load_tokenizer, load_weights, resolve
+from graftlm.system import release_freed_memory
 from graftlm.train.disk import require_space
 from graftlm.train.loop import fit
 from graftlm.train.recompute import recompute_activations
@@ -52,7 +53,14 @@ def run(config: RunConfig, *, resume: bool = False, progress: bool = True) -> Ru
         raise ConfigError(problems)
     base_path = resolve(config.model.name).path
     check_run(Path(config.out), config, resume)
-    model, tokenizer = load_model(
+    # The rows first: once they are tokens, the tokenizer need not be in memory beside the model.
+    tokenizer: Any = load_tokenizer(
+        config.model.name, trust_remote_code=config.model.trust_remote_code
+    )
+    rows, held = _examples(tokenizer, config.data, config.data.train, config.data.eval)
+    tokenizer = StoredTokenizer(tokenizer)
+    release_freed_memory()
+    model = load_weights(
         config.model.name,
         quantize="nf4" if config.method == "qlora" else None,
         dtype="float32" if config.method == "full" else config.model.dtype,
@@ -66,10 +74,7 @@ def run(config: RunConfig, *, resume: bool = False, progress: bool = True) -> Ru
         model.requires_grad_(True)
     else:
         add_lora(model, config.lora)
-    examples, eval_examples = _examples(
-        model, tokenizer, config.data, config.data.train, config.data.eval
-    )
-    task = _task(model, tokenizer, config, examples, eval_examples)
+    task = _task(model, tokenizer, config, rows, held)
     begin_run(task.out, config, base_path)
     return fit(task, resume=resume, progress=progress)
 
@@ -108,8 +113,8 @@ def train(
         train=config or TrainConfig(),
     )
     check_run(Path(out), settings, resume)
-    examples, eval_examples = _examples(model, tokenizer, settings.data, data, eval_data)
-    task = _task(model, tokenizer, settings, examples, eval_examples)
+    rows, held = _examples(tokenizer, settings.data, data, eval_data)
+    task = _task(model, tokenizer, settings, rows, held)
     begin_run(task.out, settings, None)
     torch.manual_seed(settings.train.seed)
     return fit(task, resume=resume, progress=progress)
@@ -122,7 +127,13 @@ def _task(
     examples: Sequence[Example],
     eval_examples: Sequence[Example],
 ) -> Run:
-    """The run, ready to start; refused where the disk has no room for what it writes."""
+    """The run, ready to start, rows packed where the settings say so.
+
+    Refused where the disk has no room for what it writes.
+    """
+    if config.data.packing:
+        require_packable(model)
+        examples = pack_examples(examples, config.data.max_length)
     if config.train.gradient_checkpointing:
         recompute_activations(model)
     task = Run(
@@ -139,18 +150,15 @@ def _task(
 
 
 def _examples(
-    model: PreTrainedModel, tokenizer: Any, config: DataConfig, data: Any, eval_data: Any
+    tokenizer: Any, config: DataConfig, data: Any, eval_data: Any
 ) -> tuple[Sequence[Example], Sequence[Example]]:
-    """What is trained on (packed, where the settings say so), and what is measured on."""
+    """What is trained on, and what is measured on."""
     examples = _read(data, tokenizer, config)
     held: Sequence[Example] = [] if eval_data is None else _read(eval_data, tokenizer, config)
     if eval_data is None and config.eval_fraction and isinstance(examples, Examples):
         examples, held = split(examples, config.eval_fraction)
         audit.require_trainable(held)
     audit.require_trainable(examples)
-    if config.packing:
-        require_packable(model)
-        examples = pack_examples(examples, config.max_length)
     return examples, held
 
 
