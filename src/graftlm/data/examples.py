@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Union
 
 import numpy as np
@@ -112,9 +113,13 @@ def _load(source: Source, encoder: Encoder, config: DataConfig, strict: bool) ->
     parts = prepare_all(chunks(iter(source)), encoder, config, config.workers)
     if not (large and strict):
         return in_memory(_checked(parts) if strict else parts)
-    key = _key(source, encoder, config)
-    require_free_space(cache_folder(), int(source.size * _CACHE_BYTES_PER_BYTE), "Tokenised data")
-    return open_folder(once("data", key, lambda folder: write_folder(folder, _checked(parts))))
+
+    def make(folder: Path) -> None:
+        need = int(source.size * _CACHE_BYTES_PER_BYTE)
+        require_free_space(cache_folder(), need, "Tokenised data")
+        write_folder(folder, _checked(parts))
+
+    return open_folder(once("data", _key(source, encoder, config), make))
 
 
 def _checked(parts: Iterator[Prepared]) -> Iterator[Prepared]:
