@@ -27,7 +27,7 @@ from graftlm.data.workers import prepare_all
 from graftlm.errors import ConfigError, DataError
 from graftlm.files import require_free_space
 
-__all__ = ["load_examples", "load_split", "split"]
+__all__ = ["load_examples", "load_split", "split", "split_to_train"]
 
 CACHE_FROM = 16 << 20
 """Files of at least so many bytes go through the cache."""
@@ -78,11 +78,21 @@ def load_split(tokenizer: Any, config: DataConfig) -> tuple[Examples, Examples |
         return train, load_examples(config.eval, tokenizer, config)
     if not config.eval_fraction:
         return train, None
-    kept, held = split(train, config.eval_fraction)
+    return split_to_train(train, config.eval_fraction)
+
+
+def split_to_train(examples: Examples, fraction: float) -> tuple[Examples, Examples]:
+    """`split`, where both parts are needed.
+
+    Raises:
+        DataError: one of them would be empty.
+    """
+    kept, held = split(examples, fraction)
     if not len(kept) or not len(held):
         raise DataError(
-            f"eval_fraction={config.eval_fraction} of {len(train)} examples leaves "
-            f"{len(kept)} to train on and {len(held)} to measure on. Choose another share."
+            f"data.eval_fraction={fraction} of {len(examples)} examples leaves {len(kept)} to "
+            f"train on and {len(held)} to measure on. Choose another share, or name the rows to "
+            "measure on (data.eval)."
         )
     return kept, held
 
