@@ -8,7 +8,7 @@ import pytest
 
 import graftlm
 from graftlm.config import DataConfig, TrainConfig
-from graftlm.errors import ConfigError
+from graftlm.errors import ConfigError, DataError
 from graftlm.train.job import _examples
 
 
@@ -66,3 +66,10 @@ def test_lost_rows_are_told(opened, tmp_path, capsys):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     _examples(model, tokenizer, DataConfig(max_length=32), str(path), None)
     assert "of 2 rows 1 dropped, longer than max_length=32" in capsys.readouterr().err
+
+
+def test_a_share_that_holds_nothing_out_is_named(opened, rows_file):
+    model, tokenizer = opened
+    config = DataConfig(eval_fraction=1e-9)
+    with pytest.raises(DataError, match=r"data\.eval_fraction=1e-09 of 40 examples leaves 40"):
+        _examples(model, tokenizer, config, str(rows_file), None)

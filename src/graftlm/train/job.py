@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from graftlm.config import DataConfig, LoRAConfig, ModelConfig, RunConfig, TrainConfig
 from graftlm.data import audit
 from graftlm.data.batch import Example
-from graftlm.data.examples import load_examples, split
+from graftlm.data.examples import load_examples, split_to_train
 from graftlm.data.pack import pack_examples
 from graftlm.data.packable import require_packable
 from graftlm.data.store import Examples
@@ -156,8 +156,7 @@ def _examples(
     examples = _read(data, tokenizer, config)
     held: Sequence[Example] = [] if eval_data is None else _read(eval_data, tokenizer, config)
     if eval_data is None and config.eval_fraction and isinstance(examples, Examples):
-        examples, held = split(examples, config.eval_fraction)
-        audit.require_trainable(held)
+        examples, held = split_to_train(examples, config.eval_fraction)
     audit.require_trainable(examples)
     return examples, held
 
