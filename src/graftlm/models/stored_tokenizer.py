@@ -11,14 +11,17 @@ __all__ = ["StoredTokenizer"]
 
 
 class StoredTokenizer:
-    """The files of a tokenizer, kept on disk as long as this object lives.
-
-    Drop the tokenizer afterwards, and everything that refers to it.
-    """
+    """The files of a tokenizer, kept on disk inside a ``with``; drop the tokenizer there."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="graftlm-tokenizer-")
         tokenizer.save_pretrained(self._folder.name)
+
+    def __enter__(self) -> StoredTokenizer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._folder.cleanup()
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write what the tokenizer would have written."""

@@ -31,7 +31,7 @@ from graftlm.train.recompute import recompute_activations
 from graftlm.train.run_folder import begin_run, check_run
 from graftlm.train.task import Run, RunResult
 
-__all__ = ["run", "train"]
+__all__ = ["adapted_model", "run", "train"]
 
 
 def run(config: RunConfig, *, resume: bool = False, progress: bool = True) -> RunResult:
@@ -54,12 +54,18 @@ def run(config: RunConfig, *, resume: bool = False, progress: bool = True) -> Ru
     base_path = resolve(config.model.name).path
     check_run(Path(config.out), config, resume)
     # The rows first: once they are tokens, the tokenizer need not be in memory beside the model.
-    tokenizer: Any = load_tokenizer(
-        config.model.name, trust_remote_code=config.model.trust_remote_code
-    )
+    tokenizer = load_tokenizer(config.model.name, trust_remote_code=config.model.trust_remote_code)
     rows, held = _examples(tokenizer, config.data, config.data.train, config.data.eval)
-    tokenizer = StoredTokenizer(tokenizer)
-    release_freed_memory()
+    with StoredTokenizer(tokenizer) as stored:
+        del tokenizer
+        release_freed_memory()
+        task = _task(adapted_model(config), stored, config, rows, held)
+        begin_run(task.out, config, base_path)
+        return fit(task, resume=resume, progress=progress)
+
+
+def adapted_model(config: RunConfig) -> PreTrainedModel:
+    """The base model as ``config`` wants it held, with new adapters; the seed is set."""
     model = load_weights(
         config.model.name,
         quantize="nf4" if config.method == "qlora" else None,
@@ -74,9 +80,7 @@ def run(config: RunConfig, *, resume: bool = False, progress: bool = True) -> Ru
         model.requires_grad_(True)
     else:
         add_lora(model, config.lora)
-    task = _task(model, tokenizer, config, rows, held)
-    begin_run(task.out, config, base_path)
-    return fit(task, resume=resume, progress=progress)
+    return model
 
 
 def train(
@@ -127,19 +131,13 @@ def _task(
     examples: Sequence[Example],
     eval_examples: Sequence[Example],
 ) -> Run:
-    """The run, ready to start, rows packed where the settings say so.
-
-    Refused where the disk has no room for what it writes.
-    """
-    if config.data.packing:
-        require_packable(model)
-        examples = pack_examples(examples, config.data.max_length)
+    """The run, ready to start; refused where the disk has no room for what it writes."""
     if config.train.gradient_checkpointing:
         recompute_activations(model)
     task = Run(
         model=model,
         tokenizer=tokenizer,
-        examples=examples,
+        examples=_packed(model, examples, config.data),
         eval_examples=eval_examples,
         config=config,
         out=Path(config.out),
@@ -159,6 +157,16 @@ def _examples(
         examples, held = split_to_train(examples, config.eval_fraction)
     audit.require_trainable(examples)
     return examples, held
+
+
+def _packed(
+    model: PreTrainedModel, examples: Sequence[Example], config: DataConfig
+) -> Sequence[Example]:
+    """The examples, several in a sequence where the settings say so and the model can tell."""
+    if not config.packing:
+        return examples
+    require_packable(model)
+    return pack_examples(examples, config.max_length)
 
 
 def _read(source: Any, tokenizer: Any, config: DataConfig) -> Sequence[Example]:
