@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import gc
 import importlib.metadata
 import os
 import platform
@@ -24,6 +25,7 @@ __all__ = [
     "cpu_flags",
     "fast_bfloat16",
     "peak_resident",
+    "release_freed_memory",
     "resident",
     "return_freed_memory",
     "versions",
@@ -84,6 +86,14 @@ def return_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, RETURNED_FROM)
         mallopt(_M_TRIM_THRESHOLD, RETURNED_FROM)
+
+
+def release_freed_memory() -> None:
+    """Give back what has been freed in small pieces, which the C library keeps for later."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:  # glibc
+        trim(0)
 
 
 def available_memory() -> int:

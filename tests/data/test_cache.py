@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ import pytest
 from graftlm.config import DataConfig
 from graftlm.data import examples as examples_module
 from graftlm.data import load_examples
-from graftlm.errors import DataError
+from graftlm.errors import DataError, ResourceError
 from tests.oracles.chat_families import tokenizer_of
 
 ROWS = [
@@ -113,3 +114,12 @@ def test_views_repeat_and_slice(data):
     assert list(made[-1].input_ids) == list(made[len(made) - 1].input_ids)
     with pytest.raises(IndexError):
         made[len(made)]
+
+
+def test_room_is_asked_for_only_where_something_is_written(data, monkeypatch):
+    load_examples(data, tokenizer_of("zephyr"), DataConfig())
+    usage = shutil.disk_usage(data.parent)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    assert len(load_examples(data, tokenizer_of("zephyr"), DataConfig())) == len(ROWS)
+    with pytest.raises(ResourceError, match="Tokenised data needs"):
+        load_examples(data, tokenizer_of("zephyr"), DataConfig(max_length=100))

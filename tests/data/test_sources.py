@@ -231,3 +231,12 @@ def test_columns_that_were_named_come_before_others_that_fit():
     row = parse_row(value, {"prompt": "question", "completion": "answer"})
     assert (row.format, row.prompt, row.completion) == ("completion", "a", "b")
     assert parse_row(value, {"text": "answer"}).format == "text"
+
+
+def test_a_readme_beside_the_rows_is_not_one_of_them(tmp_path, tokenizer):
+    (tmp_path / "rows.jsonl").write_bytes(jsonl(ROWS))
+    for name in ("README.md", "LICENSE.txt", "readme-en.md"):
+        (tmp_path / name).write_text("About these rows.")
+    (tmp_path / "notices-of-death.txt").write_text("A text to learn.")
+    assert len(load_examples(tmp_path, tokenizer, DataConfig())) == len(ROWS) + 1
+    assert len(load_examples(tmp_path / "README.md", tokenizer, DataConfig())) == 1

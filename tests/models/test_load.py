@@ -79,7 +79,7 @@ def test_tied_embeddings_stay_tied_and_unquantized(
 ) -> None:
     model, _ = load_model(folders[family], quantize=quantize)
     head, table = model.get_output_embeddings(), model.get_input_embeddings()
-    assert type(head) is nn.Linear
+    assert isinstance(head, nn.Linear)
     assert head.weight is table.weight
 
 

@@ -74,7 +74,8 @@ def test_json_has_the_fields_of_the_contract(tiny_llama: Path) -> None:
         assert sum(option["components"].values()) == option["predicted_peak_bytes"]
         assert list(option["components"]) == list(COMPONENTS)
         assert option["fits"] is True
-        assert option["seconds_per_step"] > option["seconds_uncertainty"] > 0
+        assert option["seconds_per_step"] > 0
+        assert option["seconds_uncertainty"] > 0  # the more, the busier the machine
     chosen = result["recommended"]
     assert chosen["method"] == "lora"
     assert chosen["missing_bytes"] == 0

@@ -52,6 +52,13 @@ def test_no_saving_is_claimed_where_there_is_none() -> None:
     assert "about the same memory" in said[1]
 
 
+def test_equal_losses_are_level() -> None:
+    said = verdict([column("lora", 1.0), column("qlora", 1.0)])
+    assert said[1].startswith(
+        "QLoRA ended level with LoRA's held-out loss, in about the same memory"
+    )
+
+
 def test_the_best_and_cheapest_is_taken_and_dearer_ones_are_named() -> None:
     said = verdict([column("full", 1.1, 3e9, seconds=Spread(25)), column("qlora", 1.0)])
     assert said[0] == "Take QLoRA: the lowest held-out loss, 1.00, in the least memory, 1.00 GB."

@@ -8,8 +8,8 @@ import pytest
 
 import graftlm
 from graftlm.config import DataConfig, TrainConfig
-from graftlm.errors import ConfigError
-from graftlm.train.job import _examples
+from graftlm.errors import ConfigError, DataError
+from graftlm.train.job import _examples, _packed
 
 
 @pytest.fixture
@@ -22,7 +22,8 @@ def opened(tiny_llama):
 def test_packed_training_runs_on_fewer_rows(opened, rows_file, tmp_path):
     model, tokenizer = opened
     config = DataConfig(packing=True, max_length=64)
-    packed, held = _examples(model, tokenizer, config, str(rows_file), None)
+    rows, held = _examples(tokenizer, config, str(rows_file), None)
+    packed = _packed(model, rows, config)
     assert len(packed) < 40 / 2
     assert len(held) == 0
     result = graftlm.train(
@@ -38,9 +39,9 @@ def test_packed_training_runs_on_fewer_rows(opened, rows_file, tmp_path):
 
 
 def test_eval_fraction_holds_rows_out(opened, rows_file):
-    model, tokenizer = opened
+    _, tokenizer = opened
     config = DataConfig(eval_fraction=0.3)
-    kept, held = _examples(model, tokenizer, config, str(rows_file), None)
+    kept, held = _examples(tokenizer, config, str(rows_file), None)
     assert len(kept) + len(held) == 40
     assert len(held) > 3
 
@@ -55,14 +56,23 @@ def test_a_model_that_mixes_packed_sequences_is_refused_before_training(
         return forward(*args, **kwargs)
 
     monkeypatch.setattr(model, "forward", without_positions)
+    config = DataConfig(packing=True)
+    rows, _ = _examples(tokenizer, config, str(rows_file), None)
     with pytest.raises(ConfigError, match=r"data\.packing"):
-        _examples(model, tokenizer, DataConfig(packing=True), str(rows_file), None)
+        _packed(model, rows, config)
 
 
 def test_lost_rows_are_told(opened, tmp_path, capsys):
-    model, tokenizer = opened
+    _, tokenizer = opened
     path = tmp_path / "rows.jsonl"
     rows = [{"prompt": "a", "completion": "b" * n} for n in (3, 90)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    _examples(model, tokenizer, DataConfig(max_length=32), str(path), None)
+    _examples(tokenizer, DataConfig(max_length=32), str(path), None)
     assert "of 2 rows 1 dropped, longer than max_length=32" in capsys.readouterr().err
+
+
+def test_a_share_that_holds_nothing_out_is_named(opened, rows_file):
+    _, tokenizer = opened
+    config = DataConfig(eval_fraction=1e-9)
+    with pytest.raises(DataError, match=r"data\.eval_fraction=1e-09 of 40 examples leaves 40"):
+        _examples(tokenizer, config, str(rows_file), None)

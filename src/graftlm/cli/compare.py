@@ -11,6 +11,7 @@ import typer
 from graftlm.cli._shared import JsonOption, say, stderr_console
 
 if TYPE_CHECKING:
+    from graftlm.config import RunConfig
     from graftlm.report.compare import Comparison
 
 __all__ = ["compare"]
@@ -51,26 +52,7 @@ def compare(
 
     Each run has a process of its own. Stopped, the same command goes on; finished runs are kept.
     """
-    from graftlm.config import load_run_config, parse_override
-
-    flags: list[tuple[list[str], Any]] = [
-        (path, value)
-        for path, value in (
-            (["model", "name"], model),
-            (["data", "train"], data),
-            (["data", "eval"], eval_data),
-            (["train", "steps"], steps),
-        )
-        if value is not None
-    ]
-    overrides = flags + [parse_override(text) for text in set_ or []]
-    named = {".".join(path) for path, _ in overrides}
-    if not named & {"data.eval", "data.eval_fraction"}:
-        overrides.append((["data", "eval_fraction"], _HELD_OUT))
-    config = load_run_config(None, overrides)
-    if config.train.steps is not None and "train.eval_steps" not in named:
-        every = max(1, -(-config.train.steps // _EVALUATIONS))
-        config = load_run_config(None, [*overrides, (["train", "eval_steps"], every)])
+    config = _settings(model, data, eval_data, steps, set_ or [])
 
     from graftlm.report.compare import OUTSIDE
     from graftlm.report.compare import compare as run_comparison
@@ -96,6 +78,33 @@ def compare(
         say(found.to_json() | {"report": str(page)}, True, "")
     else:
         _print(found, page)
+
+
+def _settings(
+    model: str, data: str, eval_data: str | None, steps: int | None, assignments: list[str]
+) -> RunConfig:
+    """The settings all runs share, with held-out rows and evaluations where none are named."""
+    from graftlm.config import load_run_config, parse_override
+
+    flags: list[tuple[list[str], Any]] = [
+        (path, value)
+        for path, value in (
+            (["model", "name"], model),
+            (["data", "train"], data),
+            (["data", "eval"], eval_data),
+            (["train", "steps"], steps),
+        )
+        if value is not None
+    ]
+    overrides = flags + [parse_override(text) for text in assignments]
+    named = {".".join(path) for path, _ in overrides}
+    if not named & {"data.eval", "data.eval_fraction"}:
+        overrides.append((["data", "eval_fraction"], _HELD_OUT))
+    config = load_run_config(None, overrides)
+    if config.train.steps is not None and "train.eval_steps" not in named:
+        every = max(1, -(-config.train.steps // _EVALUATIONS))
+        return load_run_config(None, [*overrides, (["train", "eval_steps"], every)])
+    return config
 
 
 def _numbers(text: str | None) -> list[int]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Union
 
 import numpy as np
@@ -26,7 +27,7 @@ from graftlm.data.workers import prepare_all
 from graftlm.errors import ConfigError, DataError
 from graftlm.files import require_free_space
 
-__all__ = ["load_examples", "load_split", "split"]
+__all__ = ["load_examples", "load_split", "split", "split_to_train"]
 
 CACHE_FROM = 16 << 20
 """Files of at least so many bytes go through the cache."""
@@ -77,11 +78,21 @@ def load_split(tokenizer: Any, config: DataConfig) -> tuple[Examples, Examples |
         return train, load_examples(config.eval, tokenizer, config)
     if not config.eval_fraction:
         return train, None
-    kept, held = split(train, config.eval_fraction)
+    return split_to_train(train, config.eval_fraction)
+
+
+def split_to_train(examples: Examples, fraction: float) -> tuple[Examples, Examples]:
+    """`split`, where both parts are needed.
+
+    Raises:
+        DataError: one of them would be empty.
+    """
+    kept, held = split(examples, fraction)
     if not len(kept) or not len(held):
         raise DataError(
-            f"eval_fraction={config.eval_fraction} of {len(train)} examples leaves "
-            f"{len(kept)} to train on and {len(held)} to measure on. Choose another share."
+            f"data.eval_fraction={fraction} of {len(examples)} examples leaves {len(kept)} to "
+            f"train on and {len(held)} to measure on. Choose another share, or name the rows to "
+            "measure on (data.eval)."
         )
     return kept, held
 
@@ -112,9 +123,13 @@ def _load(source: Source, encoder: Encoder, config: DataConfig, strict: bool) ->
     parts = prepare_all(chunks(iter(source)), encoder, config, config.workers)
     if not (large and strict):
         return in_memory(_checked(parts) if strict else parts)
-    key = _key(source, encoder, config)
-    require_free_space(cache_folder(), int(source.size * _CACHE_BYTES_PER_BYTE), "Tokenised data")
-    return open_folder(once("data", key, lambda folder: write_folder(folder, _checked(parts))))
+
+    def make(folder: Path) -> None:
+        need = int(source.size * _CACHE_BYTES_PER_BYTE)
+        require_free_space(cache_folder(), need, "Tokenised data")
+        write_folder(folder, _checked(parts))
+
+    return open_folder(once("data", _key(source, encoder, config), make))
 
 
 def _checked(parts: Iterator[Prepared]) -> Iterator[Prepared]:

@@ -21,6 +21,10 @@ Data = Union[str, Path, Iterable[Any]]  # noqa: UP007 - evaluated on Python 3.10
 
 _HUB = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<split>[\w\[\]:%+-]+))?")
 _NOT_ROWS = {"dataset_info.json", "dataset_dict.json", "state.json"}
+_ABOUT = re.compile(
+    r"(readme|licen[cs]e|notice|changelog|contributing)\b.*\.(md|txt)", re.IGNORECASE
+)
+"""Texts about a data set, as its folder often holds; named by themselves, they are rows."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,7 @@ def _files_in(folder: Path) -> tuple[Path, ...]:
         if file.is_file()
         and suffix_of(file) in READERS
         and file.name not in _NOT_ROWS
+        and not _ABOUT.fullmatch(file.name)
         and not any(part.startswith(".") for part in file.relative_to(folder).parts)
     ]
     if not files:

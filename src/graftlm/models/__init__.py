@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from graftlm.models.generate import Answer, generate_text
-from graftlm.models.load import load_model, load_tokenizer
+from graftlm.models.load import load_model, load_tokenizer, load_weights
 from graftlm.models.quantize import quantize_folder
 from graftlm.models.save import save_model
 from graftlm.models.source import ResolvedModel, resolve
+from graftlm.models.stored_tokenizer import StoredTokenizer
 
 __all__ = [
     "Answer",
     "ResolvedModel",
+    "StoredTokenizer",
     "generate_text",
     "load_model",
     "load_tokenizer",
+    "load_weights",
     "quantize_folder",
     "resolve",
     "save_model",

@@ -24,6 +24,7 @@ __all__ = [
     "load_config",
     "load_model",
     "load_tokenizer",
+    "load_weights",
     "pick_dtype",
     "tokenizer_in",
 ]
@@ -61,13 +62,34 @@ def load_model(
     Raises:
         ModelError: the model is not found, corrupt, incomplete, or of another type.
     """
+    tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
+    model = load_weights(
+        name,
+        quantize=quantize,
+        dtype=dtype,
+        block_size=block_size,
+        double_quant=double_quant,
+        trust_remote_code=trust_remote_code,
+    )
+    return model, tokenizer
+
+
+def load_weights(
+    name: str | Path,
+    *,
+    quantize: Literal["nf4"] | None = "nf4",
+    dtype: str | torch.dtype = "auto",
+    block_size: int = 64,
+    double_quant: bool = True,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """Load a model without its tokenizer; arguments, memory and errors as for `load_model`."""
     from graftlm.models.fuse import fuse_elementwise, quick_output
     from graftlm.models.streaming import StreamingConfig
 
     if quantize not in ("nf4", None):
         raise ModelError(f"quantize={quantize!r}: expected 'nf4' or None")
     source = resolve(name, trust_remote_code=trust_remote_code)
-    tokenizer = tokenizer_in(source.path, trust_remote_code)
     config = load_config(source.path, trust_remote_code)
     checkpoint = Checkpoint(source.path)
     model = _fill(
@@ -80,7 +102,7 @@ def load_model(
     fuse_elementwise(model)
     quick_output(model)
     model.name_or_path = model.config._name_or_path = source.name
-    return model, tokenizer
+    return model
 
 
 def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

@@ -73,41 +73,37 @@ def rehearse(
 
 
 def _answer(request: dict[str, Any]) -> Measured:
-    """In the process: load, train, measure."""
-    from graftlm.system import peak_resident, resident, return_freed_memory
+    """In the process: load, train, measure, in the order of `graftlm.train.run`."""
+    from graftlm.system import (
+        peak_resident,
+        release_freed_memory,
+        resident,
+        return_freed_memory,
+    )
 
     return_freed_memory()
 
     import torch
 
-    from graftlm.lora import add_lora
-    from graftlm.models import load_model
+    from graftlm.models import StoredTokenizer, load_tokenizer
     from graftlm.train import train
+    from graftlm.train.job import adapted_model
 
     config = RunConfig.model_validate(request["config"])
-    model, tokenizer = load_model(
-        config.model.name,
-        quantize="nf4" if config.method == "qlora" else None,
-        dtype="float32" if config.method == "full" else config.model.dtype,
-        block_size=config.model.block_size,
-        double_quant=config.model.double_quant,
-        trust_remote_code=config.model.trust_remote_code,
-    )
-    if torch.cuda.is_available():
-        model.to("cuda")  # type: ignore[arg-type]
-    if config.method == "full":
-        model.requires_grad_(True)
-    else:
-        add_lora(model, config.lora)
-    loading_peak = peak_resident()
-    settings = config.train.model_copy(update={"steps": STEPS, "save_steps": None})
-    with tempfile.TemporaryDirectory() as folder:
+    tokenizer = load_tokenizer(config.model.name, trust_remote_code=config.model.trust_remote_code)
+    with StoredTokenizer(tokenizer) as stored, tempfile.TemporaryDirectory() as folder:
+        del tokenizer
+        release_freed_memory()
+        model = adapted_model(config)
+        loading_peak = peak_resident()
+        if torch.cuda.is_available():
+            model.to("cuda")  # type: ignore[arg-type]
         out = Path(folder) / "run"
         result = train(
             model,
-            tokenizer,
+            stored,
             _rows(**request["shape"], config=config),
-            settings,
+            config.train.model_copy(update={"steps": STEPS, "save_steps": None}),
             out=out,
             data_config=config.data.model_copy(update={"group_by_length": False}),
             progress=False,

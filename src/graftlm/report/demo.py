@@ -20,6 +20,7 @@ from graftlm.data.scoring import TotalScore, score, total
 from graftlm.data.tokenise import render_prompt
 from graftlm.files import atomic_write
 from graftlm.models import generate_text, load_model
+from graftlm.system import release_freed_memory
 from graftlm.train import RunResult, run
 
 __all__ = ["DemoResult", "DemoSettings", "run_demo", "write_rows"]
@@ -99,6 +100,7 @@ def run_demo(
     )
     say(f"before training: answering {len(heldout)} held-out messages")
     before = _answers(config, None, heldout)
+    release_freed_memory()
     say(f"training: {settings.method}, {settings.steps} steps of {settings.batch_size} rows")
     training = run(config)
     if not training.finished or training.adapter is None:

@@ -16,21 +16,22 @@ from transformers import PreTrainedModel
 from graftlm.config import DataConfig, LoRAConfig, ModelConfig, RunConfig, TrainConfig
 from graftlm.data import audit
 from graftlm.data.batch import Example
-from graftlm.data.examples import load_examples, split
+from graftlm.data.examples import load_examples, split_to_train
 from graftlm.data.pack import pack_examples
 from graftlm.data.packable import require_packable
 from graftlm.data.store import Examples
 from graftlm.errors import ConfigError, TargetError
 from graftlm.layers import NF4Linear
 from graftlm.lora import add_lora, count_parameters, lora_config, lora_modules
-from graftlm.models import load_model, resolve
+from graftlm.models import StoredTokenizer, load_tokenizer, load_weights, resolve
+from graftlm.system import release_freed_memory
 from graftlm.train.disk import require_space
 from graftlm.train.loop import fit
 from graftlm.train.recompute import recompute_activations
 from graftlm.train.run_folder import begin_run, check_run
 from graftlm.train.task import Run, RunResult
 
-__all__ = ["run", "train"]
+__all__ = ["adapted_model", "run", "train"]
 
 
 def run(config: RunConfig, *, resume: bool = False, progress: bool = True) -> RunResult:
@@ -52,7 +53,20 @@ def run(config: RunConfig, *, resume: bool = False, progress: bool = True) -> Ru
         raise ConfigError(problems)
     base_path = resolve(config.model.name).path
     check_run(Path(config.out), config, resume)
-    model, tokenizer = load_model(
+    # The rows first: once they are tokens, the tokenizer need not be in memory beside the model.
+    tokenizer = load_tokenizer(config.model.name, trust_remote_code=config.model.trust_remote_code)
+    rows, held = _examples(tokenizer, config.data, config.data.train, config.data.eval)
+    with StoredTokenizer(tokenizer) as stored:
+        del tokenizer
+        release_freed_memory()
+        task = _task(adapted_model(config), stored, config, rows, held)
+        begin_run(task.out, config, base_path)
+        return fit(task, resume=resume, progress=progress)
+
+
+def adapted_model(config: RunConfig) -> PreTrainedModel:
+    """The base model as ``config`` wants it held, with new adapters; the seed is set."""
+    model = load_weights(
         config.model.name,
         quantize="nf4" if config.method == "qlora" else None,
         dtype="float32" if config.method == "full" else config.model.dtype,
@@ -66,12 +80,7 @@ def run(config: RunConfig, *, resume: bool = False, progress: bool = True) -> Ru
         model.requires_grad_(True)
     else:
         add_lora(model, config.lora)
-    examples, eval_examples = _examples(
-        model, tokenizer, config.data, config.data.train, config.data.eval
-    )
-    task = _task(model, tokenizer, config, examples, eval_examples)
-    begin_run(task.out, config, base_path)
-    return fit(task, resume=resume, progress=progress)
+    return model
 
 
 def train(
@@ -108,8 +117,8 @@ def train(
         train=config or TrainConfig(),
     )
     check_run(Path(out), settings, resume)
-    examples, eval_examples = _examples(model, tokenizer, settings.data, data, eval_data)
-    task = _task(model, tokenizer, settings, examples, eval_examples)
+    rows, held = _examples(tokenizer, settings.data, data, eval_data)
+    task = _task(model, tokenizer, settings, rows, held)
     begin_run(task.out, settings, None)
     torch.manual_seed(settings.train.seed)
     return fit(task, resume=resume, progress=progress)
@@ -128,7 +137,7 @@ def _task(
     task = Run(
         model=model,
         tokenizer=tokenizer,
-        examples=examples,
+        examples=_packed(model, examples, config.data),
         eval_examples=eval_examples,
         config=config,
         out=Path(config.out),
@@ -139,19 +148,25 @@ def _task(
 
 
 def _examples(
-    model: PreTrainedModel, tokenizer: Any, config: DataConfig, data: Any, eval_data: Any
+    tokenizer: Any, config: DataConfig, data: Any, eval_data: Any
 ) -> tuple[Sequence[Example], Sequence[Example]]:
-    """What is trained on (packed, where the settings say so), and what is measured on."""
+    """What is trained on, and what is measured on."""
     examples = _read(data, tokenizer, config)
     held: Sequence[Example] = [] if eval_data is None else _read(eval_data, tokenizer, config)
     if eval_data is None and config.eval_fraction and isinstance(examples, Examples):
-        examples, held = split(examples, config.eval_fraction)
-        audit.require_trainable(held)
+        examples, held = split_to_train(examples, config.eval_fraction)
     audit.require_trainable(examples)
-    if config.packing:
-        require_packable(model)
-        examples = pack_examples(examples, config.max_length)
     return examples, held
+
+
+def _packed(
+    model: PreTrainedModel, examples: Sequence[Example], config: DataConfig
+) -> Sequence[Example]:
+    """The examples, several in a sequence where the settings say so and the model can tell."""
+    if not config.packing:
+        return examples
+    require_packable(model)
+    return pack_examples(examples, config.max_length)
 
 
 def _read(source: Any, tokenizer: Any, config: DataConfig) -> Sequence[Example]:

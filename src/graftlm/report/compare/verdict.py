@@ -21,6 +21,8 @@ OVERFITS = 0.10
 FORGETS = 0.02
 """Share by which the loss outside the task must rise to be called forgetting."""
 
+LEVEL = 0.0005
+"""Share of the held-out loss below which a difference is not worth a figure."""
 SAME = 0.015
 """Share within which two costs are called the same."""
 
@@ -106,8 +108,9 @@ def _beside(one: Figures, best: Figures) -> str:
     apart = f" (a difference {one.seeds} seeds do not confirm)" if doubt else ""
     failed = one.eval_loss.mean >= one.eval_before.mean
     learned = ", no better than before training" if failed else ""
+    above = "level with" if worse < LEVEL else f"{_share(worse)} above"
     return (
-        f"{one.name} ended {_share(worse)} above {best.name}'s held-out loss{learned}{apart}, in "
+        f"{one.name} ended {above} {best.name}'s held-out loss{learned}{apart}, in "
         f"{_cost(one, best)}."
     )
 
