@@ -1,6 +1,6 @@
 """Turn what a command printed into an SVG picture for the README.
 
-    graftlm demo --out demo-run | python docs/picture.py docs/images/demo.svg
+graftlm demo --out demo-run | python docs/picture.py docs/images/demo.svg
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from rich.text import Text
 
 
 def main() -> None:
+    """Read standard input, write the file named."""
     lines = [line.rstrip() for line in sys.stdin.read().strip("\n").splitlines()]
     console = Console(record=True, width=118, file=io.StringIO(), force_terminal=True)
     for line in lines:

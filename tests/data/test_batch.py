@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graftlm.data import IGNORED, Example, collate
+from graftlm.data.batch import rounded_length
 
 ROWS = st.lists(
     st.lists(st.tuples(st.integers(0, 50), st.booleans()), min_size=1, max_size=12),
@@ -59,3 +60,27 @@ def test_packed_positions_restart_and_no_sequence_predicts_the_next():
     assert batch.labels.tolist() == [[IGNORED, 2, IGNORED, 4, 5], [IGNORED, 7] + [IGNORED] * 3]
     assert batch.supervised_tokens == 4
     assert batch.tokens == 7
+
+
+@given(st.integers(1, 5000))
+def test_lengths_are_rounded_to_a_few_with_little_padding(length):
+    rounded = rounded_length(length)
+    assert length <= rounded < max(length + 8, length * 1.125)
+    assert rounded % 8 == 0
+
+
+def test_few_lengths_remain_and_a_models_limit_holds():
+    assert len({rounded_length(length) for length in range(1, 4097)}) == 8 * 7
+    assert rounded_length(99, most=100) == 100
+    assert rounded_length(90, most=100) == 96
+    assert rounded_length(120, most=100) == 120  # the model's own error says what is wrong
+
+
+def test_a_longer_batch_is_the_same_rows_with_more_padding():
+    rows = [Example([5, 6, 7], [False, True, True]), Example([8, 9], [False, True])]
+    short, long = collate(rows, 0), collate(rows, 0, length=8)
+    assert long.input_ids.shape == (2, 8)
+    assert torch.equal(long.input_ids[:, :3], short.input_ids)
+    assert torch.equal(long.attention_mask.sum(1), torch.tensor([3, 2]))
+    assert long.supervised_tokens == short.supervised_tokens
+    assert long.tokens == short.tokens == 5

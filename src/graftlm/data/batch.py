@@ -21,7 +21,7 @@ from torch import Tensor
 
 from graftlm.data.example import Example
 
-__all__ = ["IGNORED", "Batch", "Example", "collate"]
+__all__ = ["IGNORED", "Batch", "Example", "collate", "rounded_length"]
 
 IGNORED = -100
 """The label of a token that is not learned."""
@@ -59,15 +59,31 @@ class Batch:
         )
 
 
-def collate(examples: Sequence[Example], pad_id: int | None) -> Batch:
-    """Pad examples on the right to the longest and stack them.
+def rounded_length(length: int, most: int | None = None) -> int:
+    """``length`` rounded up to one of eight lengths an octave, a multiple of 8 at least.
+
+    PyTorch's products in 16 bits compile and keep a kernel for each shape they meet: 20 MB a length
+    for a small model, for ever. A few lengths, and a few per cent of padding, keep that bounded.
+
+    Args:
+        length: tokens of the longest row.
+        most: the most positions the model has, where it has a limit.
+    """
+    step = max(8, 1 << max(0, (length - 1).bit_length() - 4))
+    rounded = -(-length // step) * step
+    return rounded if most is None or rounded <= most else max(length, most)
+
+
+def collate(examples: Sequence[Example], pad_id: int | None, length: int | None = None) -> Batch:
+    """Pad examples on the right and stack them.
 
     Args:
         examples: at least one; either all packed or none.
         pad_id: any valid token id; it is masked by position, so ``None`` (0) and eos are fine.
+        length: L, at least that of the longest, which it is by default.
     """
     lengths = np.array([len(example) for example in examples])
-    shape = (len(examples), int(lengths.max()))
+    shape = (len(examples), int(lengths.max()) if length is None else length)
     ids = np.full(shape, 0 if pad_id is None else pad_id, dtype=np.int64)
     labels = np.full(shape, IGNORED, dtype=np.int64)
     for row, example in enumerate(examples):

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from graftlm.config import RunConfig
+from graftlm.data.batch import rounded_length
 from graftlm.plan.calibration import Calibration, calibrate
 from graftlm.plan.framework import framework_memory
 from graftlm.plan.loading import loading_bytes
 from graftlm.plan.timeline import COMPONENTS
 from graftlm.plan.trace import BatchShape, Trace, trace_step
+from graftlm.train.batching import most_positions
 
 if TYPE_CHECKING:
     import torch
@@ -123,13 +125,17 @@ class Planner:
         return calibrate() if self.device == "cpu" or torch.cuda.is_available() else None
 
     def shape(self, setting: Setting) -> BatchShape:
-        """The largest batch that ``setting`` can meet."""
+        """The largest batch that ``setting`` can meet, padded as the run pads it."""
+        most = most_positions(self.architecture)
         if self.config.data.packing:
-            return BatchShape(setting.batch_size, setting.max_length, packed=True)
+            length = rounded_length(setting.max_length, most)
+            return BatchShape(setting.batch_size, length, packed=True)
         kept = [length for length in self.lengths if length <= setting.max_length]
         longest = kept[-1] if kept else setting.max_length
         top = kept[-setting.batch_size :]
-        return BatchShape(setting.batch_size, longest, padded=bool(top) and top[0] < longest)
+        length = rounded_length(longest, most)
+        padded = length > longest or (bool(top) and top[0] < longest)
+        return BatchShape(setting.batch_size, length, padded=padded)
 
     def option(self, setting: Setting) -> Option:
         """Predict ``setting``."""

@@ -12,9 +12,10 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from graftlm.config import RunConfig
-from graftlm.data.batch import Batch, Example, collate
+from graftlm.data.batch import Batch, Example
 from graftlm.data.pack import lengths_of
 from graftlm.data.sampler import batches as epoch_batches
+from graftlm.train.batching import batch_for
 
 __all__ = ["Run", "RunResult"]
 
@@ -79,12 +80,11 @@ class Run:
         """The batches of optimiser step ``step`` (from 0): a pure function of the settings."""
         count = self.config.train.gradient_accumulation_steps
         per_epoch = math.ceil(len(self.examples) / self.config.train.batch_size)
-        device = next(self.model.parameters()).device
         return [
-            collate(
+            batch_for(
+                self.model,
                 [self.examples[row] for row in self._order(i // per_epoch)[i % per_epoch]],
-                pad_id=None,  # padding is told by position
-            ).to(device)
+            )
             for i in range(step * count, (step + 1) * count)
         ]
 
