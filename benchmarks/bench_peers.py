@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
 import os
 import platform
@@ -26,6 +27,8 @@ from typing import Any
 OURS = ("graftlm-lora", "graftlm-qlora")
 PEERS = ("peft-lora-f32", "peft-lora-bf16", "peft-qlora-f32", "peft-qlora-bf16")
 LEARNING_RATE = 2e-4
+ROWS = 4000
+"""More than any run here reads."""
 
 
 def rows_of(name: str) -> list[dict[str, str]]:
@@ -35,7 +38,8 @@ def rows_of(name: str) -> list[dict[str, str]]:
         from graftlm.data.requests import generate_rows
 
         return generate_rows("train", 2400)
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    with path.open(encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in itertools.islice(lines, ROWS)]
     return [
         row
         if "prompt" in row
@@ -52,8 +56,7 @@ def worker(arguments: argparse.Namespace) -> None:
     torch.manual_seed(0)
     side, method = arguments.worker.split("-", 1)
     load = _load_ours if side == "graftlm" else _load_peer
-    model, tokenizer = load(method)
-    examples, held_out = _examples(arguments.rows, tokenizer, arguments.max_length)
+    model, examples, held_out = load(method, arguments)
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0)).tolist()
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.0)
@@ -64,7 +67,7 @@ def worker(arguments: argparse.Namespace) -> None:
     for index in range(arguments.steps):
         first = index * arguments.batch
         rows = [examples[order[(first + j) % len(order)]] for j in range(arguments.batch)]
-        batch = _batch(rows, side, arguments)
+        batch = _batch(model, rows, side, arguments)
         started = time.perf_counter()
         step(model, batch, optimizer, parameters)
         seconds.append(time.perf_counter() - started)
@@ -82,19 +85,23 @@ def worker(arguments: argparse.Namespace) -> None:
     print(json.dumps(result), flush=True)
 
 
-def _load_ours(method: str) -> tuple[Any, Any]:
+def _load_ours(method: str, arguments: argparse.Namespace) -> tuple[Any, list[Any], list[Any]]:
+    """In the order of `graftlm train`: rows first, then the model without the tokenizer."""
     import graftlm
-    from graftlm.system import return_freed_memory
+    from graftlm.models import load_tokenizer, load_weights
+    from graftlm.system import release_freed_memory, return_freed_memory
 
     return_freed_memory()
-    model, tokenizer = graftlm.load_model(
-        "gemma-3-270m", quantize="nf4" if method == "qlora" else None
-    )
+    tokenizer = load_tokenizer("gemma-3-270m")
+    examples, held_out = _examples(arguments.rows, tokenizer, arguments.max_length)
+    del tokenizer
+    release_freed_memory()
+    model = load_weights("gemma-3-270m", quantize="nf4" if method == "qlora" else None)
     graftlm.add_lora(model, graftlm.LoRAConfig(rank=16, alpha=32))
-    return model, tokenizer
+    return model, examples, held_out
 
 
-def _load_peer(method: str) -> tuple[Any, Any]:
+def _load_peer(method: str, arguments: argparse.Namespace) -> tuple[Any, list[Any], list[Any]]:
     import torch
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
@@ -117,7 +124,10 @@ def _load_peer(method: str) -> tuple[Any, Any]:
     else:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
     config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
-    return get_peft_model(model, config), AutoTokenizer.from_pretrained(path)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    return get_peft_model(model, config), *_examples(
+        arguments.rows, tokenizer, arguments.max_length
+    )
 
 
 def _examples(path: str, tokenizer: Any, max_length: int) -> tuple[list[Any], list[Any]]:
@@ -129,14 +139,16 @@ def _examples(path: str, tokenizer: Any, max_length: int) -> tuple[list[Any], li
     return examples[:-64], examples[-64:]
 
 
-def _batch(rows: list[Any], side: str, arguments: argparse.Namespace) -> Any:
+def _batch(model: Any, rows: list[Any], side: str, arguments: argparse.Namespace) -> Any:
     from graftlm.data import collate
+    from graftlm.data.pack import pack_examples
+    from graftlm.train.batching import batch_for
 
-    if arguments.packing and side == "graftlm":
-        from graftlm.data.pack import pack_examples
-
-        rows = list(pack_examples(rows, arguments.max_length))
-    return collate(rows, 0)
+    if side == "peft":
+        return collate(rows, 0)
+    return batch_for(
+        model, list(pack_examples(rows, arguments.max_length)) if arguments.packing else rows
+    )
 
 
 def _our_step(model: Any, batch: Any, optimizer: Any, parameters: list[Any]) -> None:
