@@ -121,6 +121,11 @@ def _load_peer(method: str, arguments: argparse.Namespace) -> tuple[Any, list[An
             path, dtype=dtype, device_map="cpu", quantization_config=settings
         )
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        # On a CPU with AVX512-BF16, bitsandbytes 0.50 repacks its weights in the first evaluation,
+        # and no gradient passes through the layer from then on: the peer would not learn.
+        for layer in model.modules():
+            if hasattr(layer, "support_avx512bf16_for_cpu"):
+                layer.support_avx512bf16_for_cpu = False
     else:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
     config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
