@@ -95,13 +95,27 @@ def report(out: Path) -> str:
         return ""
 
 
-def planned(settings: RunConfig) -> RunConfig:
-    """The settings with the method, batch and checkpointing that fit, said on stderr."""
-    from graftlm.cli._shared import stderr_console
+def choice(settings: RunConfig) -> RunConfig:
+    """What the plan recommends for ``settings`` and the rows they name."""
     from graftlm.cli.plan import row_lengths
     from graftlm.plan import choose
 
-    chosen = choose(settings, row_lengths(settings))
+    return choose(settings, row_lengths(settings))
+
+
+def planned(settings: RunConfig) -> RunConfig:
+    """The settings with the method, batch and checkpointing that fit, said on stderr.
+
+    Planned in a process of its own: what planning leaves behind (a tokenizer, a traced model, the
+    libraries of both) would count in the memory of the run it was to keep small.
+    """
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
+    from graftlm.cli._shared import stderr_console
+
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        chosen = process.submit(choice, settings).result()
     checkpointed = ", gradient checkpointing" if chosen.train.gradient_checkpointing else ""
     stderr_console().print(
         f"planned: {chosen.method}, {chosen.train.gradient_accumulation_steps} × "
