@@ -7,7 +7,7 @@ TEST_ENV ?= .venv
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
 
-.PHONY: demo test check format bench bench-kernels bench-peers clean
+.PHONY: demo test check sanitize format bench bench-kernels bench-peers clean
 
 demo: $(DEMO_ENV)/installed
 	$(DEMO_ENV)/bin/graftlm demo --out demo-run
@@ -19,6 +19,10 @@ check: $(TEST_ENV)/installed
 	$(TEST_ENV)/bin/ruff format --check .
 	$(TEST_ENV)/bin/ruff check .
 	$(TEST_ENV)/bin/mypy
+
+# The kernel tests with AddressSanitizer and UndefinedBehaviorSanitizer in the native code.
+sanitize: $(TEST_ENV)/installed
+	TEST_ENV=$(TEST_ENV) .ci/sanitize
 
 format: $(TEST_ENV)/installed
 	$(TEST_ENV)/bin/ruff format .

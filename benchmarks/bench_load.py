@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import math
 import subprocess
 import sys
 import tempfile
@@ -29,45 +28,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from random_llama import write_llama
+
 SHARD_LAYERS = 4
-
-
-def write_model(folder: Path, layers: int) -> None:
-    """A random Llama in bfloat16, a shard at a time, with a byte-level tokenizer."""
-    import torch
-    from safetensors.torch import save_file
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    config = LlamaConfig(
-        vocab_size=32000,
-        hidden_size=2048,
-        intermediate_size=8192,
-        num_hidden_layers=layers,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        tie_word_embeddings=False,
-        dtype="bfloat16",
-        architectures=["LlamaForCausalLM"],
-    )
-    with torch.device("meta"):
-        shapes = {name: p.shape for name, p in LlamaForCausalLM(config).named_parameters()}
-    names = list(shapes)
-    shards = math.ceil(layers / SHARD_LAYERS)
-    weight_map: dict[str, str] = {}
-    for number in range(shards):
-        part = names[number * len(names) // shards : (number + 1) * len(names) // shards]
-        file = f"model-{number + 1:05}-of-{shards:05}.safetensors"
-        tensors = {name: (torch.randn(shapes[name]) * 0.02).bfloat16() for name in part}
-        save_file(tensors, folder / file, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(part, file)
-    index = {"metadata": {}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    config.save_pretrained(folder)
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {character: number for number, character in enumerate(alphabet)}
-    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(folder)
 
 
 def open_here(folder: str) -> Any:
@@ -176,7 +139,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
         folder = Path(temporary) / "llama"
         folder.mkdir()
-        write_model(folder, options.layers)
+        write_llama(
+            folder,
+            SHARD_LAYERS,
+            hidden_size=2048,
+            intermediate_size=8192,
+            num_hidden_layers=options.layers,
+            num_attention_heads=32,
+            num_key_value_heads=8,
+        )
         columns = None
         for name in RUNS:
             command = [sys.executable, __file__, "--run", name, "--folder", str(folder)]

@@ -19,59 +19,11 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+
+from random_llama import write_llama
 
 LIMIT_GB = 6.0
 """The QLoRA paper's figure for seven billion parameters."""
-
-
-def write_model(folder: Path, layers: int) -> None:
-    """Llama-2-7B's shape, a shard a layer; every layer has the same random numbers."""
-    import torch
-    from safetensors.torch import save_file
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    config = LlamaConfig(
-        vocab_size=32000,
-        hidden_size=4096,
-        intermediate_size=11008,
-        num_hidden_layers=layers,
-        num_attention_heads=32,
-        tie_word_embeddings=False,
-        dtype="bfloat16",
-        architectures=["LlamaForCausalLM"],
-    )
-    with torch.device("meta"):
-        shapes = {name: p.shape for name, p in LlamaForCausalLM(config).named_parameters()}
-    torch.manual_seed(0)
-    made: dict[str, torch.Tensor] = {}
-    shards: dict[str, dict[str, torch.Tensor]] = {}
-    for name, shape in shapes.items():
-        parts = name.split(".")
-        layer = parts[2] if parts[1] == "layers" else "rest"
-        kind = name.replace(f".{layer}.", ".0.", 1)
-        if kind not in made:
-            made[kind] = torch.ones(shape).bfloat16() if "norm" in kind else _random(shape)
-        shards.setdefault(layer, {})[name] = made[kind]
-    weight_map = {}
-    for layer, tensors in shards.items():
-        file = f"model-{layer}.safetensors"
-        save_file(tensors, folder / file, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(tensors, file)
-    index = {"metadata": {}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    config.save_pretrained(folder)
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {character: number for number, character in enumerate(alphabet)}
-    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(folder)
-
-
-def _random(shape: Any) -> Any:
-    import torch
-
-    return (torch.randn(shape) * 0.02).bfloat16()
 
 
 def worker(folder: str, length: int) -> None:
@@ -142,7 +94,15 @@ def main() -> None:
         if not folder.exists():
             dense = Path(temporary) / "dense"
             dense.mkdir()
-            write_model(dense, options.layers)
+            write_llama(
+                dense,
+                layers_a_shard=1,
+                alike=True,
+                hidden_size=4096,
+                intermediate_size=11008,
+                num_hidden_layers=options.layers,
+                num_attention_heads=32,
+            )
             quantize_folder(dense, folder)
             shutil.rmtree(dense)
         size = sum(f.stat().st_size for f in folder.iterdir())

@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from graftlm import nf4
 from graftlm.errors import ModelError, RequestError
-from graftlm.layers import NF4Linear
+from graftlm.layers import NF4Linear, OutputLinear
 from graftlm.models import load_model
 from graftlm.models.fuse import fuse_elementwise
 from tests.oracles.model_families import FAMILIES, tiny_model
@@ -79,7 +79,7 @@ def test_tied_embeddings_stay_tied_and_unquantized(
 ) -> None:
     model, _ = load_model(folders[family], quantize=quantize)
     head, table = model.get_output_embeddings(), model.get_input_embeddings()
-    assert isinstance(head, nn.Linear)
+    assert type(head) is OutputLinear
     assert head.weight is table.weight
 
 

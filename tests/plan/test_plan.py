@@ -15,6 +15,7 @@ from transformers import LlamaConfig
 from graftlm.config import DataConfig, ModelConfig, RunConfig, TrainConfig, load_run_config
 from graftlm.errors import ConfigError, ModelError, ResourceError, TrainingError
 from graftlm.plan import choose, make_plan, rehearse
+from graftlm.plan.calibration import Calibration
 from graftlm.plan.timeline import COMPONENTS
 
 SEVENTY_BILLION = LlamaConfig(
@@ -63,10 +64,14 @@ def test_the_predicted_peak_is_the_measured_one(
     plan = make_plan(config, memory="100GB", methods=[method])
     option = next(o for o in plan.options if o.gradient_checkpointing == checkpointing)
     measured = rehearse(option.setting.applied(config), rows=2, length=256)
-    assert option.predicted_peak_bytes == pytest.approx(measured.peak_bytes, rel=0.1)
+    assert option.predicted_peak_bytes == pytest.approx(measured.peak_bytes, rel=0.08)
 
 
-def test_json_has_the_fields_of_the_contract(tiny_llama: Path) -> None:
+def test_json_has_the_fields_of_the_contract(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    idle = Calibration({"matmul float32": 1e11}, 1e10, 1e-6, spread=0.1, share=1.0)
+    monkeypatch.setattr("graftlm.plan.planner.calibrate", lambda: idle)
     result = json.loads(json.dumps(make_plan(run_of(tiny_llama), memory="8GB").to_json()))
     assert {"options", "recommended", "verified"} <= result.keys()
     assert len(result["options"]) == 6
@@ -74,8 +79,7 @@ def test_json_has_the_fields_of_the_contract(tiny_llama: Path) -> None:
         assert sum(option["components"].values()) == option["predicted_peak_bytes"]
         assert list(option["components"]) == list(COMPONENTS)
         assert option["fits"] is True
-        assert option["seconds_per_step"] > 0
-        assert option["seconds_uncertainty"] > 0  # the more, the busier the machine
+        assert option["seconds_per_step"] > option["seconds_uncertainty"] > 0
     chosen = result["recommended"]
     assert chosen["method"] == "lora"
     assert chosen["missing_bytes"] == 0

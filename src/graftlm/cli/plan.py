@@ -60,7 +60,7 @@ def plan(
     ]
     config = load_run_config(None, flags + [parse_override(text) for text in set_ or []])
 
-    from graftlm.plan import make_plan
+    from graftlm.plan import make_plan, row_lengths
 
     console = stderr_console()
     with console.status("planning") as status:
@@ -77,15 +77,6 @@ def plan(
         print(json.dumps(found.to_json(), ensure_ascii=False))
     else:
         _print(found)
-
-
-def row_lengths(config: Any) -> list[int]:
-    """Tokens of each row of the data that training would read."""
-    from graftlm.data import load_examples
-    from graftlm.models import load_tokenizer
-
-    tokenizer = load_tokenizer(config.model.name, trust_remote_code=config.model.trust_remote_code)
-    return [len(example) for example in load_examples(config.data.train, tokenizer, config.data)]
 
 
 def _print(found: Plan) -> None:

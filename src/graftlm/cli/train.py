@@ -97,8 +97,7 @@ def report(out: Path) -> str:
 
 def choice(settings: RunConfig) -> RunConfig:
     """What the plan recommends for ``settings`` and the rows they name."""
-    from graftlm.cli.plan import row_lengths
-    from graftlm.plan import choose
+    from graftlm.plan import choose, row_lengths
 
     return choose(settings, row_lengths(settings))
 

@@ -16,19 +16,13 @@ from torch.utils.flop_counter import register_flop_formula
 from graftlm.kernels import cross_entropy_reference as reference
 from graftlm.kernels import native
 from graftlm.kernels.cross_entropy_reference import Head, Walk
+from graftlm.kernels.define import define
 
 __all__ = ["forward", "takes"]
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _CLOSER = 100.0
 """A position that drops too much is walked again with a tolerance this much lower."""
-
-_LIBRARY = torch.library.Library("graftlm", "FRAGMENT")  # type: ignore[no-untyped-call]
-_LIBRARY.define(  # type: ignore[no-untyped-call]
-    "cross_entropy(Tensor hidden, Tensor weight, Tensor? bias, Tensor targets, float scale, "
-    "float softcap, float label_smoothing, float tolerance, float max_dropped, bool want_grad) "
-    "-> (Tensor loss, Tensor lse, Tensor grad_hidden, Tensor dropped, Tensor counts)"
-)
 
 
 def takes(hidden: Tensor, head: Head, label_smoothing: float, tolerance: float) -> bool:
@@ -137,8 +131,14 @@ def _walk_without_data(
     return loss, lse, grad, dropped, targets.new_empty(2)
 
 
-_LIBRARY.impl("cross_entropy", _walk, "CPU")  # type: ignore[no-untyped-call]
-torch.library.register_fake("graftlm::cross_entropy", _walk_without_data, lib=_LIBRARY)
+define(
+    "cross_entropy(Tensor hidden, Tensor weight, Tensor? bias, Tensor targets, float scale, "
+    "float softcap, float label_smoothing, float tolerance, float max_dropped, bool want_grad) "
+    "-> (Tensor loss, Tensor lse, Tensor grad_hidden, Tensor dropped, Tensor counts)",
+    _walk,
+    _walk_without_data,
+    backend="CPU",
+)
 
 
 @register_flop_formula([torch.ops.graftlm.cross_entropy])

@@ -12,14 +12,12 @@ from torch import Tensor
 
 from graftlm.errors import ModelError
 from graftlm.kernels import native
+from graftlm.kernels.define import define
 
 __all__ = ["MOST_ROWS", "few_rows_linear"]
 
 MOST_ROWS = 32
 """With more rows than this the arithmetic outweighs the reading."""
-
-_LIBRARY = torch.library.Library("graftlm", "FRAGMENT")  # type: ignore[no-untyped-call]
-_LIBRARY.define("few_rows_linear(Tensor x, Tensor weight) -> Tensor")  # type: ignore[no-untyped-call]
 
 
 def few_rows_linear(x: Tensor, weight: Tensor) -> Tensor:
@@ -48,5 +46,4 @@ def _fake(x: Tensor, weight: Tensor) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
-_LIBRARY.impl("few_rows_linear", _forward, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-torch.library.register_fake("graftlm::few_rows_linear", _fake, lib=_LIBRARY)
+define("few_rows_linear(Tensor x, Tensor weight) -> Tensor", _forward, _fake)

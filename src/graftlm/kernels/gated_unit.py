@@ -17,19 +17,12 @@ from torch import Tensor
 
 from graftlm.errors import ModelError
 from graftlm.kernels import native
+from graftlm.kernels.define import LIBRARY, define
 
 __all__ = ["GELU_TANH", "SILU", "gated_unit"]
 
 SILU = (1.0, 0.0)
 GELU_TANH = (2 * math.sqrt(2 / math.pi), 0.044715)
-
-_LIBRARY = torch.library.Library("graftlm", "FRAGMENT")  # type: ignore[no-untyped-call]
-_LIBRARY.define(  # type: ignore[no-untyped-call]
-    "gated_unit(Tensor g, Tensor u, float k, float a) -> Tensor"
-)
-_LIBRARY.define(  # type: ignore[no-untyped-call]
-    "gated_unit_backward(Tensor dy, Tensor g, Tensor u, float k, float a) -> (Tensor, Tensor)"
-)
 
 
 def gated_unit(g: Tensor, u: Tensor, act: tuple[float, float]) -> Tensor:
@@ -68,12 +61,6 @@ def _backward(dy: Tensor, g: Tensor, u: Tensor, k: float, a: float) -> tuple[Ten
     return (d * u.float() * slope).to(g.dtype), (d * wide * s).to(g.dtype)
 
 
-_LIBRARY.impl("gated_unit", _forward, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-_LIBRARY.impl(  # type: ignore[no-untyped-call]
-    "gated_unit_backward", _backward, "CompositeExplicitAutograd"
-)
-
-
 def _fake(g: Tensor, u: Tensor, k: float, a: float) -> Tensor:
     return torch.empty_like(g, memory_format=torch.contiguous_format)
 
@@ -83,8 +70,12 @@ def _fake_backward(dy: Tensor, g: Tensor, u: Tensor, k: float, a: float) -> tupl
     return made[0], made[1]
 
 
-torch.library.register_fake("graftlm::gated_unit", _fake, lib=_LIBRARY)
-torch.library.register_fake("graftlm::gated_unit_backward", _fake_backward, lib=_LIBRARY)
+define("gated_unit(Tensor g, Tensor u, float k, float a) -> Tensor", _forward, _fake)
+define(
+    "gated_unit_backward(Tensor dy, Tensor g, Tensor u, float k, float a) -> (Tensor, Tensor)",
+    _backward,
+    _fake_backward,
+)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -97,4 +88,4 @@ def _gradient(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     return dg, du, None, None
 
 
-torch.library.register_autograd("graftlm::gated_unit", _gradient, setup_context=_keep, lib=_LIBRARY)
+torch.library.register_autograd("graftlm::gated_unit", _gradient, setup_context=_keep, lib=LIBRARY)

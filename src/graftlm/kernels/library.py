@@ -11,7 +11,6 @@ otherwise; on other devices the reference. `graftlm.kernels.ops` is what the lay
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -21,6 +20,7 @@ from torch.utils.flop_counter import register_flop_formula
 from graftlm import nf4
 from graftlm.errors import ModelError
 from graftlm.kernels import native, reference
+from graftlm.kernels.define import LIBRARY, define
 from graftlm.nf4.quantize import check, quantize_blocks
 from graftlm.nf4.weight import NF4Weight
 
@@ -37,8 +37,6 @@ _BY_PRECISION = {
     "high": "bfloat16x3",
     "medium": "bfloat16",
 }
-
-_LIBRARY = torch.library.Library("graftlm", "DEF")  # type: ignore[no-untyped-call]
 
 
 def compute_type(compute: str, dtype: torch.dtype) -> str:
@@ -57,26 +55,12 @@ def compute_type(compute: str, dtype: torch.dtype) -> str:
     return "bfloat16" if dtype == torch.bfloat16 else "float32"
 
 
-def _operator(schema: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Define an operator by its schema and the function that carries it out."""
-
-    def define(function: Callable[..., Any]) -> Callable[..., Any]:
-        name = schema.partition("(")[0]
-        _LIBRARY.define(schema)  # type: ignore[no-untyped-call]
-        _LIBRARY.impl(name, function, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-        return function
-
-    return define
-
-
-@_operator("nf4_quantize(Tensor w, int block_size) -> (Tensor, Tensor)")
 def _quantize(w: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
     check(w, block_size)
     run = native.quantize if native.takes(w) else quantize_blocks
     return run(w, block_size)
 
 
-@_operator(f"nf4_dequantize({WEIGHT}, ScalarType dtype) -> Tensor")
 def _dequantize(
     codes: Tensor,
     absmax: Tensor,
@@ -91,7 +75,6 @@ def _dequantize(
     return run(w4, dtype)
 
 
-@_operator(f"nf4_linear(Tensor x, {WEIGHT}, Tensor? bias, str compute) -> Tensor")
 def _linear(
     x: Tensor,
     codes: Tensor,
@@ -112,7 +95,6 @@ def _linear(
     return reference.linear(x, w4, bias)
 
 
-@_operator(f"nf4_linear_backward(Tensor dy, {WEIGHT}, str compute) -> Tensor")
 def _linear_backward(
     dy: Tensor,
     codes: Tensor,
@@ -149,14 +131,26 @@ def _fake_linear_backward(dy: Tensor, *rest: Any) -> Tensor:
     return dy.new_empty((*dy.shape[:-1], rest[4][1]))
 
 
-_FAKES: dict[str, Callable[..., Any]] = {
-    "nf4_quantize": _fake_quantize,
-    "nf4_dequantize": _fake_dequantize,
-    "nf4_linear": _fake_linear,
-    "nf4_linear_backward": _fake_linear_backward,
-}
-for _name, _fake in _FAKES.items():
-    torch.library.register_fake(f"graftlm::{_name}", _fake, lib=_LIBRARY)
+define(
+    "nf4_quantize(Tensor w, int block_size) -> (Tensor, Tensor)",
+    _quantize,
+    _fake_quantize,
+)
+define(
+    f"nf4_dequantize({WEIGHT}, ScalarType dtype) -> Tensor",
+    _dequantize,
+    _fake_dequantize,
+)
+define(
+    f"nf4_linear(Tensor x, {WEIGHT}, Tensor? bias, str compute) -> Tensor",
+    _linear,
+    _fake_linear,
+)
+define(
+    f"nf4_linear_backward(Tensor dy, {WEIGHT}, str compute) -> Tensor",
+    _linear_backward,
+    _fake_linear_backward,
+)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -177,7 +171,7 @@ def _gradient(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     return dx, None, None, None, None, None, None, dbias, None
 
 
-torch.library.register_autograd("graftlm::nf4_linear", _gradient, setup_context=_keep, lib=_LIBRARY)
+torch.library.register_autograd("graftlm::nf4_linear", _gradient, setup_context=_keep, lib=LIBRARY)
 
 
 @register_flop_formula([torch.ops.graftlm.nf4_linear, torch.ops.graftlm.nf4_linear_backward])

@@ -17,16 +17,9 @@ from torch import Tensor
 
 from graftlm.errors import ModelError
 from graftlm.kernels import native
+from graftlm.kernels.define import LIBRARY, define
 
 __all__ = ["rms_norm"]
-
-_LIBRARY = torch.library.Library("graftlm", "FRAGMENT")  # type: ignore[no-untyped-call]
-_LIBRARY.define(  # type: ignore[no-untyped-call]
-    "rms_norm(Tensor x, Tensor weight, float shift, float eps) -> (Tensor, Tensor)"
-)
-_LIBRARY.define(  # type: ignore[no-untyped-call]
-    "rms_norm_backward(Tensor dy, Tensor x, Tensor weight, Tensor rstd, float shift) -> Tensor"
-)
 
 
 def rms_norm(x: Tensor, weight: Tensor, shift: float, eps: float) -> Tensor:
@@ -64,12 +57,6 @@ def _backward(dy: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, shift: float)
     return (r * (g - wide * pull)).to(x.dtype)
 
 
-_LIBRARY.impl("rms_norm", _forward, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-_LIBRARY.impl(  # type: ignore[no-untyped-call]
-    "rms_norm_backward", _backward, "CompositeExplicitAutograd"
-)
-
-
 def _fake(x: Tensor, weight: Tensor, shift: float, eps: float) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x, memory_format=torch.contiguous_format), x.new_empty(
         x.shape[:-1], dtype=torch.float32
@@ -80,8 +67,14 @@ def _fake_backward(dy: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, shift: f
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-torch.library.register_fake("graftlm::rms_norm", _fake, lib=_LIBRARY)
-torch.library.register_fake("graftlm::rms_norm_backward", _fake_backward, lib=_LIBRARY)
+define(
+    "rms_norm(Tensor x, Tensor weight, float shift, float eps) -> (Tensor, Tensor)", _forward, _fake
+)
+define(
+    "rms_norm_backward(Tensor dy, Tensor x, Tensor weight, Tensor rstd, float shift) -> Tensor",
+    _backward,
+    _fake_backward,
+)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -102,4 +95,4 @@ def _gradient(ctx: Any, dy: Tensor | None, _: Tensor | None) -> tuple[Tensor | N
     return dx, dweight, None, None
 
 
-torch.library.register_autograd("graftlm::rms_norm", _gradient, setup_context=_keep, lib=_LIBRARY)
+torch.library.register_autograd("graftlm::rms_norm", _gradient, setup_context=_keep, lib=LIBRARY)

@@ -19,7 +19,7 @@ from graftlm.system import available_memory
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ["Plan", "Verified", "choose", "make_plan"]
+__all__ = ["Plan", "Verified", "choose", "make_plan", "row_lengths"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,3 +235,12 @@ def _dtype(config: RunConfig, architecture: PretrainedConfig, folder: Path | Non
         kind = architecture.get_text_config().dtype if name == "auto" else getattr(torch, name)
         return kind or torch.bfloat16
     return pick_dtype(config.model.dtype, architecture, checkpoint)
+
+
+def row_lengths(config: RunConfig) -> list[int]:
+    """Tokens of each row of the data that training would read."""
+    from graftlm.data import load_examples
+    from graftlm.models import load_tokenizer
+
+    tokenizer = load_tokenizer(config.model.name, trust_remote_code=config.model.trust_remote_code)
+    return [len(example) for example in load_examples(config.data.train, tokenizer, config.data)]

@@ -49,17 +49,11 @@ def do_job(request: dict[str, Any], progress: bool = False) -> None:
 
 def planned_memory(config: Any) -> dict[str, int] | None:
     """What the plan says the peak is made of, in bytes; ``None`` where it cannot be planned."""
-    from graftlm.data.examples import load_examples
     from graftlm.errors import GraftLMError
-    from graftlm.models.load import load_tokenizer
-    from graftlm.plan import make_plan
+    from graftlm.plan import make_plan, row_lengths
 
     try:
-        tokenizer = load_tokenizer(
-            config.model.name, trust_remote_code=config.model.trust_remote_code
-        )
-        rows = load_examples(config.data.train, tokenizer, config.data)
-        plan = make_plan(config, methods=(config.method,), lengths=[len(row) for row in rows])
+        plan = make_plan(config, methods=(config.method,), lengths=row_lengths(config))
     except GraftLMError as error:
         print(f"no plan of the memory: {error}", file=sys.stderr)
         return None
