@@ -49,6 +49,24 @@ Weight weight(Address codes, Address absmax, Address nested, Address map, Addres
   return w;
 }
 
+// A weight of block size 0 is dense: `codes` is where its elements are, of `type`.
+Frozen frozen(Address codes, Address absmax, Address nested, Address map, Address offset,
+              int64_t rows, int64_t cols, int64_t block, int type) {
+  if (!block) return {rows, cols, at<void>(codes), DType(type), {}};
+  return {rows, cols, nullptr, DType::f32,
+          weight(codes, absmax, nested, map, offset, rows, cols, block)};
+}
+
+// A rank of 0 says that there is no update.
+struct Update {
+  LowRank held;
+  const LowRank* get() const { return held.rank ? &held : nullptr; }
+};
+
+Update update(Address a, Address b, int64_t rank, float scaling, Address thin) {
+  return {{at<float>(a), at<float>(b), rank, scaling, at<void>(thin)}};
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -86,10 +104,12 @@ NB_MODULE(_native, m) {
   m.def(
       "linear",
       [](Address codes, Address absmax, Address nested, Address map, Address offset, int64_t rows,
-         int64_t cols, int64_t block, Address x, int type, int64_t lines, Address bias, Address y,
-         int compute, int threads) {
-        linear(weight(codes, absmax, nested, map, offset, rows, cols, block), at<void>(x),
-               DType(type), lines, at<float>(bias), at<void>(y), Compute(compute), threads);
+         int64_t cols, int64_t block, int dense_type, Address x, int type, int64_t lines,
+         Address bias, Address y, Address a, Address b, int64_t rank, float scaling, Address thin, int compute,
+         int threads) {
+        linear(frozen(codes, absmax, nested, map, offset, rows, cols, block, dense_type),
+               at<void>(x), DType(type), lines, at<float>(bias), at<void>(y),
+               update(a, b, rank, scaling, thin).get(), Compute(compute), threads);
       },
       Free());
 
@@ -112,10 +132,11 @@ NB_MODULE(_native, m) {
   m.def(
       "linear_backward",
       [](Address codes, Address absmax, Address nested, Address map, Address offset, int64_t rows,
-         int64_t cols, int64_t block, Address dy, int type, int64_t lines, Address dx, int compute,
-         int threads) {
-        linear_backward(weight(codes, absmax, nested, map, offset, rows, cols, block), at<void>(dy),
-                        DType(type), lines, at<void>(dx), Compute(compute), threads);
+         int64_t cols, int64_t block, int dense_type, Address dy, int type, int64_t lines,
+         Address dx, Address a, Address b, int64_t rank, float scaling, Address thin, int compute, int threads) {
+        linear_backward(frozen(codes, absmax, nested, map, offset, rows, cols, block, dense_type),
+                        at<void>(dy), DType(type), lines, at<void>(dx),
+                        update(a, b, rank, scaling, thin).get(), Compute(compute), threads);
       },
       Free());
 

@@ -1,14 +1,19 @@
-// The two products with a stored weight.
+// The two products with a frozen weight, which is stored in 4 bits or dense.
 //
 // Up to 8 rows, forward: straight from the 4-bit codes (gemv in level.inl), which is as fast as the
-// codes can be read. Otherwise W is dequantised tile by tile into a packed panel that stays in the
-// second-level cache, multiplied there by all rows, and forgotten:
+// codes can be read. Otherwise W is dequantised, or widened, tile by tile into a packed panel that
+// stays in the second-level cache, multiplied there by all rows, and forgotten:
 //
 //     forward    yᵀ = W xᵀ    A = a tile of rows of W,       B = xᵀ, packed once;  yᵀ is turned on output
 //     backward   dx = dy W    A = dy, packed once,           B = a tile of columns of W
 //
 // Both walk the stored weight along its rows, so that no code is ever transposed. Each element of
 // the result is summed in the same order whatever the number of threads.
+//
+// A low-rank update rides along. Its first factor multiplies the input that is packed already, for
+// rank / w.rows of the cost, and its second is a few more columns of depth in the same sums:
+//
+//     forward    uᵀ = A xᵀ,  yᵀ = [W  B] [xᵀ; s uᵀ]        backward   v = s dy B,  dx = [dy  v] [W; A]
 //
 // Measured and rejected: dequantising a panel and calling PyTorch's own product on it. It is within a
 // few per cent for hundreds of rows, but slower for tens, its sums depend on the number of threads,
@@ -54,10 +59,20 @@ struct Input {
   }
 };
 
-// The codes a tile reads next are a few lines here and there, which no hardware foresees.
-void prefetch_codes(const Weight& w, int64_t start, int64_t count) {
-  const int64_t end = std::min(start + count, w.size());
-  for (int64_t i = start; i < end; i += 128) __builtin_prefetch(w.codes + (i >> 1));
+// Elements [start, start + count) of the flattened weight in float32.
+void read(const Frozen& w, int64_t start, int64_t count, float* to) {
+  if (!w.dense) return level().dequantize_tile(w.stored, start, count, to);
+  const char* from = static_cast<const char*>(w.dense) + start * int64_t(size_of(w.type));
+  level().to_float(from, w.type, count, to);
+}
+
+// What a tile reads next is a few lines here and there, which no hardware foresees.
+void prefetch(const Frozen& w, int64_t start, int64_t count) {
+  const int64_t bits = w.dense ? 8 * int64_t(size_of(w.type)) : 4;
+  const char* from = w.dense ? static_cast<const char*>(w.dense)
+                             : reinterpret_cast<const char*>(w.stored.codes);
+  const int64_t end = std::min(start + count, w.rows * w.cols) * bits / 8;
+  for (int64_t i = start * bits / 8; i < end; i += 64) __builtin_prefetch(from + i);
 }
 
 void add_bias(const float* bias, int64_t n, float* y) {
@@ -78,8 +93,11 @@ void gemv(const Weight& w, const float* x, int64_t rows, float* y, int threads) 
     for (int64_t m = 0; m < rows; m++) kernels.gemv_pack(x + m * w.cols, w.cols, to + m * stride);
     in = to;
   }
-  // 32 K weights take a few microseconds, about what a hand-over to another thread costs.
-  const int64_t rows_a_task = std::clamp<int64_t>((int64_t{1} << 15) / std::max<int64_t>(w.cols, 1), 1, w.rows);
+  // 32 K weights take a few microseconds, about what a hand-over to another thread costs. More rows
+  // of x are fetched again for every task: then a task is longer, as long as each thread has some.
+  const int64_t few = (int64_t{1} << 15) / std::max<int64_t>(w.cols, 1);
+  const int64_t share = ceil_div(w.rows, 4 * int64_t(threads));
+  const int64_t rows_a_task = std::clamp<int64_t>(std::max(few, std::min(8 * rows + 16, share)), 1, w.rows);
   parallel_for(ceil_div(w.rows, rows_a_task), threads, [&](int64_t task) {
     const int64_t first = task * rows_a_task, last = std::min(w.rows, first + rows_a_task);
     if (whole) return kernels.gemv(w, first, last, in, stride, int(rows), y, w.rows);
@@ -92,13 +110,27 @@ void gemv(const Weight& w, const float* x, int64_t rows, float* y, int threads) 
   });
 }
 
-void linear_few(const Weight& w, const Input& x, int64_t rows, const float* bias, void* y,
-                int threads) {
+// y += scaling (x Aᵀ) Bᵀ, all in float32.
+void add_update(const LowRank& update, const Frozen& w, const float* x, DType type, int64_t rows,
+                float* y) {
+  Buffer first, second;
+  float* u = first.floats(rows * update.rank);
+  float* more = second.floats(rows * w.rows);
+  level().dense_gemv(update.a, DType::f32, 0, update.rank, w.cols, x, int(rows), u, update.rank);
+  level().from_float(u, rows * update.rank, update.thin, type);
+  level().dense_gemv(update.b, DType::f32, 0, w.rows, update.rank, u, int(rows), more, w.rows);
+  for (int64_t i = 0; i < rows * w.rows; i++) y[i] += update.scaling * more[i];
+}
+
+void linear_few(const Frozen& w, const Input& x, int64_t rows, const float* bias, void* y,
+                const LowRank* update, int threads) {
   Buffer converted, result;
   int64_t ld;
   const float* in = x.tile(0, rows, 0, w.cols, converted, ld);
   float* out = x.type == DType::f32 ? static_cast<float*>(y) : result.floats(rows * w.rows);
-  gemv(w, in, rows, out, threads);
+  if (w.dense) dense_linear(w.dense, w.type, w.rows, w.cols, in, DType::f32, rows, out, threads);
+  else gemv(w.stored, in, rows, out, threads);
+  if (update) add_update(*update, w, in, x.type, rows, out);
   for (int64_t m = 0; m < rows; m++) add_bias(bias, w.rows, out + m * w.rows);
   if (x.type != DType::f32) level().from_float(out, rows * w.rows, y, x.type);
 }
@@ -139,8 +171,52 @@ void store_turned(const float* c, int64_t ldc, int64_t r, int64_t rows, int64_t 
   }
 }
 
-void forward_chunk(const Weight& w, const Gemm& gemm, const char* packed, int64_t r, int64_t rows,
-                   const float* bias, void* y, DType type, int threads) {
+// Rows [r, r + rows) of the thin product from the packed input: written to update.thin, and packed
+// for the second factor, scaled in both directions (v is scaled as it is, u only where it is packed).
+void thin_product(const LowRank& update, const Gemm& gemm, const char* packed, int64_t depth_all,
+                  bool forward, int64_t r, int64_t rows, DType type, char* out, int threads) {
+  const int64_t rank = update.rank;
+  const int64_t step = forward ? gemm.panel : gemm.row_step;
+  const int64_t share = Gemm::up(ceil_div(rows, threads), step);
+  Buffer factor;
+  const int64_t lines = Gemm::up(rank, forward ? gemm.row_step : gemm.panel);
+  // Blocks of depth are multiples of depth_step, all but the last one.
+  char* thin = factor.bytes(gemm.bytes(lines, Gemm::up(depth_all, gemm.depth_step), 1));
+  for (int64_t k = 0; k < depth_all; k += gemm.depth_block) {
+    const int64_t depth = std::min(gemm.depth_block, depth_all - k);
+    char* to = thin + gemm.at(lines, k);
+    if (forward) gemm.pack_a(update.a + k, depth_all, rank, depth, to);
+    else gemm.pack_b(update.b + k * rank, rank, 0, depth, depth, rank, to);
+  }
+  parallel_for(ceil_div(rows, share), threads, [&](int64_t task) {
+    const int64_t m0 = task * share, count = std::min(share, rows - m0);
+    static thread_local Buffer sums, turned;
+    const int64_t ldc = forward ? Gemm::up(count, gemm.panel) : Gemm::up(rank, gemm.panel);
+    const int64_t height = forward ? Gemm::up(rank, gemm.row_step) : Gemm::up(count, gemm.row_step);
+    float* c = sums.zeros(height * ldc);
+    for (int64_t k = 0; k < depth_all; k += gemm.depth_block) {
+      const int64_t depth = std::min(gemm.depth_block, depth_all - k);
+      const char* x = packed + gemm.bytes(rows, k, step) + gemm.at(m0, depth);
+      const char* f = thin + gemm.at(lines, k);
+      if (forward) gemm.multiply(rank, count, depth, f, x, c, ldc);
+      else gemm.multiply(count, rank, depth, x, f, c, ldc);
+    }
+    float* t = turned.floats(count * rank);
+    if (forward) level().transpose(c, ldc, rank, count, t, rank);
+    else
+      for (int64_t m = 0; m < count; m++)
+        for (int64_t i = 0; i < rank; i++) t[m * rank + i] = update.scaling * c[m * ldc + i];
+    level().from_float(t, count * rank,
+                       static_cast<char*>(update.thin) + (r + m0) * rank * int64_t(size_of(type)), type);
+    for (int64_t i = 0; forward && i < count * rank; i++) t[i] *= update.scaling;
+    if (forward) gemm.pack_bt(t, rank, count, rank, out + gemm.at(m0, rank));
+    else gemm.pack_a(t, rank, count, rank, out + gemm.at(m0, rank));
+  });
+}
+
+void forward_chunk(const Frozen& w, const Gemm& gemm, const char* packed, int64_t r, int64_t rows,
+                   const float* bias, void* y, DType type, const LowRank* update, const char* thin,
+                   int threads) {
   const int64_t tile = even_tile(w.rows, gemm.row_tile, Gemm::up(4, gemm.row_step), threads);
   const int64_t ldc = Gemm::up(rows, gemm.panel);
   parallel_for(ceil_div(w.rows, tile), threads, [&](int64_t task) {
@@ -156,19 +232,25 @@ void forward_chunk(const Weight& w, const Gemm& gemm, const char* packed, int64_
         float* to = gemm.plain_a ? reinterpret_cast<float*>(a + gemm.at(n, depth)) : space;
         for (int64_t i = 0; i < group; i++) {
           const int64_t start = (n0 + n + i) * w.cols + k;
-          level().dequantize_tile(w, start, depth, to + i * depth);
-          prefetch_codes(w, start + depth, gemm.depth_block);
+          read(w, start, depth, to + i * depth);
+          prefetch(w, start + depth, gemm.depth_block);
         }
         if (!gemm.plain_a) gemm.pack_a(space, depth, group, depth, a + gemm.at(n, depth));
       }
       gemm.multiply(lines, rows, depth, a, packed + gemm.bytes(rows, k, gemm.panel), c, ldc);
     }
+    if (update) {
+      const int64_t rank = update->rank;
+      a = panel.bytes(gemm.bytes(lines, rank, gemm.row_step));
+      gemm.pack_a(update->b + n0 * rank, rank, lines, rank, a);
+      gemm.multiply(lines, rows, rank, a, thin, c, ldc);
+    }
     store_turned(c, ldc, r, rows, n0, lines, bias, y, type, w.rows);
   });
 }
 
-void backward_chunk(const Weight& w, const Gemm& gemm, const char* packed, int64_t r, int64_t rows,
-                    void* dx, DType type, int threads) {
+void backward_chunk(const Frozen& w, const Gemm& gemm, const char* packed, int64_t r, int64_t rows,
+                    void* dx, DType type, const LowRank* update, const char* thin, int threads) {
   const int64_t tile = even_tile(w.cols, gemm.col_tile, 2 * gemm.panel, threads);
   const int64_t slice = 32;  // rows dequantised at a time, a multiple of every depth_step
   parallel_for(ceil_div(w.cols, tile), threads, [&](int64_t task) {
@@ -183,12 +265,18 @@ void backward_chunk(const Weight& w, const Gemm& gemm, const char* packed, int64
         const int64_t count = std::min(slice, depth - p);
         for (int64_t i = 0; i < count; i++) {
           const int64_t start = (n + p + i) * w.cols + k0;
-          level().dequantize_tile(w, start, cols, space + i * cols);
-          prefetch_codes(w, start + slice * w.cols, cols);
+          read(w, start, cols, space + i * cols);
+          prefetch(w, start + slice * w.cols, cols);
         }
         gemm.pack_b(space, cols, p, count, depth, cols, b);
       }
       gemm.multiply(rows, cols, depth, packed + gemm.bytes(rows, n, gemm.row_step), b, c, ldc);
+    }
+    if (update) {
+      const int64_t rank = update->rank;
+      b = panel.bytes(gemm.bytes(cols, rank, gemm.panel));
+      gemm.pack_b(update->a + k0, w.cols, 0, rank, rank, cols, b);
+      gemm.multiply(rows, cols, rank, thin, b, c, ldc);
     }
     for (int64_t m = 0; m < rows; m++) {
       char* to = static_cast<char*>(dx) + ((r + m) * w.cols + k0) * int64_t(size_of(type));
@@ -199,32 +287,36 @@ void backward_chunk(const Weight& w, const Gemm& gemm, const char* packed, int64
 
 }  // namespace
 
-void linear(const Weight& w, const void* x, DType type, int64_t rows, const float* bias, void* y,
-            Compute compute, int threads) {
+void linear(const Frozen& w, const void* x, DType type, int64_t rows, const float* bias, void* y,
+            const LowRank* update, Compute compute, int threads) {
   if (rows == 0 || w.rows == 0) return;
   const Input input{x, type, w.cols};
-  if (rows <= kGemvRows) return linear_few(w, input, rows, bias, y, threads);
+  if (rows <= kGemvRows) return linear_few(w, input, rows, bias, y, update, threads);
   const Gemm& product = gemm(compute);
-  static thread_local Buffer packed;
+  static thread_local Buffer packed, thin;
   for (int64_t r = 0; r < rows; r += kRowChunk) {
     const int64_t count = std::min(kRowChunk, rows - r);
     char* b = packed.bytes(product.bytes(count, w.cols, product.panel));
     pack_input(product, input, r, count, true, b, threads);
-    forward_chunk(w, product, b, r, count, bias, y, type, threads);
+    char* u = update ? thin.bytes(product.bytes(count, update->rank, product.panel)) : nullptr;
+    if (update) thin_product(*update, product, b, w.cols, true, r, count, type, u, threads);
+    forward_chunk(w, product, b, r, count, bias, y, type, update, u, threads);
   }
 }
 
-void linear_backward(const Weight& w, const void* dy, DType type, int64_t rows, void* dx,
-                     Compute compute, int threads) {
+void linear_backward(const Frozen& w, const void* dy, DType type, int64_t rows, void* dx,
+                     const LowRank* update, Compute compute, int threads) {
   if (rows == 0 || w.cols == 0) return;
   const Input input{dy, type, w.rows};
   const Gemm& product = gemm(compute);
-  static thread_local Buffer packed;
+  static thread_local Buffer packed, thin;
   for (int64_t r = 0; r < rows; r += kRowChunk) {
     const int64_t count = std::min(kRowChunk, rows - r);
     char* a = packed.bytes(product.bytes(count, w.rows, product.row_step));
     pack_input(product, input, r, count, false, a, threads);
-    backward_chunk(w, product, a, r, count, dx, type, threads);
+    char* v = update ? thin.bytes(product.bytes(count, update->rank, product.row_step)) : nullptr;
+    if (update) thin_product(*update, product, a, w.rows, false, r, count, type, v, threads);
+    backward_chunk(w, product, a, r, count, dx, type, update, v, threads);
   }
 }
 

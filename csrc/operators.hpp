@@ -12,13 +12,33 @@ void quantize(const void* src, DType type, int64_t numel, int64_t block, uint8_t
 
 void dequantize(const Weight& w, void* dst, DType type, int threads);
 
+// The frozen factor of a product: a stored weight, or a dense one, row-major, of any type.
+struct Frozen {
+  int64_t rows, cols;
+  const void* dense;  // null for a stored one
+  DType type;
+  Weight stored;
+};
+
+// A trained update scaling B A beside a weight: A (rank, w.cols), B (w.rows, rank), float32. `thin`
+// (rows, rank) receives the product with the first of the two factors, in the type of x or dy.
+struct LowRank {
+  const float* a;
+  const float* b;
+  int64_t rank;
+  float scaling;
+  void* thin;
+};
+
 // y (rows, w.rows) = x (rows, w.cols) Wᵀ + bias; bias is float32 or null.
-void linear(const Weight& w, const void* x, DType type, int64_t rows, const float* bias, void* y,
-            Compute compute, int threads);
+// With an update: u = x Aᵀ is the thin one, and y gets scaling u Bᵀ besides.
+void linear(const Frozen& w, const void* x, DType type, int64_t rows, const float* bias, void* y,
+            const LowRank* update, Compute compute, int threads);
 
 // dx (rows, w.cols) = dy (rows, w.rows) W
-void linear_backward(const Weight& w, const void* dy, DType type, int64_t rows, void* dx,
-                     Compute compute, int threads);
+// With an update: v = scaling dy B is the thin one, and dx gets v A besides.
+void linear_backward(const Frozen& w, const void* dy, DType type, int64_t rows, void* dx,
+                     const LowRank* update, Compute compute, int threads);
 
 // y (rows, out) = x (rows, cols) Wᵀ for few rows and a dense weight, which is read once.
 void dense_linear(const void* w, DType weight_type, int64_t out, int64_t cols, const void* x,

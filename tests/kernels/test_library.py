@@ -28,11 +28,28 @@ def calls() -> list[Any]:
         cases += [
             ("nf4_dequantize", (*parts, torch.bfloat16)),
             ("nf4_linear_backward", (torch.randn(2, 3, 24), *parts, "float32")),
+            ("nf4_lora_linear", (_x(), *parts, None, *_update())),
+            ("nf4_lora_linear_backward", (torch.randn(2, 3, 24), *parts, *_update(False))),
         ]
         for bias in (None, torch.randn(24, requires_grad=True)):
-            x = torch.randn(2, 3, 100, requires_grad=True)
-            cases.append(("nf4_linear", (x, *parts, bias, "float32")))
-    return cases
+            cases.append(("nf4_linear", (_x(), *parts, bias, "float32")))
+    dense = torch.randn(24, 100)
+    return [
+        *cases,
+        ("lora_linear", (_x(), dense, torch.randn(24, requires_grad=True), *_update())),
+        ("lora_linear_backward", (torch.randn(2, 3, 24), dense, *_update(False))),
+    ]
+
+
+def _x() -> torch.Tensor:
+    return torch.randn(2, 3, 100, requires_grad=True)
+
+
+def _update(trained: bool = True) -> tuple[Any, ...]:
+    A, B = torch.randn(4, 100), torch.randn(24, 4)
+    if trained:
+        A.requires_grad_(), B.requires_grad_()
+    return A, B, 0.5, "float32"
 
 
 @pytest.mark.parametrize(("name", "arguments"), calls())
@@ -55,6 +72,14 @@ def test_products_are_counted() -> None:
     with FlopCounterMode(display=False) as counter:
         ops.linear(x, weight()).sum().backward()
     assert counter.get_total_flops() == 2 * 2 * 5 * 24 * 100
+
+
+def test_products_with_an_update_are_counted() -> None:
+    A, B, *rest = _update()
+    with FlopCounterMode(display=False) as counter:
+        ops.lora_linear(_x(), weight(), None, A, B, *rest).sum().backward()
+    frozen, thin = 2 * 6 * 24 * 100, 2 * 6 * 4 * (24 + 100)
+    assert counter.get_total_flops() == 2 * (frozen + thin) + thin  # and the factors' gradients
 
 
 def test_compiles_whole() -> None:

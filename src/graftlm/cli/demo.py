@@ -20,7 +20,7 @@ def demo(
     method: Annotated[str, typer.Option(help="qlora, lora or full.")] = "qlora",
     out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("demo-run"),
     model: Annotated[str, typer.Option(help="The base model.")] = "gemma-3-270m",
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 600,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 400,
     as_json: JsonOption = False,
 ) -> None:
     """Fine-tune a real model to turn messages into JSON records, and show what it learned.

@@ -24,11 +24,11 @@ from graftlm.kernels.define import LIBRARY, define
 from graftlm.nf4.quantize import check, quantize_blocks
 from graftlm.nf4.weight import NF4Weight
 
-__all__ = ["Compute", "compute_type"]
+__all__ = ["WEIGHT", "Compute", "check_factor", "compute_type", "weight"]
 
 Compute = Literal["auto", "float32", "bfloat16", "bfloat16x3"]
 
-WEIGHT = (
+WEIGHT = (  # the schema of a stored weight
     "Tensor codes, Tensor absmax, Tensor? nested_absmax, Tensor? offset, int[] shape, "
     "int block_size"
 )
@@ -70,7 +70,7 @@ def _dequantize(
     block_size: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    w4 = _weight(codes, absmax, nested_absmax, offset, shape, block_size)
+    w4 = weight(codes, absmax, nested_absmax, offset, shape, block_size)
     run = native.dequantize if native.takes(codes, dtype) else nf4.dequantize
     return run(w4, dtype)
 
@@ -86,12 +86,12 @@ def _linear(
     bias: Tensor | None,
     compute: str,
 ) -> Tensor:
-    w4 = _weight(codes, absmax, nested_absmax, offset, shape, block_size)
-    _check_factor("x", x, w4, features=shape[1])
+    w4 = weight(codes, absmax, nested_absmax, offset, shape, block_size)
+    check_factor("x", x, w4, features=shape[1])
     if bias is not None and list(bias.shape) != shape[:1]:
         raise ModelError(f"bias has shape {tuple(bias.shape)}: expected ({shape[0]},)")
     if native.takes(x):
-        return native.linear(x, w4, bias, compute_type(compute, x.dtype))
+        return native.linear(x, w4, bias, compute_type(compute, x.dtype))[0]
     return reference.linear(x, w4, bias)
 
 
@@ -105,10 +105,10 @@ def _linear_backward(
     block_size: int,
     compute: str,
 ) -> Tensor:
-    w4 = _weight(codes, absmax, nested_absmax, offset, shape, block_size)
-    _check_factor("dy", dy, w4, features=shape[0])
+    w4 = weight(codes, absmax, nested_absmax, offset, shape, block_size)
+    check_factor("dy", dy, w4, features=shape[0])
     if native.takes(dy):
-        return native.linear_backward(dy, w4, compute_type(compute, dy.dtype))
+        return native.linear_backward(dy, w4, compute_type(compute, dy.dtype))[0]
     return reference.linear_backward(dy, w4)
 
 
@@ -164,8 +164,8 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _gradient(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     dx = dbias = None
     if ctx.needs_input_grad[0]:
-        weight = (*ctx.saved_tensors, *ctx.sizes)
-        dx = torch.ops.graftlm.nf4_linear_backward(dy, *weight, ctx.compute)
+        parts = (*ctx.saved_tensors, *ctx.sizes)
+        dx = torch.ops.graftlm.nf4_linear_backward(dy, *parts, ctx.compute)
     if ctx.needs_input_grad[7]:
         dbias = dy.flatten(0, -2).sum(0, dtype=torch.float32).to(ctx.bias_type)
     return dx, None, None, None, None, None, None, dbias, None
@@ -180,7 +180,7 @@ def _product_flops(x_shape: Any, *rest: Any, out_shape: Any = None, **_: Any) ->
     return int(2 * rows * math.prod(rest[4]))
 
 
-def _weight(
+def weight(
     codes: Tensor,
     absmax: Tensor,
     nested_absmax: Tensor | None,
@@ -188,13 +188,15 @@ def _weight(
     shape: list[int],
     block_size: int,
 ) -> NF4Weight:
+    """The stored weight from what crossed the dispatcher."""
     return NF4Weight(codes, absmax, nested_absmax, offset, tuple(shape), torch.float32, block_size)
 
 
-def _check_factor(name: str, factor: Tensor, w4: NF4Weight, features: int) -> None:
-    if factor.ndim and factor.shape[-1] == features and factor.device == w4.device:
+def check_factor(name: str, factor: Tensor, w: NF4Weight | Tensor, features: int) -> None:
+    """Refuse what cannot be multiplied by the weight."""
+    if factor.ndim and factor.shape[-1] == features and factor.device == w.device:
         return
     raise ModelError(
         f"{name} has shape {tuple(factor.shape)} on {factor.device}: expected (..., {features}) on "
-        f"{w4.device}, for a 4-bit weight of shape {w4.shape}"
+        f"{w.device}, for a weight of shape {tuple(w.shape)}"
     )

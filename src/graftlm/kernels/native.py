@@ -10,6 +10,7 @@ import functools
 import logging
 import os
 import types
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from graftlm.nf4.double_quant import GROUP_SIZE
 from graftlm.nf4.weight import NF4Weight
 
 __all__ = [
+    "LowRank",
     "absence",
     "dense_linear",
     "dequantize",
@@ -38,6 +40,14 @@ _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _COMPUTE = {"float32": 0, "bfloat16": 1, "bfloat16x3": 2}
 
 log = logging.getLogger(__name__)
+
+
+class LowRank(NamedTuple):
+    """A trained update ``scaling · B A`` beside a weight: A [rank, in], B [out, rank]."""
+
+    A: Tensor
+    B: Tensor
+    scaling: float
 
 
 @functools.cache
@@ -101,14 +111,27 @@ def dequantize(w4: NF4Weight, dtype: torch.dtype) -> Tensor:
     return out
 
 
-def linear(x: Tensor, w4: NF4Weight, bias: Tensor | None, compute: str) -> Tensor:
-    """``x Wᵀ + bias``: (..., in_features) → (..., out_features) in the type of ``x``."""
-    out_features, in_features = w4.shape
-    weight = _Weight(w4, out_features, in_features)
+def linear(
+    x: Tensor,
+    w: NF4Weight | Tensor,
+    bias: Tensor | None,
+    compute: str,
+    update: LowRank | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``x Wᵀ + bias``, (..., out_features) in the type of ``x``, and the thin product.
+
+    W is stored in 4 bits or dense, of any type there is a kernel for.
+
+    With an ``update`` B A, ``scaling · u Bᵀ`` is added, and ``u = x Aᵀ`` (..., rank) is the second
+    result; without one that is empty.
+    """
+    out_features = w.shape[0]
+    weight = _Frozen(w)
     x = x.contiguous()
     y = x.new_empty((*x.shape[:-1], out_features))
     if bias is not None:
         bias = bias.float().contiguous()
+    factors = _Factors(update, x)
     _kernels().linear(
         *weight.arguments,
         x.data_ptr(),
@@ -116,28 +139,37 @@ def linear(x: Tensor, w4: NF4Weight, bias: Tensor | None, compute: str) -> Tenso
         y.numel() // max(out_features, 1),
         0 if bias is None else bias.data_ptr(),
         y.data_ptr(),
+        *factors.arguments,
         _COMPUTE[compute],
         torch.get_num_threads(),
     )
-    return y
+    return y, factors.thin
 
 
-def linear_backward(dy: Tensor, w4: NF4Weight, compute: str) -> Tensor:
-    """``dy W``: (..., out_features) → (..., in_features) in the type of ``dy``."""
-    out_features, in_features = w4.shape
-    weight = _Weight(w4, out_features, in_features)
+def linear_backward(
+    dy: Tensor, w: NF4Weight | Tensor, compute: str, update: LowRank | None = None
+) -> tuple[Tensor, Tensor]:
+    """``dy W``, (..., in_features) in the type of ``dy``, and the thin product.
+
+    With an ``update`` B A, ``v A`` is added, and ``v = scaling · dy B`` (..., rank) is the second
+    result; without one that is empty.
+    """
+    in_features = w.shape[1]
+    weight = _Frozen(w)
     dy = dy.contiguous()
     dx = dy.new_empty((*dy.shape[:-1], in_features))
+    factors = _Factors(update, dy)
     _kernels().linear_backward(
         *weight.arguments,
         dy.data_ptr(),
         _TYPES[dy.dtype],
         dx.numel() // max(in_features, 1),
         dx.data_ptr(),
+        *factors.arguments,
         _COMPUTE[compute],
         torch.get_num_threads(),
     )
-    return dx
+    return dx, factors.thin
 
 
 def dense_linear(x: Tensor, weight: Tensor) -> Tensor:
@@ -246,6 +278,44 @@ def _kernels() -> types.ModuleType:
 @functools.cache
 def _dynamic_map() -> Tensor:
     return dynamic_levels()
+
+
+class _Frozen:
+    """A weight as the products want it, stored in 4 bits or dense; holds what it gives."""
+
+    __slots__ = ("arguments", "held")
+
+    def __init__(self, w: NF4Weight | Tensor) -> None:
+        if isinstance(w, Tensor):
+            dense = w.detach().contiguous()
+            self.held: object = dense
+            self.arguments = (dense.data_ptr(), 0, 0, 0, 0, *w.shape, 0, _TYPES[w.dtype])
+        else:
+            weight = _Weight(w, *w.shape)
+            self.held = weight
+            self.arguments = (*weight.arguments, -1)
+
+
+class _Factors:
+    """The factors of an update as the extension wants them, and room for the thin product."""
+
+    __slots__ = ("arguments", "held", "thin")
+
+    def __init__(self, update: LowRank | None, like: Tensor) -> None:
+        if update is None:
+            self.thin = like.new_empty(0)
+            self.arguments: tuple[float, ...] = (0, 0, 0, 0.0, 0)
+            return
+        A, B = (factor.detach().float().contiguous() for factor in (update.A, update.B))
+        self.held = (A, B)
+        self.thin = like.new_empty((*like.shape[:-1], len(A)))
+        self.arguments = (
+            A.data_ptr(),
+            B.data_ptr(),
+            len(A),
+            update.scaling,
+            self.thin.data_ptr(),
+        )
 
 
 class _Weight:

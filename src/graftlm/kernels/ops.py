@@ -9,11 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+import graftlm.kernels.lora_linear  # noqa: F401 - defines its operators
 from graftlm.kernels.library import Compute
 from graftlm.nf4.quantize import assemble
 from graftlm.nf4.weight import NF4Weight
 
-__all__ = ["Compute", "dequantize", "linear", "quantize"]
+__all__ = ["Compute", "dequantize", "linear", "lora_linear", "quantize"]
 
 
 def quantize(w: Tensor, block_size: int = 64, double_quant: bool = True) -> NF4Weight:
@@ -48,6 +49,38 @@ def linear(
         (..., out_features) in the type of ``x``.
     """
     y: Tensor = torch.ops.graftlm.nf4_linear(x, *_parts(w4), bias, compute)
+    return y
+
+
+def lora_linear(
+    x: Tensor,
+    w: NF4Weight | Tensor,
+    bias: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    scaling: float,
+    compute: Compute = "auto",
+) -> Tensor:
+    """``y = x Wᵀ + b + scaling · (x Aᵀ) Bᵀ``; differentiable in all but W.
+
+    Args:
+        x: (..., in_features).
+        w: the frozen weight (out_features, in_features), in NF4 or dense.
+        bias: (out_features,) or ``None``.
+        A: [rank, in_features].
+        B: [out_features, rank].
+        scaling: the factor of the update.
+        compute: the arithmetic, as for `linear`.
+
+    Returns:
+        (..., out_features) in the type of ``x``.
+    """
+    update = (bias, A, B, scaling, compute)
+    y: Tensor
+    if isinstance(w, Tensor):
+        y, _ = torch.ops.graftlm.lora_linear(x, w, *update)
+    else:
+        y, _ = torch.ops.graftlm.nf4_lora_linear(x, *_parts(w), *update)
     return y
 
 

@@ -2,10 +2,9 @@
 
     y = W x + s · B A x        s = alpha / r, or alpha / √r with rsLoRA (arXiv 2312.03732)
 
-W [out, in] is frozen and may be stored in any form (16-bit, NF4, GPT-2's transposed `Conv1D`):
-only the base module knows. A [r, in] starts Kaiming-uniform and B [out, r] at zero, so that step 0
-equals the base model. A and B are float32 whatever the base is: in 16 bits a small Adam step is
-lost to rounding.
+W [out, in] is frozen and may be stored in any form (16-bit, NF4, GPT-2's transposed `Conv1D`).
+A [r, in] starts Kaiming-uniform and B [out, r] at zero, so that step 0 equals the base model. Both
+are float32 whatever the base is: in 16 bits a small Adam step is lost to rounding.
 
     W  base      A  lora_A      B  lora_B      r  rank      s  scaling
 """
@@ -20,7 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from graftlm.kernels import native, ops
 from graftlm.layers.low_rank import add_low_rank
+from graftlm.layers.nf4_linear import NF4Linear
+from graftlm.nf4.weight import NF4Weight
 
 __all__ = ["LoRALinear", "adapter_device", "adapter_scaling", "linear_shape"]
 
@@ -48,7 +50,8 @@ class LoRALinear(nn.Module):
     """A frozen linear layer with a trainable low-rank update beside it.
 
     Args:
-        base: the layer to adapt; anything `linear_shape` knows. It is called, never looked into.
+        base: the layer to adapt; anything `linear_shape` knows. A plain or 4-bit one is multiplied
+            together with the update; any other is called.
         rank: r, the inner dimension of the update.
         alpha: numerator of the scaling.
         dropout: probability of dropping an input of the update while training.
@@ -81,12 +84,26 @@ class LoRALinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in_features) to (..., out_features), in the base's output type."""
-        y: Tensor = self.base(x)
         if not self.enabled:
-            return y
-        if self.dropout:
-            x = F.dropout(x, self.dropout, self.training)
-        return add_low_rank(y, x, self.lora_A, self.lora_B, self.scaling)
+            return self.base(x)  # type: ignore[no-any-return]
+        drops = self.dropout > 0 and self.training
+        weight = None if drops else self._frozen(x)
+        if weight is not None:
+            update = (self.lora_A, self.lora_B, self.scaling)
+            return ops.lora_linear(x, weight, self.bias, *update)
+        y: Tensor = self.base(x)
+        return add_low_rank(
+            y, F.dropout(x, self.dropout) if drops else x, self.lora_A, self.lora_B, self.scaling
+        )
+
+    def _frozen(self, x: Tensor) -> NF4Weight | Tensor | None:
+        """The base's weight where one kernel does the whole product; ``None``: call the base."""
+        if isinstance(self.base, NF4Linear):
+            return self.base.weight4
+        if type(self.base) is not nn.Linear or self.base.weight.requires_grad:
+            return None
+        weight = self.base.weight
+        return weight if native.takes(x) and native.takes(weight) else None
 
     @torch.no_grad()
     def delta(self) -> Tensor:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from graftlm.system import fast_bfloat16
+from graftlm.kernels.lora_linear import factor_type
 
 __all__ = ["add_low_rank"]
 
@@ -47,16 +47,10 @@ def add_low_rank(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float) -> 
     return result
 
 
-def _factor_type(x: Tensor) -> torch.dtype:
-    """The type to multiply in: 16 bits only where that is not slower than float32."""
-    slow = x.device.type == "cpu" and not (x.dtype == torch.bfloat16 and fast_bfloat16())
-    return torch.float32 if slow and x.dtype != torch.float64 else x.dtype
-
-
 class _AddLowRank(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
-        factor = _factor_type(x)
+        factor = factor_type(x)
         rows = x.reshape(-1, x.shape[-1])
         u = rows.to(factor) @ A.to(factor).T
         flat = y.view(-1, y.shape[-1])

@@ -105,7 +105,7 @@ def product_kind(func: Any, dtype: torch.dtype) -> str:
     if "attention" in name:
         family = "attention"
     elif func.namespace == "graftlm":
-        family = name.removesuffix("_backward")
+        family = name.removesuffix("_backward").replace("lora_", "")
     return f"{family} {str(dtype).removeprefix('torch.')}"
 
 
@@ -127,15 +127,20 @@ def _loss_workspace(args: Any, kwargs: Any) -> int:
     return int(8 * kept + 8 * positions * weight.shape[1])
 
 
-def _nf4_workspace(args: Any, kwargs: Any) -> int:
-    """The packed input: up to 512 rows at a time (csrc/linear.cpp)."""
-    x = args[0]
+def _packed_input(args: Any, kwargs: Any) -> int:
+    """The packed input and thin product: up to 512 rows at a time (csrc/linear.cpp)."""
+    x, B = args[0], args[-3]
+    rank = B.shape[1] if isinstance(B, Tensor) and B.ndim == 2 else 0
     rows = min(x.numel() // max(x.shape[-1], 1), 512)
-    return int(rows * x.shape[-1] * 4)
+    return int(rows * (x.shape[-1] + rank) * 4)
 
 
 _WORKSPACES: dict[Any, Callable[[Any, Any], int]] = {
     torch.ops.graftlm.cross_entropy.default: _loss_workspace,
-    torch.ops.graftlm.nf4_linear.default: _nf4_workspace,
-    torch.ops.graftlm.nf4_linear_backward.default: _nf4_workspace,
+    torch.ops.graftlm.nf4_linear.default: _packed_input,
+    torch.ops.graftlm.nf4_linear_backward.default: _packed_input,
+    torch.ops.graftlm.nf4_lora_linear.default: _packed_input,
+    torch.ops.graftlm.nf4_lora_linear_backward.default: _packed_input,
+    torch.ops.graftlm.lora_linear.default: _packed_input,
+    torch.ops.graftlm.lora_linear_backward.default: _packed_input,
 }

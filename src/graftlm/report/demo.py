@@ -34,9 +34,9 @@ class DemoSettings:
     method: Method = "qlora"
     eval_rows: int = 96
     scored_rows: int = 100
-    steps: int = 600
+    steps: int = 400
     batch_size: int = 8
-    learning_rate: float = 5e-4
+    learning_rate: float = 7e-4
     seed: int = 0
 
     @property
