@@ -73,10 +73,10 @@ COLUMNS = [
 ]  # fmt: skip
 
 
-def write_model(name: str, folder: Path) -> None:
+def write_model(name: str, folder: Path, **changes: Any) -> None:
     kind, settings = SHAPES[name]
     torch.manual_seed(0)
-    architecture = getattr(transformers, kind)(**settings)
+    architecture = getattr(transformers, kind)(**settings | changes)
     model = transformers.AutoModelForCausalLM.from_config(architecture, dtype=torch.bfloat16)
     # Logits as spread out as a trained model's, most p negligible: the loss collects what is not.
     spread = 6 / (architecture.initializer_range * architecture.hidden_size**0.5)

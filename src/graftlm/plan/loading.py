@@ -32,20 +32,21 @@ def loading_bytes(
         return int(
             dtype.itemsize * max(inner * text.hidden_size, 0 if method == "qlora" else largest)
         )
-    changing = [
-        size for kind, size, ndim in sizes if kind != dtype or (method == "qlora" and ndim == 2)
-    ]
+    vocabulary = architecture.get_text_config().vocab_size
+
+    def changes(kind: torch.dtype, shape: tuple[int, ...]) -> bool:
+        """Embeddings and heads keep their type when the rest is quantised."""
+        return kind != dtype or (method == "qlora" and len(shape) == 2 and shape[0] != vocabulary)
+
+    changing = [math.prod(shape) * kind.itemsize for kind, shape in sizes if changes(kind, shape)]
     return max(changing, default=0)
 
 
-def _stored(folder: Path | None) -> list[tuple[torch.dtype, int, int]] | None:
+def _stored(folder: Path | None) -> list[tuple[torch.dtype, tuple[int, ...]]] | None:
     if folder is None:
         return None
     try:
         checkpoint = Checkpoint(folder)
     except ModelError:  # only the config is here: a plan before the download
         return None
-    return [
-        (entry.dtype, math.prod(entry.shape) * entry.dtype.itemsize, len(entry.shape))
-        for entry in checkpoint.values()
-    ]
+    return [(entry.dtype, tuple(entry.shape)) for entry in checkpoint.values()]

@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,12 +86,15 @@ def _answer(request: dict[str, Any]) -> Measured:
 
     import torch
 
+    from graftlm.data.requests import generate_rows
     from graftlm.models import StoredTokenizer, load_tokenizer
     from graftlm.train import train
     from graftlm.train.job import adapted_model
 
     config = RunConfig.model_validate(request["config"])
     tokenizer = load_tokenizer(config.model.name, trust_remote_code=config.model.trust_remote_code)
+    text = " ".join(f"{row['prompt']} {row['completion']}" for row in generate_rows("train", 64))
+    ids = tokenizer(text)["input_ids"]
     with StoredTokenizer(tokenizer) as stored, tempfile.TemporaryDirectory() as folder:
         del tokenizer
         release_freed_memory()
@@ -102,7 +106,7 @@ def _answer(request: dict[str, Any]) -> Measured:
         result = train(
             model,
             stored,
-            _rows(**request["shape"], config=config),
+            _rows(**request["shape"], ids=ids, config=config),
             config.train.model_copy(update={"steps": STEPS, "save_steps": None}),
             out=out,
             data_config=config.data.model_copy(update={"group_by_length": False}),
@@ -115,9 +119,18 @@ def _answer(request: dict[str, Any]) -> Measured:
 
 
 def _rows(
-    rows: int, length: int, supervised: int | None, padded: bool, config: RunConfig
+    rows: int,
+    length: int,
+    supervised: int | None,
+    padded: bool,
+    ids: Sequence[int],
+    config: RunConfig,
 ) -> list[Any]:
-    """Examples that make batches of this shape, for each step and pass."""
+    """Examples that make batches of this shape, for each step and pass.
+
+    Their tokens are ``ids``, of real text, from another place in each row: what the loss keeps
+    depends on how well the model knows what it reads.
+    """
     from graftlm.data.batch import Example
 
     learned = rows * (length - 1) if supervised is None else supervised
@@ -126,7 +139,7 @@ def _rows(
     batches = STEPS * config.train.gradient_accumulation_steps
     return [
         Example(
-            input_ids=[2 + (7 * row + 3 * i) % 200 for i in range(size)],
+            input_ids=[ids[(37 * row + i) % len(ids)] for i in range(size)],
             supervised=[i >= size - min(per_row, size - 1) for i in range(size)],
         )
         for row in range(rows * batches)
