@@ -68,6 +68,9 @@ def _shown(default: Any) -> str:
 def _type(annotation: Any) -> str:
     if typing.get_origin(annotation) is typing.Literal:
         return " · ".join(f"`{value}`" for value in typing.get_args(annotation))
+    parts = typing.get_args(annotation)
+    if any(typing.get_origin(part) is typing.Literal for part in parts):
+        return " · ".join(_type(part) for part in parts)
     text = getattr(annotation, "__name__", None)
     if typing.get_args(annotation) or text is None:
         text = str(annotation).replace("typing.", "").replace("NoneType", "None")

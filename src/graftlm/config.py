@@ -137,8 +137,9 @@ class TrainConfig(Settings):
     """Older checkpoints are deleted; the best one is kept besides."""
     early_stopping_patience: int | None = pydantic.Field(None, ge=1)
     """Stop after so many evaluations without a better held-out loss."""
-    gradient_checkpointing: bool = False
-    """Recompute each layer's activations in the backward pass: less memory, more time."""
+    gradient_checkpointing: bool | Literal["auto"] = False
+    """Recompute each layer's activations in the backward pass: less memory, more time. `auto`:
+    where the run would not fit in `memory` (or what is free) without."""
     tensorboard: bool = False
     """Also write TensorBoard event files into the run folder."""
 

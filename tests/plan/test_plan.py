@@ -176,3 +176,24 @@ def test_a_process_reports_its_own_peak_not_its_parents() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 200_000_000
+
+
+def test_checkpointing_is_taken_where_it_is_needed(small_model: Path) -> None:
+    asked = run_of(small_model, length=1024, batch=8).model_copy(update={"method": "lora"})
+    train = asked.train.model_copy(update={"gradient_checkpointing": "auto"})
+    auto = asked.model_copy(update={"train": train})
+    options = make_plan(asked, memory="100GB", methods=["lora"]).options
+    without, with_it = (
+        next(o for o in options if o.gradient_checkpointing is wanted).predicted_peak_bytes
+        for wanted in (False, True)
+    )
+    between = f"{(without + with_it) // 2_000_000}MB"
+    for memory, wanted in (("100GB", False), (between, True)):
+        chosen = choose(auto.model_copy(update={"memory": memory}))
+        assert chosen.train.gradient_checkpointing is wanted
+        assert chosen.method == "lora"
+        assert chosen.train.batch_size == 8
+    with pytest.raises(ResourceError, match="nothing fits"):
+        choose(auto.model_copy(update={"memory": "100MB"}))
+    with pytest.raises(ResourceError, match="as asked it does not fit"):
+        choose(asked.model_copy(update={"memory": between}))

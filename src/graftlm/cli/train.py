@@ -70,7 +70,9 @@ def train(
     from graftlm.system import return_freed_memory
 
     return_freed_memory()
-    if settings.method == "auto" or (settings.memory is not None and not resume):
+    from graftlm.plan import undecided
+
+    if undecided(settings) or (settings.memory is not None and not resume):
         settings = planned(settings)
 
     from graftlm.train import run

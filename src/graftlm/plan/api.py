@@ -19,7 +19,7 @@ from graftlm.system import available_memory
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ["Plan", "Verified", "choose", "make_plan", "row_lengths"]
+__all__ = ["Plan", "Verified", "choose", "make_plan", "row_lengths", "undecided"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +132,7 @@ def make_plan(
         return made[setting]
 
     table = [predict(as_setting(config, m, c)) for m in methods for c in (False, True)]
-    asked = as_setting(config, methods[0], config.train.gradient_checkpointing)
+    asked = as_setting(config, methods[0], config.train.gradient_checkpointing is True)
     chosen = recommend(asked, methods, limit, predict)
     verified = []
     for option in table if verify else ():
@@ -153,8 +153,15 @@ def make_plan(
     )
 
 
+def undecided(config: RunConfig) -> bool:
+    """Whether ``config`` leaves something for the plan to decide."""
+    return "auto" in (config.method, config.train.gradient_checkpointing)
+
+
 def choose(config: RunConfig, lengths: Sequence[int] = ()) -> RunConfig:
-    """Settings that fit `config.memory` (or what is free), for ``method: auto`` or a given method.
+    """Settings that fit `config.memory` (or what is free), for ``auto`` or what was asked for.
+
+    ``method: auto`` leaves everything to the plan; ``gradient_checkpointing: auto`` that alone.
 
     Raises:
         ResourceError: nothing fits; names what is missing and the cheapest change.
@@ -167,15 +174,15 @@ def choose(config: RunConfig, lengths: Sequence[int] = ()) -> RunConfig:
         lengths=lengths,
     )
     chosen = plan.recommendation
-    if not auto:
-        asked = as_setting(config, chosen.option.method, config.train.gradient_checkpointing)
-        if chosen.option.setting == asked and not chosen.missing:
-            return config
-        if not chosen.missing:
-            raise ResourceError(f"as asked it does not fit: {chosen.why}. Run: {plan.command}")
     if chosen.missing:
         raise ResourceError(f"{chosen.why}.")
-    return chosen.option.setting.applied(config)
+    setting = chosen.option.setting
+    checkpointing = config.train.gradient_checkpointing
+    if checkpointing == "auto":
+        checkpointing = setting.gradient_checkpointing
+    if not auto and setting != as_setting(config, setting.method, checkpointing):
+        raise ResourceError(f"as asked it does not fit: {chosen.why}. Run: {plan.command}")
+    return setting.applied(config)
 
 
 def command(config: RunConfig, option: Option) -> str:

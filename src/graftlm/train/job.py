@@ -132,6 +132,11 @@ def _task(
     eval_examples: Sequence[Example],
 ) -> Run:
     """The run, ready to start; refused where the disk has no room for what it writes."""
+    if config.train.gradient_checkpointing == "auto":
+        raise ConfigError(
+            "train.gradient_checkpointing is auto: expected true or false here. `graftlm train` "
+            "decides it; in Python, take the settings that graftlm.plan.choose returns"
+        )
     if config.train.gradient_checkpointing:
         recompute_activations(model)
     task = Run(
