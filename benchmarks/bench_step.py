@@ -49,10 +49,13 @@ def rate(dtype: Any) -> float:
 
 
 def is_product(name: str) -> bool:
-    """Whether a profiled operator is one, as `aten::mm` or `graftlm::nf4_lora_linear`."""
+    """Whether a profiled operator is one, as `aten::mm` or `graftlm::nf4_lora_linear`.
+
+    The time of our differentiable operators is booked on the autograd function around them.
+    """
     space, _, operator = name.partition("::")
-    if space == "graftlm":
-        return any(part in operator for part in OURS)
+    if space == "graftlm" or name.startswith("GeneratedBackwardFor_graftlm"):
+        return any(part in name for part in OURS)
     return space == "aten" and (operator in PRODUCTS or "attention" in operator)
 
 

@@ -24,11 +24,12 @@ STEPS = 12
 def settings(model: Path, data: Path, out: Path, **train: Any) -> RunConfig:
     method = train.pop("method", "lora")
     lora = {"rank": 4, "dropout": train.pop("dropout", 0.1)}
+    packing = train.pop("packing", False)
     tree = {
         "method": method,
         "out": str(out),
         "model": {"name": str(model)},
-        "data": {"train": str(data), "eval": str(data), "max_length": 64},
+        "data": {"train": str(data), "eval": str(data), "max_length": 64, "packing": packing},
         "lora": lora,
         "train": {"steps": STEPS, "batch_size": 2, "gradient_accumulation_steps": 3} | train,
     }
@@ -109,6 +110,50 @@ def test_stopped_and_resumed_run_equals_uninterrupted_one_to_the_last_bit(
         for name in ("whole", "parts")
     ]
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_killed_and_resumed_run_equals_uninterrupted_one_packed_and_checkpointed(
+    method: str,
+    tiny_llama: Path,
+    rows_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nothing is saved on the way out: what goes on is the checkpoint of some steps before."""
+
+    class Killed(BaseException):
+        pass
+
+    def in_folder(name: str) -> RunConfig:
+        return settings(
+            tiny_llama,
+            rows_file,
+            tmp_path / name,
+            method=method,
+            packing=True,
+            gradient_checkpointing=True,
+            save_steps=4,
+        )
+
+    run(in_folder("whole"), progress=False)
+    real: Callable[..., Any] = step.causal_lm_loss
+    calls = 0
+
+    def dying(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > 20:
+            raise Killed
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(step, "causal_lm_loss", dying)
+        with pytest.raises(Killed):
+            run(in_folder("parts"), progress=False)
+    assert not (tmp_path / "parts" / "summary.json").exists()
+    assert run(in_folder("parts"), resume=True, progress=False).finished
+    assert result_bytes(tmp_path / "whole") == result_bytes(tmp_path / "parts")
 
 
 def test_one_batch_of_eight_equals_eight_of_one(
