@@ -2,9 +2,9 @@
 
     python benchmarks/bench_step.py [--batch 1] [--length 512] [--steps 7]
 
-Gemma-3-270M, rank 16 on all linear layers, rows of real text cut to one length, every answer token
-supervised. For graftlm (LoRA and QLoRA, in bfloat16 where the CPU multiplies it, and float32) and
-PEFT (LoRA float32), one after the other in one process of its own each:
+Gemma-3-270M, rank 16 on all linear layers, real text (gsm8k where it lies beside the project, else
+the demo's) cut to one length, every token supervised. For graftlm (LoRA and QLoRA, in bfloat16
+where the CPU multiplies it, and in float32) and PEFT (LoRA float32), in a process of its own each:
 
     step        median time
     products    share of it inside matrix products: linear layers, adapters, attention, output layer
@@ -84,10 +84,11 @@ def prepare(run: str, batch: int, length: int) -> tuple[Any, Callable[[], Any]]:
             "gemma-3-270m", quantize="nf4" if method == "qlora" else None, dtype=dtype
         )
         graftlm.add_lora(model, graftlm.LoRAConfig(rank=16, alpha=32))
-    from graftlm.data.requests import generate_rows
+    from bench_peers import rows_of
+
     from graftlm.models import load_tokenizer
 
-    text = " ".join(row["prompt"] + row["completion"] for row in generate_rows("train", 600))
+    text = " ".join(f"{row['prompt']} {row['completion']}" for row in rows_of("gsm8k"))
     ids = load_tokenizer("gemma-3-270m")(text)["input_ids"][: batch * length]
     rows = torch.tensor(ids).view(batch, length)
     parameters = [p for p in model.parameters() if p.requires_grad]
