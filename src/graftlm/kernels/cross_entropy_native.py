@@ -116,7 +116,9 @@ def _walk(
         loss -= label_smoothing * scale * (h @ mean_row + mean_bias)
     walk = Walk(loss, lse, grad, int(kept), dropped, dense=0)
     if want_grad:
-        walk = _completed(walk, h, head, targets, label_smoothing, tolerance, max_dropped)
+        walk = _completed(
+            walk, h, head, targets, label_smoothing, tolerance, max_dropped, exact_bf16
+        )
     # Parts of one buffer would tell the dispatcher that outputs alias each other.
     return loss, lse.clone(), grad, dropped.clone(), torch.tensor([walk.kept, walk.dense])
 
@@ -155,6 +157,7 @@ def _completed(
     label_smoothing: float,
     tolerance: float,
     max_dropped: float,
+    exact_bf16: bool,
 ) -> Walk:
     """Fill in the gradients the kernel left out, in place.
 
@@ -167,15 +170,42 @@ def _completed(
     missing = ~(walk.dropped <= max_dropped)
     # What is not a number weighs too little however closely it is walked: not to be tried again.
     flat = missing & ~((walk.dropped <= 1) & walk.lse.isfinite())
-    for left, closer in [(missing & ~flat, tolerance / _CLOSER), (flat, 0.0)]:
-        at = left.nonzero().squeeze(1)
-        if not len(at):
-            continue
-        if closer:
-            again = forward(h[at], head, targets[at], label_smoothing, closer, max_dropped, True)
-        else:
-            again = reference.forward(h[at], head, targets[at], label_smoothing, want_grad=True)
+    at = (missing & ~flat).nonzero().squeeze(1)
+    if len(at):
+        closer = tolerance / _CLOSER
+        again = forward(h[at], head, targets[at], label_smoothing, closer, max_dropped, True)
         assert again.grad_hidden is not None
         walk.grad_hidden[at], walk.dropped[at] = again.grad_hidden, again.dropped
         kept, dense = kept + again.kept, dense + again.dense
+    at = flat.nonzero().squeeze(1)
+    if len(at):
+        exact = _exact_gradient(h[at], head, targets[at], walk.lse[at], label_smoothing, exact_bf16)
+        walk.grad_hidden[at], walk.dropped[at] = exact, 0.0
+        kept, dense = kept + len(at) * head.weight.shape[0], dense + len(at)
     return dataclasses.replace(walk, kept=kept, dense=dense)
+
+
+def _exact_gradient(
+    h: Tensor,
+    head: Head,
+    targets: Tensor,
+    lse: Tensor,
+    label_smoothing: float,
+    exact_bf16: bool,
+) -> Tensor:
+    """``Σ_v ∂L/∂z_v w_v`` for each position, over the whole vocabulary; (N, D) float32.
+
+    The logits are walked again, a tile at a time, in the arithmetic of the first walk, whose
+    log-sum-exp this needs; products of bfloat16 factors are exact in its tiles (AMX).
+    """
+    narrow = exact_bf16 and head.weight.dtype == torch.bfloat16
+    gradient = torch.zeros_like(h)
+    for start in range(0, head.weight.shape[0], reference.tile_rows(len(h))):
+        rows = slice(start, start + reference.tile_rows(len(h)))
+        tile = head.weight[rows]
+        z, _ = native.linear(h, tile, None, "bfloat16" if narrow else "float32")
+        dz = reference.gradient_at(
+            head, head.finished(z, rows), targets, rows, lse.unsqueeze(1), label_smoothing
+        )
+        gradient += native.linear_backward(dz, tile, "bfloat16x3" if narrow else "float32")[0]
+    return gradient

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-__all__ = ["Gradients", "Head", "Walk", "backward", "forward"]
+__all__ = ["Gradients", "Head", "Walk", "backward", "forward", "gradient_at", "tile_rows"]
 
 TILE_ELEMENTS = 1 << 22
 """Logits alive at a time: 16 MB in float32, which a last-level cache or little more can hold."""
@@ -45,7 +45,10 @@ class Head:
 
     def logits(self, hidden: Tensor, tile: Tensor, rows: slice) -> Tensor:
         """(N, D), (T, D) → (N, T)."""
-        z = hidden @ tile.T
+        return self.finished(hidden @ tile.T, rows)
+
+    def finished(self, z: Tensor, rows: slice) -> Tensor:
+        """The logits from their products, in place."""
         if self.bias is not None:
             z += self.bias[rows].to(z.dtype)
         if self.scale != 1.0:
@@ -148,18 +151,13 @@ def backward(
     wanted: tuple[bool, bool, bool],
 ) -> Gradients:
     """The second walk, for a trainable head: gradients of Σ loss for (hidden, weight, bias)."""
-    dtype, vocabulary = compute_dtype(hidden), head.weight.shape[0]
+    dtype = compute_dtype(hidden)
     h, lse = hidden.to(dtype), lse.unsqueeze(1)
     d_hidden = torch.zeros_like(h) if wanted[0] else None
     d_weight = torch.empty_like(head.weight) if wanted[1] else None
     d_bias = torch.empty_like(head.bias) if wanted[2] and head.bias is not None else None
     for rows, tile in head.tiles(tile_rows(hidden.shape[0]), dtype):
-        z = head.logits(h, tile, rows)
-        slope = head.slope(z)
-        dz = z.sub_(lse).exp_().sub_(label_smoothing / vocabulary)
-        inside, column = _inside(targets, rows)
-        dz[inside, column] -= 1 - label_smoothing
-        dz *= slope
+        dz = gradient_at(head, head.logits(h, tile, rows), targets, rows, lse, label_smoothing)
         if d_hidden is not None:
             d_hidden.addmm_(dz, tile)
         if d_weight is not None:
@@ -167,6 +165,17 @@ def backward(
         if d_bias is not None:
             d_bias[rows] = dz.sum(0)
     return Gradients(d_hidden, d_weight, d_bias)
+
+
+def gradient_at(
+    head: Head, z: Tensor, targets: Tensor, rows: slice, lse: Tensor, label_smoothing: float
+) -> Tensor:
+    """(N, T) ``∂L / ∂(h Wᵀ)`` of a tile from its logits, in place; ``lse`` is (N, 1)."""
+    slope = head.slope(z)
+    dz = z.sub_(lse).exp_().sub_(label_smoothing / head.weight.shape[0])
+    inside, column = _inside(targets, rows)
+    dz[inside, column] -= 1 - label_smoothing
+    return dz.mul_(slope)
 
 
 def _inside(targets: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
