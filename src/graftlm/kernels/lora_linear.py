@@ -48,7 +48,7 @@ def _forward(
     if _takes(x, w):
         update = LowRank(A, B, scaling)
         return native.linear(x, w, bias, compute_type(compute, x.dtype), update)
-    wide = torch.promote_types(x.dtype, torch.float32)
+    wide = reference.compute_type(x)
     rows = x.to(wide)
     u = rows @ A.to(wide).T
     if isinstance(w, Tensor):
@@ -64,7 +64,7 @@ def _backward(dy: Tensor, w: Frozen, A: Tensor, B: Tensor, scaling: float, compu
     if _takes(dy, w):
         update = LowRank(A, B, scaling)
         return native.linear_backward(dy, w, compute_type(compute, dy.dtype), update)
-    wide = torch.promote_types(dy.dtype, torch.float32)
+    wide = reference.compute_type(dy)
     rows = dy.to(wide)
     v = scaling * (rows @ B.to(wide))
     dx = rows @ w.to(wide) if isinstance(w, Tensor) else reference.linear_backward(rows, w)

@@ -20,7 +20,7 @@ from torch import Tensor
 from graftlm import nf4
 from graftlm.nf4.weight import NF4Weight
 
-__all__ = ["linear", "linear_backward", "row_tiles"]
+__all__ = ["compute_type", "linear", "linear_backward", "row_tiles"]
 
 TILE_ELEMENTS = 1 << 21
 """Weights dequantised at a time: 8 MB in float32, small beside a model, large beside a call."""
@@ -32,7 +32,7 @@ GROUP = 256
 def linear(x: Tensor, w4: NF4Weight, bias: Tensor | None = None) -> Tensor:
     """``x Wᵀ + bias`` for ``x`` (..., in), returned in the type of ``x``."""
     out_features, in_features = w4.shape
-    compute = _compute_type(x)
+    compute = compute_type(x)
     rows = x.reshape(-1, in_features).to(compute)
     y = rows.new_empty(rows.shape[0], out_features)
     for start, stop, tile in row_tiles(w4, compute):
@@ -45,7 +45,7 @@ def linear(x: Tensor, w4: NF4Weight, bias: Tensor | None = None) -> Tensor:
 def linear_backward(dy: Tensor, w4: NF4Weight) -> Tensor:
     """``dy W`` for ``dy`` (..., out), returned in the type of ``dy``."""
     out_features, in_features = w4.shape
-    compute = _compute_type(dy)
+    compute = compute_type(dy)
     rows = dy.reshape(-1, out_features).to(compute)
     dx = torch.zeros(rows.shape[0], in_features, device=dy.device)
     dx = dx.to(torch.promote_types(compute, torch.float32))
@@ -54,7 +54,7 @@ def linear_backward(dy: Tensor, w4: NF4Weight) -> Tensor:
     return dx.to(dy.dtype).reshape(*dy.shape[:-1], in_features)
 
 
-def _compute_type(x: Tensor) -> torch.dtype:
+def compute_type(x: Tensor) -> torch.dtype:
     """At least float32 on a CPU, where 16-bit products are rarely faster; else as given."""
     return torch.promote_types(x.dtype, torch.float32) if x.is_cpu else x.dtype
 
