@@ -105,8 +105,8 @@ NB_MODULE(_native, m) {
       "linear",
       [](Address codes, Address absmax, Address nested, Address map, Address offset, int64_t rows,
          int64_t cols, int64_t block, int dense_type, Address x, int type, int64_t lines,
-         Address bias, Address y, Address a, Address b, int64_t rank, float scaling, Address thin, int compute,
-         int threads) {
+         Address bias, Address y, Address a, Address b, int64_t rank, float scaling, Address thin,
+         int compute, int threads) {
         linear(frozen(codes, absmax, nested, map, offset, rows, cols, block, dense_type),
                at<void>(x), DType(type), lines, at<float>(bias), at<void>(y),
                update(a, b, rank, scaling, thin).get(), Compute(compute), threads);

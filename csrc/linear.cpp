@@ -1,7 +1,7 @@
 // The two products with a frozen weight, which is stored in 4 bits or dense.
 //
-// Up to 8 rows, forward: straight from the 4-bit codes (gemv in level.inl), which is as fast as the
-// codes can be read. Otherwise W is dequantised, or widened, tile by tile into a packed panel that
+// Up to 8 rows, forward: straight from the 4-bit codes (gemv in level.inl), or from the dense weight,
+// which is as fast as either can be read. Otherwise W is dequantised, or widened, tile by tile into a packed panel that
 // stays in the second-level cache, multiplied there by all rows, and forgotten:
 //
 //     forward    yᵀ = W xᵀ    A = a tile of rows of W,       B = xᵀ, packed once;  yᵀ is turned on output
@@ -93,8 +93,9 @@ void gemv(const Weight& w, const float* x, int64_t rows, float* y, int threads) 
     for (int64_t m = 0; m < rows; m++) kernels.gemv_pack(x + m * w.cols, w.cols, to + m * stride);
     in = to;
   }
-  // 32 K weights take a few microseconds, about what a hand-over to another thread costs. More rows
-  // of x are fetched again for every task: then a task is longer, as long as each thread has some.
+  // At least 32 K weights, which take a few microseconds, about what a hand-over to another thread
+  // costs. All of x is fetched again for every task, so that more of it asks for longer ones, as long
+  // as each thread has some.
   const int64_t few = (int64_t{1} << 15) / std::max<int64_t>(w.cols, 1);
   const int64_t share = ceil_div(w.rows, 4 * int64_t(threads));
   const int64_t rows_a_task = std::clamp<int64_t>(std::max(few, std::min(8 * rows + 16, share)), 1, w.rows);

@@ -155,5 +155,8 @@ def test_factors_of_another_shape_are_refused() -> None:
     w4 = nf4.quantize(draw((24, 64), 0))
     with pytest.raises(ModelError, match=r"A \(4, 63\).*expected \(rank, 64\)"):
         ops.lora_linear(draw((2, 64), 1), w4, None, draw((4, 63), 2), draw((24, 4), 3), 1.0)
+    A, B = draw((4, 64), 2), draw((24, 4), 3)
+    with pytest.raises(ModelError, match=r"bias has shape \(23,\).*expected \(24,\)"):
+        ops.lora_linear(draw((2, 64), 1), w4, draw((23,), 4), A, B, 1.0)
     with pytest.raises(ModelError, match=r"x has shape"):
         ops.lora_linear(draw((2, 60), 1), w4, None, draw((4, 64), 2), draw((24, 4), 3), 1.0)

@@ -10,13 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, PreTrainedTokenizerFast
 
+from graftlm.cli.train import decided_before
 from graftlm.config import DataConfig, ModelConfig, RunConfig, TrainConfig, load_run_config
 from graftlm.errors import ConfigError, ModelError, ResourceError, TrainingError
 from graftlm.plan import choose, make_plan, rehearse
 from graftlm.plan.calibration import Calibration
+from graftlm.plan.framework import framework_memory
 from graftlm.plan.timeline import COMPONENTS
+from graftlm.train import run
 
 SEVENTY_BILLION = LlamaConfig(
     vocab_size=32000,
@@ -197,3 +201,44 @@ def test_checkpointing_is_taken_where_it_is_needed(small_model: Path) -> None:
         choose(auto.model_copy(update={"memory": "100MB"}))
     with pytest.raises(ResourceError, match="as asked it does not fit"):
         choose(asked.model_copy(update={"memory": between}))
+
+
+def test_a_tokenizer_may_know_more_tokens_than_the_stand_in_for_a_model(tmp_path: Path) -> None:
+    vocabulary = {f"unused{i}": i for i in range(5000)}
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary |= {character: 5000 + i for i, character in enumerate([*alphabet, "</s>"])}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+    tokenizer.save_pretrained(tmp_path)
+    assert framework_memory(tmp_path).resident_bytes > 100_000_000
+
+
+def test_what_only_a_plan_can_decide_is_refused_before_any_work(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    config = run_of(tiny_llama)
+    data = config.data.model_copy(update={"train": "rows.jsonl"})
+    train = config.train.model_copy(update={"gradient_checkpointing": "auto"})
+    left_open = config.model_copy(
+        update={"method": "auto", "train": train, "data": data, "out": str(tmp_path / "run")}
+    )
+    with pytest.raises(ConfigError) as refused:
+        run(left_open)
+    assert [problem.split()[0] for problem in refused.value.problems] == [
+        "method",
+        "train.gradient_checkpointing",
+    ]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_resumed_run_keeps_what_the_plan_decided(tiny_llama: Path, tmp_path: Path) -> None:
+    begun = run_of(tiny_llama).model_copy(update={"method": "qlora", "out": str(tmp_path)})
+    train = begun.train.model_copy(update={"gradient_checkpointing": True})
+    begun = begun.model_copy(update={"train": train})
+    (tmp_path / "config.yaml").write_text(json.dumps(begun.model_dump(mode="json")))
+    train = begun.train.model_copy(update={"gradient_checkpointing": "auto", "batch_size": 64})
+    asked = begun.model_copy(update={"method": "auto", "train": train})
+    assert decided_before(asked) == begun
+    elsewhere = asked.model_copy(update={"out": str(tmp_path / "new")})
+    assert decided_before(elsewhere) == elsewhere

@@ -72,6 +72,8 @@ def train(
     return_freed_memory()
     from graftlm.plan import undecided
 
+    if resume and undecided(settings):
+        settings = decided_before(settings)
     if undecided(settings) or (settings.memory is not None and not resume):
         settings = planned(settings)
 
@@ -95,6 +97,19 @@ def report(out: Path) -> str:
     except GraftLMError as error:
         stderr_console().print(f"the run is saved, but not its report: {error}", highlight=False)
         return ""
+
+
+def decided_before(settings: RunConfig) -> RunConfig:
+    """The settings with what the plan decided when the run was started."""
+    from graftlm.config import load_run_config
+    from graftlm.plan.planner import as_setting
+
+    saved = Path(settings.out) / "config.yaml"
+    if not saved.exists():
+        return settings
+    begun = load_run_config(saved)
+    checkpointing = bool(begun.train.gradient_checkpointing)
+    return as_setting(begun, begun.method, checkpointing).applied(settings)  # type: ignore[arg-type]
 
 
 def choice(settings: RunConfig) -> RunConfig:

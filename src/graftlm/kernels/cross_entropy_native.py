@@ -17,6 +17,7 @@ from graftlm.kernels import cross_entropy_reference as reference
 from graftlm.kernels import native
 from graftlm.kernels.cross_entropy_reference import Head, Walk
 from graftlm.kernels.define import define
+from graftlm.kernels.library import Compute
 
 __all__ = ["forward", "takes"]
 
@@ -196,16 +197,19 @@ def _exact_gradient(
     """``Σ_v ∂L/∂z_v w_v`` for each position, over the whole vocabulary; (N, D) float32.
 
     The logits are walked again, a tile at a time, in the arithmetic of the first walk, whose
-    log-sum-exp this needs; products of bfloat16 factors are exact in its tiles (AMX).
+    log-sum-exp this needs: in AMX tiles products of bfloat16 factors are exact, others are split;
+    without AMX all are float32.
     """
-    narrow = exact_bf16 and head.weight.dtype == torch.bfloat16
+    logits: Compute = "bfloat16x3"
+    if exact_bf16 and head.weight.dtype == torch.bfloat16:
+        logits = "bfloat16"
     gradient = torch.zeros_like(h)
     for start in range(0, head.weight.shape[0], reference.tile_rows(len(h))):
         rows = slice(start, start + reference.tile_rows(len(h)))
         tile = head.weight[rows]
-        z, _ = native.linear(h, tile, None, "bfloat16" if narrow else "float32")
+        z, _ = native.linear(h, tile, None, logits)
         dz = reference.gradient_at(
             head, head.finished(z, rows), targets, rows, lse.unsqueeze(1), label_smoothing
         )
-        gradient += native.linear_backward(dz, tile, "bfloat16x3" if narrow else "float32")[0]
+        gradient += native.linear_backward(dz, tile, "bfloat16x3")[0]
     return gradient

@@ -45,6 +45,11 @@ def _forward(
 ) -> Result:
     check_factor("x", x, w, features=w.shape[1])
     _check_update(w, A, B)
+    if bias is not None and (bias.shape != w.shape[:1] or bias.device != w.device):
+        raise ModelError(
+            f"bias has shape {tuple(bias.shape)} on {bias.device}: expected ({w.shape[0]},) on "
+            f"{w.device}"
+        )
     if _takes(x, w):
         update = LowRank(A, B, scaling)
         return native.linear(x, w, bias, compute_type(compute, x.dtype), update)
@@ -55,7 +60,8 @@ def _forward(
         y = torch.nn.functional.linear(rows, w.to(wide), None if bias is None else bias.to(wide))
     else:
         y = reference.linear(rows, w, bias)
-    return (y + scaling * (u @ B.to(wide).T)).to(x.dtype), u.to(x.dtype)
+    _add_product(y, u, B.to(wide).T, scaling)
+    return y.to(x.dtype), u.to(x.dtype)
 
 
 def _backward(dy: Tensor, w: Frozen, A: Tensor, B: Tensor, scaling: float, compute: str) -> Result:
@@ -68,20 +74,30 @@ def _backward(dy: Tensor, w: Frozen, A: Tensor, B: Tensor, scaling: float, compu
     rows = dy.to(wide)
     v = scaling * (rows @ B.to(wide))
     dx = rows @ w.to(wide) if isinstance(w, Tensor) else reference.linear_backward(rows, w)
-    return (dx + v @ A.to(wide)).to(dy.dtype), v.to(dy.dtype)
+    _add_product(dx, v, A.to(wide), 1.0)
+    return dx.to(dy.dtype), v.to(dy.dtype)
+
+
+def _add_product(y: Tensor, thin: Tensor, factor: Tensor, scaling: float) -> None:
+    """``y += scaling · thin · factor`` without another tensor of the size of y."""
+    y.view(-1, y.shape[-1]).addmm_(thin.reshape(-1, thin.shape[-1]), factor, alpha=scaling)
 
 
 def _takes(x: Tensor, w: Frozen) -> bool:
-    return native.takes(x) and (isinstance(w, NF4Weight) or native.takes(w))
+    if isinstance(w, Tensor) and not (native.takes(w) and w.numel()):
+        return False
+    return native.takes(x)
 
 
 def _check_update(w: Frozen, A: Tensor, B: Tensor) -> None:
     rank = A.shape[0]
-    if A.shape == (rank, w.shape[1]) and B.shape == (w.shape[0], rank):
+    shapes = A.shape == (rank, w.shape[1]) and B.shape == (w.shape[0], rank)
+    if shapes and A.device == B.device == w.device:
         return
     raise ModelError(
-        f"the update has A {tuple(A.shape)} and B {tuple(B.shape)}: expected (rank, {w.shape[1]}) "
-        f"and ({w.shape[0]}, rank), for a weight of shape {tuple(w.shape)}"
+        f"the update has A {tuple(A.shape)} on {A.device} and B {tuple(B.shape)} on {B.device}: "
+        f"expected (rank, {w.shape[1]}) and ({w.shape[0]}, rank) on {w.device}, for a weight of "
+        f"shape {tuple(w.shape)}"
     )
 
 

@@ -103,7 +103,8 @@ class LoRALinear(nn.Module):
         if type(self.base) is not nn.Linear or self.base.weight.requires_grad:
             return None
         weight = self.base.weight
-        return weight if native.takes(x) and native.takes(weight) else None
+        plain = type(weight.data) is Tensor  # not a subclass with products of its own
+        return weight if plain and native.takes(x) and native.takes(weight) else None
 
     @torch.no_grad()
     def delta(self) -> Tensor:

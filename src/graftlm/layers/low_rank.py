@@ -1,4 +1,7 @@
-"""The low-rank product of LoRA (arXiv 2106.09685) as one autograd function.
+"""The low-rank product of LoRA (arXiv 2106.09685) as one autograd function, beside any base.
+
+It serves where no kernel multiplies base and update together (`kernels/lora_linear.py`): with
+dropout, over GPT-2's `Conv1D`, on other devices.
 
     u = x Aᵀ                       (N, r)      the cheap order: r is thin
     y = y₀ + s · u Bᵀ              (N, out)    added in place to the base's output y₀

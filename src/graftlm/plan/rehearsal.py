@@ -48,7 +48,7 @@ class Measured:
 def rehearse(
     config: RunConfig, rows: int, length: int, supervised: int | None = None, padded: bool = False
 ) -> Measured:
-    """Run ``config`` for three steps on made-up rows in a process of its own.
+    """Run ``config`` for three steps on rows cut from one text in a process of its own.
 
     Raises:
         TrainingError: the process failed; its last words are quoted.
@@ -99,6 +99,8 @@ def _answer(request: dict[str, Any]) -> Measured:
         del tokenizer
         release_freed_memory()
         model = adapted_model(config)
+        # The stand-in for a model of next to nothing knows fewer tokens than its tokenizer.
+        known = model.get_input_embeddings().num_embeddings
         loading_peak = peak_resident()
         if torch.cuda.is_available():
             model.to("cuda")  # type: ignore[arg-type]
@@ -106,7 +108,7 @@ def _answer(request: dict[str, Any]) -> Measured:
         result = train(
             model,
             stored,
-            _rows(**request["shape"], ids=ids, config=config),
+            _rows(**request["shape"], ids=[i % known for i in ids], config=config),
             config.train.model_copy(update={"steps": STEPS, "save_steps": None}),
             out=out,
             data_config=config.data.model_copy(update={"group_by_length": False}),

@@ -105,7 +105,8 @@ def product_kind(func: Any, dtype: torch.dtype) -> str:
     if "attention" in name:
         family = "attention"
     elif func.namespace == "graftlm":
-        family = name.removesuffix("_backward").replace("lora_", "")
+        family = name.removesuffix("_backward")
+        family = {"nf4_lora_linear": "nf4_linear", "lora_linear": "matmul"}.get(family, family)
     return f"{family} {str(dtype).removeprefix('torch.')}"
 
 

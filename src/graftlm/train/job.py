@@ -49,6 +49,7 @@ def run(config: RunConfig, *, resume: bool = False, progress: bool = True) -> Ru
         )
         if not value
     ]
+    problems += _left_open(config)
     if problems:
         raise ConfigError(problems)
     base_path = resolve(config.model.name).path
@@ -62,6 +63,19 @@ def run(config: RunConfig, *, resume: bool = False, progress: bool = True) -> Ru
         task = _task(adapted_model(config), stored, config, rows, held)
         begin_run(task.out, config, base_path)
         return fit(task, resume=resume, progress=progress)
+
+
+def _left_open(config: RunConfig) -> list[str]:
+    """What only a plan can decide."""
+    return [
+        f"{name} is auto: `graftlm train` decides it; in Python, and for graftlm compare, take the "
+        "settings that graftlm.plan.choose returns, or say which"
+        for name, value in (
+            ("method", config.method),
+            ("train.gradient_checkpointing", config.train.gradient_checkpointing),
+        )
+        if value == "auto"
+    ]
 
 
 def adapted_model(config: RunConfig) -> PreTrainedModel:
@@ -116,6 +130,8 @@ def train(
         lora=lora_config(model) if lora_modules(model) else LoRAConfig(),
         train=config or TrainConfig(),
     )
+    if problems := _left_open(settings):
+        raise ConfigError(problems)
     check_run(Path(out), settings, resume)
     rows, held = _examples(tokenizer, settings.data, data, eval_data)
     task = _task(model, tokenizer, settings, rows, held)
@@ -132,11 +148,6 @@ def _task(
     eval_examples: Sequence[Example],
 ) -> Run:
     """The run, ready to start; refused where the disk has no room for what it writes."""
-    if config.train.gradient_checkpointing == "auto":
-        raise ConfigError(
-            "train.gradient_checkpointing is auto: expected true or false here. `graftlm train` "
-            "decides it; in Python, take the settings that graftlm.plan.choose returns"
-        )
     if config.train.gradient_checkpointing:
         recompute_activations(model)
     task = Run(

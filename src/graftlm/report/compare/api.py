@@ -187,6 +187,11 @@ def _check(config: RunConfig, outside: Path, seeds: int, score_rows: int) -> Non
             "train.early_stopping_patience would give each method another number of tokens; a "
             "comparison needs it unset"
         )
+    if config.train.gradient_checkpointing == "auto":
+        problems.append(
+            "train.gradient_checkpointing is auto, which may be another for each method: say true "
+            "or false"
+        )
     if seeds < 1:
         problems.append(f"--seeds {seeds}: expected at least 1")
     if score_rows < 0:
