@@ -22,9 +22,9 @@ from torch.utils.flop_counter import register_flop_formula
 
 from graftlm.errors import ModelError
 from graftlm.kernels import native, reference
+from graftlm.kernels.crossing import LowRank
 from graftlm.kernels.define import LIBRARY, define
 from graftlm.kernels.library import WEIGHT, check_factor, compute_type, weight
-from graftlm.kernels.native import LowRank
 from graftlm.nf4.weight import NF4Weight
 from graftlm.system import fast_bfloat16
 

@@ -10,18 +10,15 @@ import functools
 import logging
 import os
 import types
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from graftlm.errors import ModelError
-from graftlm.nf4.codebook import dynamic_levels
-from graftlm.nf4.double_quant import GROUP_SIZE
+from graftlm.kernels.crossing import TYPES, Factors, Frozen, LowRank, Stored
 from graftlm.nf4.weight import NF4Weight
 
 __all__ = [
-    "LowRank",
     "absence",
     "dense_linear",
     "dequantize",
@@ -36,18 +33,9 @@ __all__ = [
     "takes",
 ]
 
-_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _COMPUTE = {"float32": 0, "bfloat16": 1, "bfloat16x3": 2}
 
 log = logging.getLogger(__name__)
-
-
-class LowRank(NamedTuple):
-    """A trained update ``scaling · B A`` beside a weight: A [rank, in], B [out, rank]."""
-
-    A: Tensor
-    B: Tensor
-    scaling: float
 
 
 @functools.cache
@@ -82,7 +70,7 @@ def absence() -> str:
 
 def takes(tensor: Tensor, dtype: torch.dtype | None = None) -> bool:
     """Whether a kernel exists for the device of this tensor and its type, or the one given."""
-    return tensor.is_cpu and (dtype or tensor.dtype) in _TYPES and extension() is not None
+    return tensor.is_cpu and (dtype or tensor.dtype) in TYPES and extension() is not None
 
 
 def quantize(w: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
@@ -93,7 +81,7 @@ def quantize(w: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
     absmax = torch.empty(-(-numel // block_size), dtype=torch.float32)
     _kernels().quantize(
         flat.data_ptr(),
-        _TYPES[flat.dtype],
+        TYPES[flat.dtype],
         numel,
         block_size,
         codes.data_ptr(),
@@ -105,9 +93,9 @@ def quantize(w: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
 
 def dequantize(w4: NF4Weight, dtype: torch.dtype) -> Tensor:
     """The dense weight; the maxima are restored on the way and never stored."""
-    weight = _Weight(w4, 1, w4.numel)
+    weight = Stored(w4, 1, w4.numel)
     out = torch.empty(w4.shape, dtype=dtype)
-    _kernels().dequantize(*weight.arguments, out.data_ptr(), _TYPES[dtype], torch.get_num_threads())
+    _kernels().dequantize(*weight.arguments, out.data_ptr(), TYPES[dtype], torch.get_num_threads())
     return out
 
 
@@ -126,16 +114,16 @@ def linear(
     result; without one that is empty.
     """
     out_features = w.shape[0]
-    weight = _Frozen(w)
+    weight = Frozen(w)
     x = x.contiguous()
     y = x.new_empty((*x.shape[:-1], out_features))
     if bias is not None:
         bias = bias.float().contiguous()
-    factors = _Factors(update, x)
+    factors = Factors(update, x)
     _kernels().linear(
         *weight.arguments,
         x.data_ptr(),
-        _TYPES[x.dtype],
+        TYPES[x.dtype],
         y.numel() // max(out_features, 1),
         0 if bias is None else bias.data_ptr(),
         y.data_ptr(),
@@ -155,14 +143,14 @@ def linear_backward(
     result; without one that is empty.
     """
     in_features = w.shape[1]
-    weight = _Frozen(w)
+    weight = Frozen(w)
     dy = dy.contiguous()
     dx = dy.new_empty((*dy.shape[:-1], in_features))
-    factors = _Factors(update, dy)
+    factors = Factors(update, dy)
     _kernels().linear_backward(
         *weight.arguments,
         dy.data_ptr(),
-        _TYPES[dy.dtype],
+        TYPES[dy.dtype],
         dx.numel() // max(in_features, 1),
         dx.data_ptr(),
         *factors.arguments,
@@ -179,11 +167,11 @@ def dense_linear(x: Tensor, weight: Tensor) -> Tensor:
     y = x.new_empty((*x.shape[:-1], out_features))
     _kernels().dense_linear(
         weight.data_ptr(),
-        _TYPES[weight.dtype],
+        TYPES[weight.dtype],
         out_features,
         in_features,
         x.data_ptr(),
-        _TYPES[x.dtype],
+        TYPES[x.dtype],
         y.numel() // max(out_features, 1),
         y.data_ptr(),
         torch.get_num_threads(),
@@ -197,11 +185,11 @@ def rms_norm(x: Tensor, weight: Tensor, shift: float, eps: float) -> tuple[Tenso
     y, rstd = torch.empty_like(x), x.new_empty(x.shape[:-1], dtype=torch.float32)
     _kernels().rms_norm(
         x.data_ptr(),
-        _TYPES[x.dtype],
+        TYPES[x.dtype],
         rstd.numel(),
         x.shape[-1],
         weight.data_ptr(),
-        _TYPES[weight.dtype],
+        TYPES[weight.dtype],
         shift,
         eps,
         y.data_ptr(),
@@ -218,11 +206,11 @@ def rms_norm_backward(dy: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, shift
     _kernels().rms_norm_backward(
         dy.data_ptr(),
         x.data_ptr(),
-        _TYPES[x.dtype],
+        TYPES[x.dtype],
         rstd.numel(),
         x.shape[-1],
         weight.data_ptr(),
-        _TYPES[weight.dtype],
+        TYPES[weight.dtype],
         shift,
         rstd.contiguous().data_ptr(),
         dx.data_ptr(),
@@ -238,7 +226,7 @@ def gated_unit(g: Tensor, u: Tensor, k: float, a: float) -> Tensor:
     _kernels().gated(
         g.data_ptr(),
         u.data_ptr(),
-        _TYPES[g.dtype],
+        TYPES[g.dtype],
         g.numel(),
         k,
         a,
@@ -258,7 +246,7 @@ def gated_unit_backward(
         dy.data_ptr(),
         g.data_ptr(),
         u.data_ptr(),
-        _TYPES[g.dtype],
+        TYPES[g.dtype],
         g.numel(),
         k,
         a,
@@ -273,85 +261,3 @@ def _kernels() -> types.ModuleType:
     module = extension()
     assert module is not None, "ask takes() first"
     return module
-
-
-@functools.cache
-def _dynamic_map() -> Tensor:
-    return dynamic_levels()
-
-
-class _Frozen:
-    """A weight as the products want it, stored in 4 bits or dense; holds what it gives."""
-
-    __slots__ = ("arguments", "held")
-
-    def __init__(self, w: NF4Weight | Tensor) -> None:
-        if isinstance(w, Tensor):
-            dense = w.detach().contiguous()
-            self.held: object = dense
-            self.arguments = (dense.data_ptr(), 0, 0, 0, 0, *w.shape, 0, _TYPES[w.dtype])
-        else:
-            weight = _Weight(w, *w.shape)
-            self.held = weight
-            self.arguments = (*weight.arguments, -1)
-
-
-class _Factors:
-    """The factors of an update as the extension wants them, and room for the thin product."""
-
-    __slots__ = ("arguments", "held", "thin")
-
-    def __init__(self, update: LowRank | None, like: Tensor) -> None:
-        if update is None:
-            self.thin = like.new_empty(0)
-            self.arguments: tuple[float, ...] = (0, 0, 0, 0.0, 0)
-            return
-        A, B = (factor.detach().float().contiguous() for factor in (update.A, update.B))
-        self.held = (A, B)
-        self.thin = like.new_empty((*like.shape[:-1], len(A)))
-        self.arguments = (
-            A.data_ptr(),
-            B.data_ptr(),
-            len(A),
-            update.scaling,
-            self.thin.data_ptr(),
-        )
-
-
-class _Weight:
-    """A stored weight as the extension wants it; holds the tensors whose addresses it gives."""
-
-    __slots__ = ("arguments", "held")
-
-    def __init__(self, w4: NF4Weight, rows: int, cols: int) -> None:
-        blocks = -(-w4.numel // w4.block_size)
-        codes = _checked("codes", w4.codes, torch.uint8, (w4.numel + 1) // 2)
-        nested, offset, levels = w4.nested_absmax, w4.offset, 0
-        if nested is not None and offset is not None:
-            absmax = _checked("absmax", w4.absmax, torch.uint8, blocks)
-            nested = _checked("nested_absmax", nested, torch.float32, -(-blocks // GROUP_SIZE))
-            offset = _checked("offset", offset, torch.float32, 1)
-            levels = _dynamic_map().data_ptr()
-        else:
-            absmax = _checked("absmax", w4.absmax, torch.float32, blocks)
-        self.held = (codes, absmax, nested, offset)
-        self.arguments = (
-            codes.data_ptr(),
-            absmax.data_ptr(),
-            0 if nested is None else nested.data_ptr(),
-            levels,
-            0 if offset is None else offset.data_ptr(),
-            rows,
-            cols,
-            w4.block_size,
-        )
-
-
-def _checked(name: str, tensor: Tensor, dtype: torch.dtype, count: int) -> Tensor:
-    if tensor.dtype != dtype or tensor.numel() != count or not tensor.is_cpu:
-        raise ModelError(
-            f"{name} of a 4-bit weight has {tensor.numel()} elements of {tensor.dtype} on "
-            f"{tensor.device}: expected {count} of {dtype} on the cpu; the weight is corrupt, or "
-            "its parts were moved or converted apart"
-        )
-    return tensor if tensor.is_contiguous() else tensor.contiguous()
