@@ -15,14 +15,10 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from bench_plan import write_model
-
-from graftlm.config import DataConfig, ModelConfig, RunConfig, TrainConfig
-from graftlm.plan import make_plan, rehearse
+from bench_plan import SHAPES, measure, write_model
 
 LENGTHS = (512, 1024, 2048, 4096, 8192)
 VOCABULARIES = (8192, 32768, 131072, 262144)
-HIDDEN = 512
 
 
 def main() -> None:
@@ -52,26 +48,11 @@ def main() -> None:
                     tie_word_embeddings=True,
                     max_position_embeddings=max(LENGTHS),
                 )
-            config = RunConfig(
-                model=ModelConfig(name=str(folder)),
-                data=DataConfig(max_length=length),
-                train=TrainConfig(batch_size=1, gradient_checkpointing=arguments.checkpointing),
-            )
-            plan = make_plan(config, memory="100TB", methods=[arguments.method])
-            option = next(
-                o for o in plan.options if o.gradient_checkpointing == arguments.checkpointing
-            )
-            found = rehearse(option.setting.applied(config), 1, length)
-            embedding = 2 * vocabulary * HIDDEN
-            row = (
-                found.peak_bytes,
-                option.predicted_peak_bytes,
-                embedding,
-                found.peak_bytes - embedding,
-                4 * length * vocabulary,
-            )
-            megabytes = (f"{value / 1e6:>12,.0f}" for value in row)
-            print(f"{length:>12} {vocabulary:>12}", *megabytes, flush=True)
+            found = measure(str(folder), arguments.method, arguments.checkpointing, 1, length)
+            embedding = 2 * vocabulary * SHAPES["llama"][1]["hidden_size"] / 1e6
+            peak, planned = found["measured_mb"], found["predicted_mb"]
+            row = (peak, planned, embedding, peak - embedding, 4 * length * vocabulary / 1e6)
+            print(f"{length:>12} {vocabulary:>12}", *(f"{mb:>12,.0f}" for mb in row), flush=True)
 
 
 if __name__ == "__main__":

@@ -30,9 +30,10 @@ RUNS = (
     "graftlm-lora-auto",
     "graftlm-qlora-auto",
 )
-PRODUCTS = ("mm", "bmm", "addmm", "addmm_", "baddbmm", "linear", "attention")
-"""Operators that multiply matrices, by name or part of it; with graftlm's own."""
+PRODUCTS = ("mm", "bmm", "addmm", "addmm_", "baddbmm", "linear")
+"""PyTorch's operators that multiply matrices, besides any attention."""
 OURS = ("nf4_linear", "lora_linear", "cross_entropy")
+"""Parts of the names of graftlm's."""
 
 
 def rate(dtype: Any) -> float:

@@ -18,8 +18,9 @@ def write_llama(folder: Path, layers_a_shard: int, alike: bool = False, **sizes:
     """
     import torch
     from safetensors.torch import save_file
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from graftlm.plan.framework import byte_tokenizer
 
     config = LlamaConfig(
         vocab_size=32000,
@@ -50,10 +51,7 @@ def write_llama(folder: Path, layers_a_shard: int, alike: bool = False, **sizes:
     index = {"metadata": {}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     config.save_pretrained(folder)
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {character: number for number, character in enumerate(alphabet)}
-    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
 
 
 def _layer(name: str) -> int | None:

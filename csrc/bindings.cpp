@@ -1,5 +1,5 @@
 // Python's view of the operators. Tensors cross as addresses: their types, shapes and layouts are
-// checked by graftlm/kernels/native.py, so that nothing here depends on a version of PyTorch.
+// checked by graftlm/kernels/crossing.py and native.py: nothing here depends on a version of PyTorch.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/array.h>
 #include <nanobind/stl/string.h>
@@ -133,7 +133,8 @@ NB_MODULE(_native, m) {
       "linear_backward",
       [](Address codes, Address absmax, Address nested, Address map, Address offset, int64_t rows,
          int64_t cols, int64_t block, int dense_type, Address dy, int type, int64_t lines,
-         Address dx, Address a, Address b, int64_t rank, float scaling, Address thin, int compute, int threads) {
+         Address dx, Address a, Address b, int64_t rank, float scaling, Address thin,
+         int compute, int threads) {
         linear_backward(frozen(codes, absmax, nested, map, offset, rows, cols, block, dense_type),
                         at<void>(dy), DType(type), lines, at<void>(dx),
                         update(a, b, rank, scaling, thin).get(), Compute(compute), threads);

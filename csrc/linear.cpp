@@ -1,8 +1,9 @@
 // The two products with a frozen weight, which is stored in 4 bits or dense.
 //
-// Up to 8 rows, forward: straight from the 4-bit codes (gemv in level.inl), or from the dense weight,
-// which is as fast as either can be read. Otherwise W is dequantised, or widened, tile by tile into a packed panel that
-// stays in the second-level cache, multiplied there by all rows, and forgotten:
+// Up to 8 rows, forward: straight from the 4-bit codes (gemv in level.inl), or from the dense
+// weight, which is as fast as either can be read. Otherwise W is dequantised, or widened, tile by
+// tile into a packed panel that stays in the second-level cache, multiplied there by all rows, and
+// forgotten:
 //
 //     forward    yᵀ = W xᵀ    A = a tile of rows of W,       B = xᵀ, packed once;  yᵀ is turned on output
 //     backward   dx = dy W    A = dy, packed once,           B = a tile of columns of W
@@ -98,7 +99,8 @@ void gemv(const Weight& w, const float* x, int64_t rows, float* y, int threads) 
   // as each thread has some.
   const int64_t few = (int64_t{1} << 15) / std::max<int64_t>(w.cols, 1);
   const int64_t share = ceil_div(w.rows, 4 * int64_t(threads));
-  const int64_t rows_a_task = std::clamp<int64_t>(std::max(few, std::min(8 * rows + 16, share)), 1, w.rows);
+  const int64_t longer = std::min(8 * rows + 16, share);
+  const int64_t rows_a_task = std::clamp<int64_t>(std::max(few, longer), 1, w.rows);
   parallel_for(ceil_div(w.rows, rows_a_task), threads, [&](int64_t task) {
     const int64_t first = task * rows_a_task, last = std::min(w.rows, first + rows_a_task);
     if (whole) return kernels.gemv(w, first, last, in, stride, int(rows), y, w.rows);

@@ -160,6 +160,15 @@ class RunConfig(Settings):
     train: TrainConfig = TrainConfig()
 
 
+def left_open(config: RunConfig) -> list[str]:
+    """The settings that are ``auto``: `graftlm.plan.choose` decides them."""
+    values = {
+        "method": config.method,
+        "train.gradient_checkpointing": config.train.gradient_checkpointing,
+    }
+    return [name for name, value in values.items() if value == "auto"]
+
+
 def parse_override(text: str) -> tuple[list[str], Any]:
     """``"train.learning_rate=2e-4"`` → ``(["train", "learning_rate"], 2e-4)``; values are YAML."""
     path, equals, value = text.partition("=")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pytest
+import torch
 
 from graftlm.kernels import native
 
@@ -22,3 +24,19 @@ def level(request: pytest.FixtureRequest) -> Iterator[str]:
     _EXTENSION.use_level(request.param)
     yield request.param
     _EXTENSION.use_level(before)
+
+
+@pytest.fixture
+def on_threads() -> Iterator[Callable[..., list[Any]]]:
+    """``on_threads(work)``: what ``work()`` gives on one thread, and on two."""
+
+    def results(work: Callable[[], Any], counts: Sequence[int] = (1, 2)) -> list[Any]:
+        found = []
+        for count in counts:
+            torch.set_num_threads(count)
+            found.append(work())
+        return found
+
+    before = torch.get_num_threads()
+    yield results
+    torch.set_num_threads(before)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -101,16 +104,13 @@ def test_label_smoothing_equals_the_reference(level: str) -> None:
     torch.testing.assert_close(walk.grad_hidden.double(), exact.grad_hidden, rtol=0, atol=2e-3)
 
 
-def test_any_number_of_threads_gives_the_same_bits(level: str) -> None:
+def test_any_number_of_threads_gives_the_same_bits(
+    level: str, on_threads: Callable[..., list[Any]]
+) -> None:
     hidden, weight, targets = confident(530, 13000, 64)
-    walks = []
-    before = torch.get_num_threads()
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            walks.append(cross_entropy.forward(hidden, Head(weight), targets, tolerance=1e-4))
-    finally:
-        torch.set_num_threads(before)
+    walks = on_threads(
+        lambda: cross_entropy.forward(hidden, Head(weight), targets, tolerance=1e-4), (1, 2, 3)
+    )
     assert walks[0].dense == 0
     for other in walks[1:]:
         assert torch.equal(walks[0].loss, other.loss)

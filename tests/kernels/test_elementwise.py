@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -104,13 +105,13 @@ def test_a_view_that_is_not_contiguous_is_read_as_what_it_shows(level: str) -> N
     )
 
 
-def test_one_and_two_threads_give_the_same_bits(level: str) -> None:
-    x, threads = torch.randn(333, 640), torch.get_num_threads()
-    results = []
-    for count in (1, 2):
-        torch.set_num_threads(count)
-        results.append((rms_norm(x, torch.ones(640), 0.0, EPS), gated_unit(x, x, GELU_TANH)))
-    torch.set_num_threads(threads)
+def test_one_and_two_threads_give_the_same_bits(
+    level: str, on_threads: Callable[..., list[Any]]
+) -> None:
+    x = torch.randn(333, 640)
+    results = on_threads(
+        lambda: (rms_norm(x, torch.ones(640), 0.0, EPS), gated_unit(x, x, GELU_TANH))
+    )
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 

@@ -46,9 +46,7 @@ def _x() -> torch.Tensor:
 
 
 def _update(trained: bool = True) -> tuple[Any, ...]:
-    A, B = torch.randn(4, 100), torch.randn(24, 4)
-    if trained:
-        A.requires_grad_(), B.requires_grad_()
+    A, B = (torch.randn(shape, requires_grad=trained) for shape in ((4, 100), (24, 4)))
     return A, B, 0.5, "float32"
 
 

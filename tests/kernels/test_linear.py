@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -78,20 +80,18 @@ def test_every_block_size_multiplies(block_size: int) -> None:
 
 @pytest.mark.parametrize("rows", [1, 5, 8, 13, 100])
 @pytest.mark.parametrize("compute", ["float32", "bfloat16", "bfloat16x3"])
-def test_one_and_two_threads_agree_to_the_bit(rows: int, compute: ops.Compute) -> None:
+def test_one_and_two_threads_agree_to_the_bit(
+    rows: int, compute: ops.Compute, on_threads: Callable[..., list[Any]]
+) -> None:
     w4 = nf4.quantize(draw((700, 1344), 0))
-    results = []
-    before = torch.get_num_threads()
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            x = draw((rows, 1344), 1).requires_grad_()
-            y = ops.linear(x, w4, compute=compute)
-            y.backward(draw((rows, 700), 2))
-            results.append((y, x.grad, ops.quantize(draw((700, 1344), 0), 64, False).codes))
-    finally:
-        torch.set_num_threads(before)
-    for one, two in zip(*results, strict=True):
+
+    def work() -> tuple[Tensor, Tensor | None, Tensor]:
+        x = draw((rows, 1344), 1).requires_grad_()
+        y = ops.linear(x, w4, compute=compute)
+        y.backward(draw((rows, 700), 2))
+        return y, x.grad, ops.quantize(draw((700, 1344), 0), 64, False).codes
+
+    for one, two in zip(*on_threads(work), strict=True):
         assert torch.equal(one, two)
 
 

@@ -20,7 +20,10 @@ def demo(
     method: Annotated[str, typer.Option(help="qlora, lora or full.")] = "qlora",
     out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("demo-run"),
     model: Annotated[str, typer.Option(help="The base model.")] = "gemma-3-270m",
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 400,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Optimiser steps. Default: what it takes to learn the task."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Fine-tune a real model to turn messages into JSON records, and show what it learned.
@@ -34,7 +37,9 @@ def demo(
     if out.exists() and any(out.iterdir()):
         raise ResourceError(f"{out} is not empty. Remove it, or choose another --out.")
     checked = validate(RunConfig, {"method": method, "train": {"steps": steps}})
-    settings = DemoSettings(model=model, method=checked.method, steps=steps)
+    settings = DemoSettings(model=model, method=checked.method)
+    if steps is not None:
+        settings = dataclasses.replace(settings, steps=steps)
     console = stderr_console()
     result = run_demo(settings, out, lambda line: console.print(f"[bold]▸ {line}"))
     say(_as_tree(result), as_json, text(result, out, settings))

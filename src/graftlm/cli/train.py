@@ -46,7 +46,7 @@ def train(
     All settings are listed in docs/settings.md. Ctrl-C writes a checkpoint;
     `graftlm train --resume --out RUN` goes on from it, bit for bit.
     """
-    from graftlm.config import RunConfig, load_run_config, parse_override
+    from graftlm.config import RunConfig, left_open, load_run_config, parse_override
 
     flags: list[tuple[list[str], Any]] = [
         (path, value)
@@ -70,11 +70,9 @@ def train(
     from graftlm.system import return_freed_memory
 
     return_freed_memory()
-    from graftlm.plan import undecided
-
-    if resume and undecided(settings):
+    if resume and left_open(settings):
         settings = decided_before(settings)
-    if undecided(settings) or (settings.memory is not None and not resume):
+    if left_open(settings) or (settings.memory is not None and not resume):
         settings = planned(settings)
 
     from graftlm.train import run

@@ -16,12 +16,12 @@ from torch.utils.flop_counter import register_flop_formula
 from graftlm.kernels import cross_entropy_reference as reference
 from graftlm.kernels import native
 from graftlm.kernels.cross_entropy_reference import Head, Walk
+from graftlm.kernels.crossing import TYPES
 from graftlm.kernels.define import define
 from graftlm.kernels.library import Compute
 
 __all__ = ["forward", "takes"]
 
-_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _CLOSER = 100.0
 """A position that drops too much is walked again with a tolerance this much lower."""
 
@@ -91,7 +91,7 @@ def _walk(
     grad = torch.empty(positions, dim) if want_grad else torch.empty(0)
     kept = module.cross_entropy(
         head.weight.data_ptr(),
-        _TYPES[weight.dtype],
+        TYPES[weight.dtype],
         vocabulary,
         dim,
         0 if bias is None else bias.data_ptr(),

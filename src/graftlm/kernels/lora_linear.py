@@ -31,7 +31,7 @@ from graftlm.system import fast_bfloat16
 __all__ = ["factor_type"]
 
 Result = tuple[Tensor, Tensor]
-Frozen = NF4Weight | Tensor
+FrozenWeight = NF4Weight | Tensor
 
 
 def factor_type(x: Tensor) -> torch.dtype:
@@ -41,7 +41,13 @@ def factor_type(x: Tensor) -> torch.dtype:
 
 
 def _forward(
-    x: Tensor, w: Frozen, bias: Tensor | None, A: Tensor, B: Tensor, scaling: float, compute: str
+    x: Tensor,
+    w: FrozenWeight,
+    bias: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    scaling: float,
+    compute: str,
 ) -> Result:
     check_factor("x", x, w, features=w.shape[1])
     _check_update(w, A, B)
@@ -64,7 +70,9 @@ def _forward(
     return y.to(x.dtype), u.to(x.dtype)
 
 
-def _backward(dy: Tensor, w: Frozen, A: Tensor, B: Tensor, scaling: float, compute: str) -> Result:
+def _backward(
+    dy: Tensor, w: FrozenWeight, A: Tensor, B: Tensor, scaling: float, compute: str
+) -> Result:
     check_factor("dy", dy, w, features=w.shape[0])
     _check_update(w, A, B)
     if _takes(dy, w):
@@ -83,13 +91,13 @@ def _add_product(y: Tensor, thin: Tensor, factor: Tensor, scaling: float) -> Non
     y.view(-1, y.shape[-1]).addmm_(thin.reshape(-1, thin.shape[-1]), factor, alpha=scaling)
 
 
-def _takes(x: Tensor, w: Frozen) -> bool:
+def _takes(x: Tensor, w: FrozenWeight) -> bool:
     if isinstance(w, Tensor) and not (native.takes(w) and w.numel()):
         return False
     return native.takes(x)
 
 
-def _check_update(w: Frozen, A: Tensor, B: Tensor) -> None:
+def _check_update(w: FrozenWeight, A: Tensor, B: Tensor) -> None:
     rank = A.shape[0]
     shapes = A.shape == (rank, w.shape[1]) and B.shape == (w.shape[0], rank)
     if shapes and A.device == B.device == w.device:

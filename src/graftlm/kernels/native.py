@@ -1,7 +1,7 @@
 """The native kernels: loading them, and handing them tensors.
 
-The extension is built without PyTorch's headers, so tensors cross as addresses. Every function
-here therefore checks what it passes on: type, layout and size. What the kernels do is in csrc/.
+The extension is built without PyTorch's headers, so tensors cross as addresses. What is passed on
+is therefore checked, here and in `crossing.py`: type, layout, size. The kernels are in csrc/.
 """
 
 from __future__ import annotations

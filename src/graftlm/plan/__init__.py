@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from graftlm.plan.api import Plan, Verified, choose, make_plan, row_lengths, undecided
+from graftlm.plan.api import Plan, Verified, choose, make_plan, row_lengths
 from graftlm.plan.planner import Option
 from graftlm.plan.rehearsal import Measured, rehearse
 from graftlm.plan.sizes import format_size, parse_size
@@ -18,5 +18,4 @@ __all__ = [
     "parse_size",
     "rehearse",
     "row_lengths",
-    "undecided",
 ]

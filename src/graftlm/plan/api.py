@@ -19,7 +19,7 @@ from graftlm.system import available_memory
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ["Plan", "Verified", "choose", "make_plan", "row_lengths", "undecided"]
+__all__ = ["Plan", "Verified", "choose", "make_plan", "row_lengths"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,11 +151,6 @@ def make_plan(
         command(config, chosen.option),
         tuple(verified),
     )
-
-
-def undecided(config: RunConfig) -> bool:
-    """Whether ``config`` leaves something for the plan to decide."""
-    return "auto" in (config.method, config.train.gradient_checkpointing)
 
 
 def choose(config: RunConfig, lengths: Sequence[int] = ()) -> RunConfig:

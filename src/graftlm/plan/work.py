@@ -130,19 +130,26 @@ def _loss_workspace(args: Any, kwargs: Any) -> int:
 
 
 def _packed_input(args: Any, kwargs: Any) -> int:
-    """The packed input and thin product: up to 512 rows at a time (csrc/linear.cpp)."""
-    x, B = args[0], args[-3]
-    rank = B.shape[1] if isinstance(B, Tensor) and B.ndim == 2 else 0
-    rows = min(x.numel() // max(x.shape[-1], 1), 512)
-    return int(rows * (x.shape[-1] + rank) * 4)
+    """The packed input: up to 512 rows at a time (csrc/linear.cpp)."""
+    return _packed_rows(args[0]) * int(args[0].shape[-1]) * 4
+
+
+def _packed_input_and_update(args: Any, kwargs: Any) -> int:
+    """The same, and the thin product; the last arguments are A, B, scaling and compute."""
+    rank = int(args[-3].shape[1])
+    return _packed_input(args, kwargs) + _packed_rows(args[0]) * rank * 4
+
+
+def _packed_rows(x: Tensor) -> int:
+    return min(x.numel() // max(x.shape[-1], 1), 512)
 
 
 _WORKSPACES: dict[Any, Callable[[Any, Any], int]] = {
     torch.ops.graftlm.cross_entropy.default: _loss_workspace,
     torch.ops.graftlm.nf4_linear.default: _packed_input,
     torch.ops.graftlm.nf4_linear_backward.default: _packed_input,
-    torch.ops.graftlm.nf4_lora_linear.default: _packed_input,
-    torch.ops.graftlm.nf4_lora_linear_backward.default: _packed_input,
-    torch.ops.graftlm.lora_linear.default: _packed_input,
-    torch.ops.graftlm.lora_linear_backward.default: _packed_input,
+    torch.ops.graftlm.nf4_lora_linear.default: _packed_input_and_update,
+    torch.ops.graftlm.nf4_lora_linear_backward.default: _packed_input_and_update,
+    torch.ops.graftlm.lora_linear.default: _packed_input_and_update,
+    torch.ops.graftlm.lora_linear_backward.default: _packed_input_and_update,
 }

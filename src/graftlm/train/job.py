@@ -13,7 +13,14 @@ from typing import Any, Literal, cast
 import torch
 from transformers import PreTrainedModel
 
-from graftlm.config import DataConfig, LoRAConfig, ModelConfig, RunConfig, TrainConfig
+from graftlm.config import (
+    DataConfig,
+    LoRAConfig,
+    ModelConfig,
+    RunConfig,
+    TrainConfig,
+    left_open,
+)
 from graftlm.data import audit
 from graftlm.data.batch import Example
 from graftlm.data.examples import load_examples, split_to_train
@@ -49,7 +56,7 @@ def run(config: RunConfig, *, resume: bool = False, progress: bool = True) -> Ru
         )
         if not value
     ]
-    problems += _left_open(config)
+    problems += _undecided(config)
     if problems:
         raise ConfigError(problems)
     base_path = resolve(config.model.name).path
@@ -65,16 +72,12 @@ def run(config: RunConfig, *, resume: bool = False, progress: bool = True) -> Ru
         return fit(task, resume=resume, progress=progress)
 
 
-def _left_open(config: RunConfig) -> list[str]:
-    """What only a plan can decide."""
+def _undecided(config: RunConfig) -> list[str]:
+    """A problem for each setting that only a plan can decide."""
     return [
         f"{name} is auto: `graftlm train` decides it; in Python, and for graftlm compare, take the "
         "settings that graftlm.plan.choose returns, or say which"
-        for name, value in (
-            ("method", config.method),
-            ("train.gradient_checkpointing", config.train.gradient_checkpointing),
-        )
-        if value == "auto"
+        for name in left_open(config)
     ]
 
 
@@ -130,7 +133,7 @@ def train(
         lora=lora_config(model) if lora_modules(model) else LoRAConfig(),
         train=config or TrainConfig(),
     )
-    if problems := _left_open(settings):
+    if problems := _undecided(settings):
         raise ConfigError(problems)
     check_run(Path(out), settings, resume)
     rows, held = _examples(tokenizer, settings.data, data, eval_data)
