@@ -59,7 +59,7 @@ def worker(arguments: argparse.Namespace) -> None:
     model, examples, held_out = load(method, arguments)
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0)).tolist()
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
     step = _our_step if side == "graftlm" else _peer_step
     before = _held_out_loss(side, model, held_out)
     seconds, tokens, supervised = [], 0, 0
@@ -67,12 +67,12 @@ def worker(arguments: argparse.Namespace) -> None:
     for index in range(arguments.steps):
         first = index * arguments.batch
         rows = [examples[order[(first + j) % len(order)]] for j in range(arguments.batch)]
-        batch = _batch(model, rows, side, arguments)
+        batches = _batches(model, rows, side, arguments)
         started = time.perf_counter()
-        step(model, batch, optimizer, parameters)
+        step(model, batches, optimizer, parameters)
         seconds.append(time.perf_counter() - started)
-        tokens += batch.tokens
-        supervised += batch.supervised_tokens
+        tokens += sum(batch.tokens for batch in batches)
+        supervised += sum(batch.supervised_tokens for batch in batches)
     result = {
         "run": arguments.worker,
         "tokens_per_second": tokens / sum(seconds),
@@ -144,27 +144,29 @@ def _examples(path: str, tokenizer: Any, max_length: int) -> tuple[list[Any], li
     return examples[:-64], examples[-64:]
 
 
-def _batch(model: Any, rows: list[Any], side: str, arguments: argparse.Namespace) -> Any:
+def _batches(model: Any, rows: list[Any], side: str, arguments: argparse.Namespace) -> list[Any]:
+    """What a step of each reads: one padded batch, or ours in the parts that training makes."""
     from graftlm.data import collate
     from graftlm.data.pack import pack_examples
-    from graftlm.train.batching import batch_for
+    from graftlm.train.batching import micro_batches
 
     if side == "peft":
-        return collate(rows, 0)
-    return batch_for(
+        return [collate(rows, 0)]
+    return micro_batches(
         model, list(pack_examples(rows, arguments.max_length)) if arguments.packing else rows
     )
 
 
-def _our_step(model: Any, batch: Any, optimizer: Any, parameters: list[Any]) -> None:
+def _our_step(model: Any, batches: list[Any], optimizer: Any, parameters: list[Any]) -> None:
     from graftlm.train.step import train_step
 
-    train_step(model, [batch], optimizer, parameters, 1.0, 1e-6)
+    train_step(model, batches, optimizer, parameters, 1.0, 1e-6)
 
 
-def _peer_step(model: Any, batch: Any, optimizer: Any, parameters: list[Any]) -> None:
+def _peer_step(model: Any, batches: list[Any], optimizer: Any, parameters: list[Any]) -> None:
     import torch
 
+    (batch,) = batches
     model(**_inputs(batch)).loss.backward()
     torch.nn.utils.clip_grad_norm_(parameters, 1.0)
     optimizer.step()

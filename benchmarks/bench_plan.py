@@ -94,7 +94,7 @@ def measure(path: str, method: str, checkpointing: bool, batch: int, length: int
     )
     plan = make_plan(config, memory="100TB", methods=[method])  # type: ignore[list-item]
     option = next(o for o in plan.options if o.gradient_checkpointing == checkpointing)
-    found = rehearse(option.setting.applied(config), batch, length)
+    found = rehearse(option.setting.applied(config), length)
     return {
         "predicted_mb": round(option.predicted_peak_bytes / 1e6),
         "measured_mb": round(found.peak_bytes / 1e6),

@@ -106,9 +106,12 @@ class TrainConfig(Settings):
     epochs: float = pydantic.Field(1.0, gt=0)
     """Passes over the data when `steps` is not set."""
     batch_size: int = pydantic.Field(8, ge=1)
-    """Rows in one forward and backward pass."""
+    """Rows in one batch."""
     gradient_accumulation_steps: int = pydantic.Field(1, ge=1)
-    """Passes whose gradients are added before one optimiser step."""
+    """Batches whose gradients are added before one optimiser step."""
+    micro_batch_tokens: int | None = pydantic.Field(None, ge=1)
+    """A batch is computed in parts of at most this many positions, a row at least: less memory,
+    the same update. `None`: 512 on a CPU, where more are no faster, and whole batches on a GPU."""
     learning_rate: float | None = pydantic.Field(None, gt=0)
     """Peak learning rate; `None` takes 2e-4 for LoRA and QLoRA, 2e-5 for full fine-tuning."""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"

@@ -41,9 +41,9 @@ GEMMA = Gemma3TextConfig(
 def test_a_deep_model_continued_equals_the_deep_model_traced(
     method: str, checkpointing: bool, passes: int, device: str
 ) -> None:
-    settings = TrainConfig(gradient_checkpointing=checkpointing, gradient_accumulation_steps=passes)
+    settings = TrainConfig(gradient_checkpointing=checkpointing)
     config = RunConfig(method=method, train=settings)
-    arguments = (DEEP, config, BatchShape(2, 48), torch.bfloat16, device)
+    arguments = (DEEP, config, BatchShape(2, 48, passes=passes), torch.bfloat16, device)
     assert shallow_depths(DEEP, config.lora) == (4, 6)
     continued, traced = trace_step(*arguments), trace._trace(*arguments)
     assert continued.peak == traced.peak

@@ -67,7 +67,7 @@ def test_the_predicted_peak_is_the_measured_one(
     config = run_of(small_model, length=256)
     plan = make_plan(config, memory="100GB", methods=[method])
     option = next(o for o in plan.options if o.gradient_checkpointing == checkpointing)
-    measured = rehearse(option.setting.applied(config), rows=2, length=256)
+    measured = rehearse(option.setting.applied(config), length=256)
     assert option.predicted_peak_bytes == pytest.approx(measured.peak_bytes, rel=0.08)
 
 
@@ -116,8 +116,8 @@ def test_a_recommended_command_parses_back_to_the_option(tiny_llama: Path) -> No
     ]
     again = load_run_config(None, overrides)
     option = plan.recommendation.option
-    assert again.train.batch_size == option.batch_size
-    assert again.train.gradient_accumulation_steps == option.gradient_accumulation_steps
+    assert again.train.batch_size == config.train.batch_size
+    assert again.train.micro_batch_tokens == option.micro_batch_tokens
     assert again.train.gradient_checkpointing == option.gradient_checkpointing
     assert again.data.max_length == option.max_length
 
@@ -169,7 +169,7 @@ def test_a_rehearsal_that_fails_says_why(tiny_llama: Path) -> None:
         update={"lora": config.lora.model_copy(update={"targets": ("no_such",)})}
     )
     with pytest.raises(TrainingError, match="no_such"):
-        rehearse(config, rows=1, length=8)
+        rehearse(config, length=8)
 
 
 def test_a_process_reports_its_own_peak_not_its_parents() -> None:
@@ -183,7 +183,7 @@ def test_a_process_reports_its_own_peak_not_its_parents() -> None:
 
 
 def test_checkpointing_is_taken_where_it_is_needed(small_model: Path) -> None:
-    asked = run_of(small_model, length=1024, batch=8).model_copy(update={"method": "lora"})
+    asked = run_of(small_model, length=4096, batch=8).model_copy(update={"method": "lora"})
     train = asked.train.model_copy(update={"gradient_checkpointing": "auto"})
     auto = asked.model_copy(update={"train": train})
     options = make_plan(asked, memory="100GB", methods=["lora"]).options
@@ -234,10 +234,14 @@ def test_what_only_a_plan_can_decide_is_refused_before_any_work(
 
 def test_a_resumed_run_keeps_what_the_plan_decided(tiny_llama: Path, tmp_path: Path) -> None:
     begun = run_of(tiny_llama).model_copy(update={"method": "qlora", "out": str(tmp_path)})
-    train = begun.train.model_copy(update={"gradient_checkpointing": True})
+    train = begun.train.model_copy(
+        update={"gradient_checkpointing": True, "micro_batch_tokens": 64}
+    )
     begun = begun.model_copy(update={"train": train})
     (tmp_path / "config.yaml").write_text(json.dumps(begun.model_dump(mode="json")))
-    train = begun.train.model_copy(update={"gradient_checkpointing": "auto", "batch_size": 64})
+    train = begun.train.model_copy(
+        update={"gradient_checkpointing": "auto", "micro_batch_tokens": None}
+    )
     asked = begun.model_copy(update={"method": "auto", "train": train})
     assert decided_before(asked) == begun
     elsewhere = asked.model_copy(update={"out": str(tmp_path / "new")})

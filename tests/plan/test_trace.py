@@ -55,7 +55,7 @@ def allocated_by_a_real_step(config: RunConfig, shape: BatchShape) -> tuple[int,
     model.train()
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-6, fused=True)
-    batches = [shape.batch() for _ in range(config.train.gradient_accumulation_steps)]
+    batches = [shape.batch() for _ in range(int(shape.passes))]
     for batch in batches:
         batch.input_ids.random_(0, 1000)
 
@@ -86,8 +86,8 @@ def test_the_trace_predicts_what_the_allocator_gives_out(
     method: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("graftlm.plan.trace.RETURNED_FROM", 0)  # tensors only, no heap
-    config = settings(method, gradient_checkpointing=checkpointing, gradient_accumulation_steps=2)
-    shape = BatchShape(2, 160, supervised=80)
+    config = settings(method, gradient_checkpointing=checkpointing)
+    shape = BatchShape(2, 160, supervised=80, passes=2)
     held, peak = allocated_by_a_real_step(config, shape)
     trace = traced(config, shape)
     batch_bytes = 2 * 8 * shape.rows * shape.length
@@ -117,7 +117,7 @@ def test_more_of_anything_takes_more() -> None:
 
 def test_work_follows_the_tokens_and_the_passes() -> None:
     one = traced(settings()).work
-    accumulated = traced(settings(gradient_accumulation_steps=4)).work
+    accumulated = traced(settings(), BatchShape(2, 96, passes=4)).work
     assert sum(accumulated.flops.values()) == 4 * sum(one.flops.values())
     recomputed = traced(settings(gradient_checkpointing=True)).work
     assert sum(recomputed.flops.values()) > 1.2 * sum(one.flops.values())

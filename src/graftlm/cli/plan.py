@@ -26,7 +26,7 @@ def plan(
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda; it need not be here.")] = "cpu",
     max_length: Annotated[int | None, typer.Option(help="Tokens a row.", **_HIDE)] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Rows a pass.", **_HIDE)] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows a batch.", **_HIDE)] = None,
     rank: Annotated[int | None, typer.Option(help="Rank of the adapters.", **_HIDE)] = None,
     methods: Annotated[str, typer.Option(help="Which to consider.")] = "full,lora,qlora",
     set_: Annotated[
@@ -108,15 +108,15 @@ def _table(found: Plan) -> Any:
 
     title = f"{found.model} on {found.device}, limit {format_size(found.limit)}"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for name in ("method", "checkpointing", "batch × length", "peak memory", "time a step", "fits"):
-        right = name in ("batch × length", "peak memory", "time a step")
+    for name in ("method", "checkpointing", "rows × length", "peak memory", "time a step", "fits"):
+        right = name in ("rows × length", "peak memory", "time a step")
         table.add_column(name, justify="right" if right else "left", no_wrap=True)
     for option in found.options:
         mark = " ←" if option == found.recommendation.option and option.fits else ""
         table.add_row(
             option.method,
             "yes" if option.gradient_checkpointing else "no",
-            _batch(option),
+            f"{option.rows} × {option.length}",
             format_size(option.predicted_peak_bytes),
             _time(option),
             ("yes" if option.fits else "no") + mark,
@@ -142,12 +142,6 @@ def _verified_table(found: Plan) -> Any:
             f"{entry.measured.seconds_per_step:.2f} s",
         )
     return table
-
-
-def _batch(option: Option) -> str:
-    passes = option.gradient_accumulation_steps
-    batch = f"{option.batch_size} × {option.max_length}"
-    return batch if passes == 1 else f"{passes} · {batch}"
 
 
 def _time(option: Option) -> str:

@@ -130,10 +130,12 @@ def planned(settings: RunConfig) -> RunConfig:
 
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         chosen = process.submit(choice, settings).result()
+    tokens = chosen.train.micro_batch_tokens
+    at_once = f", {tokens} at once" if tokens is not None else ""
     checkpointed = ", gradient checkpointing" if chosen.train.gradient_checkpointing else ""
     stderr_console().print(
-        f"planned: {chosen.method}, {chosen.train.gradient_accumulation_steps} × "
-        f"{chosen.train.batch_size} rows of at most {chosen.data.max_length} tokens{checkpointed}"
+        f"planned: {chosen.method}, batches of {chosen.train.batch_size} rows, each of at most "
+        f"{chosen.data.max_length} tokens{at_once}{checkpointed}"
     )
     return chosen
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,36 +127,45 @@ def make_plan(
 
     def predict(setting: Setting) -> Option:
         if setting not in made:
-            progress(f"{setting.method}, {setting.batch_size} × {setting.max_length}")
+            progress(f"{setting.method}, rows of {setting.max_length}")
             made[setting] = planner.option(setting)
         return made[setting]
 
     table = [predict(as_setting(config, m, c)) for m in methods for c in (False, True)]
     asked = as_setting(config, methods[0], config.train.gradient_checkpointing is True)
-    chosen = recommend(asked, methods, limit, predict)
+    chosen = recommend(asked, methods, limit, planner.at_once(asked), predict)
     verified = []
     for option in table if verify else ():
-        progress(f"running {option.method}, {option.batch_size} × {option.max_length}")
-        shape = planner.shape(option.setting)
-        done = rehearse(
-            option.setting.applied(config), shape.rows, shape.length, shape.supervised, shape.padded
-        )
+        progress(f"running {option.method}, {option.rows} × {option.length}")
+        padded = planner.shape(option.setting).padded
+        done = rehearse(option.setting.applied(config), option.length, padded)
         verified.append(Verified(option, done))
     return Plan(
         config.model.name,
         device,
         limit,
-        tuple(made.values()),
+        tuple(_different(made.values())),
         chosen,
         command(config, chosen.option),
         tuple(verified),
     )
 
 
+def _different(options: Iterable[Option]) -> Iterator[Option]:
+    """The options without those that come to the same: a long row is not cut into parts."""
+    seen = set()
+    for option in options:
+        key = option.method, option.gradient_checkpointing, option.rows, option.length
+        if key not in seen:
+            seen.add(key)
+            yield option
+
+
 def choose(config: RunConfig, lengths: Sequence[int] = ()) -> RunConfig:
     """Settings that fit `config.memory` (or what is free), for ``auto`` or what was asked for.
 
-    ``method: auto`` leaves everything to the plan; ``gradient_checkpointing: auto`` that alone.
+    ``method: auto`` leaves everything to the plan; ``gradient_checkpointing: auto`` that alone. How
+    much of a batch is computed at once is the plan's to say unless `micro_batch_tokens` is set.
 
     Raises:
         ResourceError: nothing fits; names what is missing and the cheapest change.
@@ -175,7 +184,10 @@ def choose(config: RunConfig, lengths: Sequence[int] = ()) -> RunConfig:
     checkpointing = config.train.gradient_checkpointing
     if checkpointing == "auto":
         checkpointing = setting.gradient_checkpointing
-    if not auto and setting != as_setting(config, setting.method, checkpointing):
+    asked = as_setting(config, setting.method, checkpointing)
+    if asked.micro_batch_tokens is None:
+        asked = dataclasses.replace(asked, micro_batch_tokens=setting.micro_batch_tokens)
+    if not auto and setting != asked:
         raise ResourceError(f"as asked it does not fit: {chosen.why}. Run: {plan.command}")
     return setting.applied(config)
 
@@ -187,12 +199,13 @@ def command(config: RunConfig, option: Option) -> str:
     words += ["--method", option.method]
     defaults = RunConfig()
     for name, value, default in (
-        ("train.batch_size", option.batch_size, defaults.train.batch_size),
+        ("train.batch_size", config.train.batch_size, defaults.train.batch_size),
         (
             "train.gradient_accumulation_steps",
-            option.gradient_accumulation_steps,
+            config.train.gradient_accumulation_steps,
             defaults.train.gradient_accumulation_steps,
         ),
+        ("train.micro_batch_tokens", option.micro_batch_tokens, defaults.train.micro_batch_tokens),
         ("train.gradient_checkpointing", option.gradient_checkpointing, False),
         ("data.max_length", option.max_length, defaults.data.max_length),
         ("lora.rank", config.lora.rank, defaults.lora.rank),

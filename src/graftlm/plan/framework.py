@@ -73,8 +73,8 @@ def _measure(tokenizer_files: list[Path], target: Path) -> None:
             byte_tokenizer().save_pretrained(folder)
         settings = TrainConfig(batch_size=shape.rows)
         config = RunConfig(model=ModelConfig(name=str(folder)), train=settings)
-        rehearse(config, shape.rows, shape.length)
-        measured = rehearse(config, shape.rows, shape.length)
+        rehearse(config, shape.length)
+        measured = rehearse(config, shape.length)
     own = trace_step(architecture, config, shape, torch.bfloat16)
     # Between two steps the gradients of the last one are still there.
     left = own.resident + 4 * own.trainable_parameters

@@ -15,7 +15,7 @@ from graftlm.plan.framework import framework_memory
 from graftlm.plan.loading import loading_bytes
 from graftlm.plan.timeline import COMPONENTS
 from graftlm.plan.trace import BatchShape, Trace, trace_step
-from graftlm.train.batching import most_positions
+from graftlm.train.batching import most_at_once, most_positions, parts
 
 if TYPE_CHECKING:
     import torch
@@ -38,8 +38,7 @@ class Setting:
 
     method: Method
     gradient_checkpointing: bool
-    batch_size: int
-    gradient_accumulation_steps: int
+    micro_batch_tokens: int | None
     max_length: int
 
     def applied(self, config: RunConfig) -> RunConfig:
@@ -47,8 +46,7 @@ class Setting:
         train = config.train.model_copy(
             update={
                 "gradient_checkpointing": self.gradient_checkpointing,
-                "batch_size": self.batch_size,
-                "gradient_accumulation_steps": self.gradient_accumulation_steps,
+                "micro_batch_tokens": self.micro_batch_tokens,
             }
         )
         data = config.data.model_copy(update={"max_length": self.max_length})
@@ -60,6 +58,8 @@ class Option:
     """A setting and what it takes.
 
     Attributes:
+        rows: of the largest micro-batch.
+        length: its positions, padding included.
         predicted_peak_bytes: of the whole process, loading included; on CUDA, allocated.
         components: what the peak is made of, by `COMPONENTS`.
         peak_at: when it occurs: ``loading`` or a phase of the step, and the module at work.
@@ -70,9 +70,10 @@ class Option:
 
     method: Method
     gradient_checkpointing: bool
-    batch_size: int
-    gradient_accumulation_steps: int
+    micro_batch_tokens: int | None
     max_length: int
+    rows: int
+    length: int
     predicted_peak_bytes: int
     components: dict[str, int]
     peak_at: str
@@ -113,6 +114,7 @@ class Planner:
         self.architecture, self.config, self.dtype = architecture, config, dtype
         self.folder, self.limit, self.device = folder, limit, device
         self.lengths = sorted(lengths)
+        self._traces: dict[tuple[Method, bool, BatchShape], Trace] = {}
 
     @functools.cached_property
     def _framework(self) -> Measured | None:
@@ -124,22 +126,39 @@ class Planner:
 
         return calibrate() if self.device == "cpu" or torch.cuda.is_available() else None
 
+    def at_once(self, setting: Setting) -> int:
+        """Positions of a micro-batch, at most, if its rows are as long as they may be."""
+        whole = self.config.train.batch_size * setting.max_length
+        most = most_at_once(setting.micro_batch_tokens, self.device)
+        return whole if most is None else min(most, whole)
+
     def shape(self, setting: Setting) -> BatchShape:
-        """The largest batch that ``setting`` can meet, padded as the run pads it."""
-        most = most_positions(self.architecture)
-        if self.config.data.packing:
-            length = rounded_length(setting.max_length, most)
-            return BatchShape(setting.batch_size, length, packed=True)
+        """The largest micro-batch that ``setting`` can meet, padded as the run pads it."""
+        most, train = most_positions(self.architecture), self.config.train
         kept = [length for length in self.lengths if length <= setting.max_length]
-        longest = kept[-1] if kept else setting.max_length
-        top = kept[-setting.batch_size :]
-        length = rounded_length(longest, most)
-        padded = length > longest or (bool(top) and top[0] < longest)
-        return BatchShape(setting.batch_size, length, padded=padded)
+        if self.config.data.packing or not kept:
+            kept = [setting.max_length]
+        rounded = [rounded_length(length, most) for length in kept]
+        at_once = most_at_once(setting.micro_batch_tokens, self.device)
+
+        def rows(length: int) -> int:
+            fit = train.batch_size if at_once is None else at_once // length
+            return max(1, min(train.batch_size, fit))
+
+        length = max(set(rounded), key=lambda length: (rows(length) * length, length))
+        positions = _positions_a_batch(rounded, train.batch_size, at_once)
+        return BatchShape(
+            rows(length),
+            length,
+            padded=kept[0] < length,
+            packed=self.config.data.packing,
+            passes=positions * train.gradient_accumulation_steps / (rows(length) * length),
+        )
 
     def option(self, setting: Setting) -> Option:
         """Predict ``setting``."""
-        trace = self._trace(setting)
+        shape = self.shape(setting)
+        trace = self._trace(setting, shape)
         start = trace.peak
         base = self._framework.resident_bytes if self._framework else 0
         peak, components = base + start.nbytes, {"framework": base, **start.components}
@@ -153,6 +172,8 @@ class Planner:
         seconds = self._speed.seconds(trace.work) if self._speed else (None, None)
         return Option(
             **dataclasses.asdict(setting),
+            rows=shape.rows,
+            length=shape.length,
             predicted_peak_bytes=peak,
             components={name: components.get(name, 0) for name in COMPONENTS},
             peak_at=peak_at,
@@ -162,11 +183,12 @@ class Planner:
             fits=peak <= self.limit * (1 - ROOM),
         )
 
-    def _trace(self, setting: Setting) -> Trace:
-        config = setting.applied(self.config)
-        return trace_step(
-            self.architecture, config, self.shape(setting), self._type(setting), self.device
-        )
+    def _trace(self, setting: Setting, shape: BatchShape) -> Trace:
+        key = setting.method, setting.gradient_checkpointing, shape
+        if key not in self._traces:
+            config, dtype = setting.applied(self.config), self._type(setting)
+            self._traces[key] = trace_step(self.architecture, config, shape, dtype, self.device)
+        return self._traces[key]
 
     def _loading(self, setting: Setting, trace: Trace) -> int:
         """Highest memory of the process before the first step."""
@@ -187,7 +209,15 @@ def as_setting(config: RunConfig, method: Method, checkpointing: bool) -> Settin
     return Setting(
         method,
         checkpointing,
-        config.train.batch_size,
-        config.train.gradient_accumulation_steps,
+        config.train.micro_batch_tokens,
         config.data.max_length,
     )
+
+
+def _positions_a_batch(lengths: Sequence[int], batch_size: int, at_once: int | None) -> float:
+    """Positions in a batch of rows of like length, on average; ``lengths`` are sorted."""
+    if len(lengths) < batch_size:
+        return batch_size * sum(lengths) / len(lengths)
+    batches = [lengths[i : i + batch_size] for i in range(0, len(lengths), batch_size)]
+    padded = sum(batch[part[-1]] * len(part) for batch in batches for part in parts(batch, at_once))
+    return padded / len(batches)

@@ -2,9 +2,10 @@
 
     1. LoRA as asked                  nothing is lost, and it is the fastest
     2. QLoRA as asked                 the base in 4 bits
-    3. LoRA, then QLoRA, with gradient checkpointing      a third more time
-    4. QLoRA, checkpointing, smaller batches, accumulated (the same update, less at a time)
-    5. … and shorter rows             what is learned changes, so it comes last
+    3. QLoRA, half as much at a time  the same update, up to a fifth more time; unless it was said
+    4. LoRA, then QLoRA, with gradient checkpointing      a third more time
+    5. QLoRA, checkpointing, ever less at a time
+    6. … and shorter rows             what is learned changes, so it comes last
 
 The ladder is climbed only until something fits, so that few settings are traced.
 """
@@ -19,6 +20,8 @@ from graftlm.plan.sizes import format_size
 
 __all__ = ["Recommendation", "ladder", "recommend"]
 
+LEAST_AT_ONCE = 64
+"""Positions; smaller parts would hold hardly less than the rest of the process."""
 SHORTEST = 128
 """Tokens; rows are not cut below this to make a plan fit."""
 MARGIN = 1 - ROOM
@@ -41,30 +44,30 @@ class Recommendation:
     tried: tuple[Option, ...]
 
 
-def ladder(asked: Setting, methods: Sequence[Method]) -> Iterator[Setting]:
-    """Settings from best to smallest, each once."""
+def ladder(asked: Setting, methods: Sequence[Method], at_once: int) -> Iterator[Setting]:
+    """Settings from best to smallest, each once; ``at_once``: positions of a pass as asked."""
     preferred: list[Method] = [method for method in methods if method != "full"]
     preferred = preferred or list(methods)
     seen = set()
-    for setting in _rungs(asked, preferred):
+    for setting in _rungs(asked, preferred, at_once):
         if setting not in seen:
             seen.add(setting)
             yield setting
 
 
-def _rungs(asked: Setting, methods: Sequence[Method]) -> Iterator[Setting]:
+def _rungs(asked: Setting, methods: Sequence[Method], at_once: int) -> Iterator[Setting]:
     for checkpointing in (asked.gradient_checkpointing, True):
         for method in methods:
-            yield dataclasses.replace(asked, method=method, gradient_checkpointing=checkpointing)
-    smallest = dataclasses.replace(asked, method=methods[-1], gradient_checkpointing=True)
-    while smallest.batch_size > 1:
-        half = _largest_divisor(smallest.batch_size)
-        smallest = dataclasses.replace(
-            smallest,
-            batch_size=half,
-            gradient_accumulation_steps=smallest.gradient_accumulation_steps
-            * (smallest.batch_size // half),
-        )
+            setting = dataclasses.replace(
+                asked, method=method, gradient_checkpointing=checkpointing
+            )
+            yield setting
+        if asked.micro_batch_tokens is None and at_once // 2 >= LEAST_AT_ONCE:
+            yield dataclasses.replace(setting, micro_batch_tokens=at_once // 2)
+    smallest, tokens = setting, at_once // 2
+    while tokens >= LEAST_AT_ONCE:
+        smallest = dataclasses.replace(smallest, micro_batch_tokens=tokens)
+        tokens //= 2
         yield smallest
     while smallest.max_length > SHORTEST:
         shorter = max(SHORTEST, smallest.max_length // 2)
@@ -72,20 +75,16 @@ def _rungs(asked: Setting, methods: Sequence[Method]) -> Iterator[Setting]:
         yield smallest
 
 
-def _largest_divisor(n: int) -> int:
-    """The largest proper divisor: the batch is cut into equal parts, so the update is the same."""
-    return next(n // d for d in range(2, n + 1) if n % d == 0)
-
-
 def recommend(
     asked: Setting,
     methods: Sequence[Method],
     limit: int,
+    at_once: int,
     predict: Callable[[Setting], Option],
 ) -> Recommendation:
-    """Climb down the ladder until a setting fits."""
+    """Climb down the ladder until a setting fits; ``at_once``: positions of a pass as asked."""
     tried: list[Option] = []
-    for setting in ladder(asked, methods):
+    for setting in ladder(asked, methods, at_once):
         option = predict(setting)
         tried.append(option)
         if option.fits:
@@ -114,10 +113,8 @@ def _why(asked: Setting, tried: Sequence[Option], limit: int) -> str:
         return f"{_named(chosen)} needs {peak}, which leaves room in {given}"
     before = tried[-2]
     changes = []
-    if chosen.batch_size != asked.batch_size:
-        changes.append(
-            f"batches of {chosen.batch_size} accumulated to {asked.batch_size} give the same update"
-        )
+    if chosen.micro_batch_tokens != asked.micro_batch_tokens:
+        changes.append("the parts of a batch add up to the same update")
     if chosen.max_length != asked.max_length:
         changes.append(f"rows longer than {chosen.max_length} tokens are dropped or cut")
     if chosen.gradient_checkpointing and not asked.gradient_checkpointing:
@@ -132,7 +129,7 @@ def _why(asked: Setting, tried: Sequence[Option], limit: int) -> str:
 def _named(option: Option) -> str:
     names = {"lora": "LoRA", "qlora": "QLoRA", "full": "full fine-tuning"}
     checkpointed = " with checkpointing" if option.gradient_checkpointing else ""
-    return f"{names[option.method]}{checkpointed} at {option.batch_size} × {option.max_length}"
+    return f"{names[option.method]}{checkpointed} at {option.rows} × {option.length}"
 
 
 def _heaviest(option: Option) -> str:

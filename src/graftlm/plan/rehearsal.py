@@ -45,17 +45,20 @@ class Measured:
     seconds_per_step: float
 
 
-def rehearse(
-    config: RunConfig, rows: int, length: int, supervised: int | None = None, padded: bool = False
-) -> Measured:
+def rehearse(config: RunConfig, length: int, padded: bool = False) -> Measured:
     """Run ``config`` for three steps on rows cut from one text in a process of its own.
+
+    Args:
+        config: what is trained and how; its data is not read.
+        length: tokens of each row.
+        padded: make every second row one token shorter, so that there is something to mask.
 
     Raises:
         TrainingError: the process failed; its last words are quoted.
     """
     request = {
         "config": config.model_dump(mode="json"),
-        "shape": {"rows": rows, "length": length, "supervised": supervised, "padded": padded},
+        "rows": {"length": length, "padded": padded},
     }
     done = subprocess.run(
         [sys.executable, "-m", "graftlm.plan.rehearsal"],
@@ -67,8 +70,7 @@ def rehearse(
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise TrainingError(
-            f"the rehearsal of {config.method} with {rows} rows of {length} tokens failed: "
-            f"{lines[-1]}"
+            f"the rehearsal of {config.method} with rows of {length} tokens failed: {lines[-1]}"
         )
     return Measured(**json.loads(done.stdout.strip().splitlines()[-1]))
 
@@ -108,7 +110,7 @@ def _answer(request: dict[str, Any]) -> Measured:
         result = train(
             model,
             stored,
-            _rows(**request["shape"], ids=[i % known for i in ids], config=config),
+            _rows(**request["rows"], ids=[i % known for i in ids], config=config),
             config.train.model_copy(update={"steps": STEPS, "save_steps": None}),
             out=out,
             data_config=config.data.model_copy(update={"group_by_length": False}),
@@ -120,32 +122,22 @@ def _answer(request: dict[str, Any]) -> Measured:
     return Measured(result.peak_memory_bytes, loading_peak, resident(), seconds)
 
 
-def _rows(
-    rows: int,
-    length: int,
-    supervised: int | None,
-    padded: bool,
-    ids: Sequence[int],
-    config: RunConfig,
-) -> list[Any]:
-    """Examples that make batches of this shape, for each step and pass.
+def _rows(length: int, padded: bool, ids: Sequence[int], config: RunConfig) -> list[Any]:
+    """As many examples of this length as the steps take.
 
     Their tokens are ``ids``, of real text, from another place in each row: what the loss keeps
     depends on how well the model knows what it reads.
     """
     from graftlm.data.batch import Example
 
-    learned = rows * (length - 1) if supervised is None else supervised
-    per_row = max(1, min(length - 1, -(-learned // rows)))
-    short = max(2, length - 1)
     batches = STEPS * config.train.gradient_accumulation_steps
     return [
         Example(
             input_ids=[ids[(37 * row + i) % len(ids)] for i in range(size)],
-            supervised=[i >= size - min(per_row, size - 1) for i in range(size)],
+            supervised=[i > 0 for i in range(size)],
         )
-        for row in range(rows * batches)
-        for size in [short if padded and row % rows == rows - 1 and rows > 1 else length]
+        for row in range(config.train.batch_size * batches)
+        for size in [max(2, length - 1) if padded and row % 2 else length]
     ]
 
 

@@ -40,7 +40,7 @@ __all__ = ["BatchShape", "Trace", "trace_step"]
 
 @dataclasses.dataclass(frozen=True)
 class BatchShape:
-    """The largest batch of a run.
+    """The largest micro-batch of a run.
 
     Attributes:
         rows: B.
@@ -48,6 +48,7 @@ class BatchShape:
         supervised: learned tokens in the whole batch; ``None``: all.
         padded: whether some rows are shorter than L, which brings an attention mask along.
         packed: whether rows hold several sequences, which brings positions and a mask along.
+        passes: how many such micro-batches a step is worth, whose gradients are added.
     """
 
     rows: int
@@ -55,6 +56,7 @@ class BatchShape:
     supervised: int | None = None
     padded: bool = False
     packed: bool = False
+    passes: float = 1.0
 
     def batch(self) -> Batch:
         """Real tensors of this shape."""
@@ -111,8 +113,8 @@ def trace_step(
 
     Args:
         architecture: the transformers config of the base model.
-        config: method, adapters, checkpointing and accumulation; names and paths are not read.
-        shape: the batch of each forward pass.
+        config: method, adapters and checkpointing; names and paths are not read.
+        shape: the batch of each forward pass, and how many there are.
         dtype: type of the unquantised weights.
         device: ``cpu`` or ``cuda``; the machine need not have it.
     """
@@ -145,7 +147,6 @@ def _trace(
     device = torch.device("cuda:0" if torch.device(device).type == "cuda" else device)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     tracker = Tracker(mode, device)
-    passes = config.train.gradient_accumulation_steps
     with values_can_be_asked(), mode, tracker:
         model = skeleton.build(architecture, config, dtype, device)
         parameters = _claim_model(tracker, model)
@@ -157,7 +158,7 @@ def _trace(
             for value in state.values():
                 tracker.claim(value, "optimizer")
         # From the second pass on the gradients are there already; a third shows nothing new.
-        batches = [_fake_batch(tracker, shape, device)] * min(2, passes)
+        batches = [_fake_batch(tracker, shape, device)] * (1 if shape.passes <= 1 else 2)
         resident = tracker.timeline.in_use()
         tracker.begin_step()
         settings = config.train
@@ -176,7 +177,7 @@ def _trace(
             depth_of(architecture), RETURNED_FROM if device.type == "cpu" else 0
         ),
         resident=resident,
-        work=tracker.work.plus(tracker.work, passes / len(batches) - 1),
+        work=tracker.work.plus(tracker.work, shape.passes / len(batches) - 1),
         trainable_parameters=sum(p.numel() for p in parameters),
         weight_bytes=tracker.timeline.total("weights", "quantization_state"),
     )

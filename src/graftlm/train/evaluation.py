@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from graftlm.data.batch import Example
 from graftlm.errors import DataError
-from graftlm.train.batching import batch_for
+from graftlm.train.batching import micro_batches
 from graftlm.train.loss import causal_lm_loss
 
 __all__ = ["EvalResult", "evaluate"]
@@ -53,10 +53,10 @@ def evaluate(
         with torch.no_grad():
             for start in range(0, len(order), batch_size):
                 rows = [examples[index] for index in order[start : start + batch_size]]
-                batch = batch_for(model, rows)
-                if batch.supervised_tokens:
-                    loss_sum += float(causal_lm_loss(model, batch, NO_GRADIENT))
-                    tokens += batch.supervised_tokens
+                for batch in micro_batches(model, rows):
+                    if batch.supervised_tokens:
+                        loss_sum += float(causal_lm_loss(model, batch, NO_GRADIENT))
+                        tokens += batch.supervised_tokens
     finally:
         model.train(was_training)
     if not tokens:

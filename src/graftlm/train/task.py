@@ -15,7 +15,7 @@ from graftlm.config import RunConfig
 from graftlm.data.batch import Batch, Example
 from graftlm.data.pack import lengths_of
 from graftlm.data.sampler import batches as epoch_batches
-from graftlm.train.batching import batch_for
+from graftlm.train.batching import micro_batches
 
 __all__ = ["Run", "RunResult"]
 
@@ -77,16 +77,15 @@ class Run:
         return max(1, math.ceil(passes / settings.gradient_accumulation_steps))
 
     def micro_batches(self, step: int) -> list[Batch]:
-        """The batches of optimiser step ``step`` (from 0): a pure function of the settings."""
-        count = self.config.train.gradient_accumulation_steps
-        per_epoch = math.ceil(len(self.examples) / self.config.train.batch_size)
-        return [
-            batch_for(
-                self.model,
-                [self.examples[row] for row in self._order(i // per_epoch)[i % per_epoch]],
-            )
-            for i in range(step * count, (step + 1) * count)
-        ]
+        """The passes of optimiser step ``step`` (from 0): a pure function of the settings."""
+        settings = self.config.train
+        count = settings.gradient_accumulation_steps
+        per_epoch = math.ceil(len(self.examples) / settings.batch_size)
+        found: list[Batch] = []
+        for i in range(step * count, (step + 1) * count):
+            rows = [self.examples[row] for row in self._order(i // per_epoch)[i % per_epoch]]
+            found += micro_batches(self.model, rows, settings.micro_batch_tokens)
+        return found
 
     @functools.lru_cache(maxsize=2)  # noqa: B019 - a run lives as long as its process
     def _order(self, epoch: int) -> list[list[int]]:

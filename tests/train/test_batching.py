@@ -1,0 +1,65 @@
+"""How a batch is cut into the parts that are computed at once."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from graftlm.data import Example
+from graftlm.train.batching import AT_ONCE, micro_batches, most_at_once, parts
+from graftlm.train.loss import causal_lm_loss
+
+
+@settings(derandomize=True, deadline=None)
+@given(st.lists(st.integers(1, 600), min_size=1, max_size=40), st.none() | st.integers(1, 2000))
+def test_every_row_is_in_one_part_that_is_as_full_as_it_can_be(
+    lengths: list[int], positions: int | None
+) -> None:
+    found = parts(lengths, positions)
+    assert sorted(row for part in found for row in part) == list(range(len(lengths)))
+    for part in found:
+        longest = max(lengths[row] for row in part)
+        assert longest == lengths[part[-1]]
+        assert positions is None or len(part) == 1 or longest * len(part) <= positions
+    for part, following in itertools.pairwise(found):
+        assert positions is not None
+        assert lengths[following[0]] * (len(part) + 1) > positions
+
+
+def test_a_processor_is_given_parts_and_a_gpu_whole_batches() -> None:
+    assert most_at_once(None, "cpu") == AT_ONCE
+    assert most_at_once(None, "cuda") is None
+    assert most_at_once(100, "cuda") == most_at_once(100, "cpu") == 100
+
+
+def test_the_parts_of_a_batch_have_its_gradient() -> None:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=100,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    sizes = (30, 3, 17, 80, 9, 64)
+    rows = [
+        Example([(7 * n + i) % 100 for i in range(n)], [i > 1 for i in range(n)]) for n in sizes
+    ]
+
+    def gradient(tokens: int) -> tuple[int, torch.Tensor]:
+        model.zero_grad()
+        batches = micro_batches(model, rows, tokens)
+        assert sum(batch.tokens for batch in batches) == sum(sizes)
+        for batch in batches:
+            causal_lm_loss(model, batch).backward()
+        return len(batches), torch.cat([p.grad.flatten() for p in model.parameters()])
+
+    whole, expected = gradient(1000)
+    cut, found = gradient(100)
+    assert (whole, cut) == (1, 4)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
