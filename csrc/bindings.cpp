@@ -142,6 +142,15 @@ NB_MODULE(_native, m) {
       Free());
 
   m.def(
+      "factor_gradient",
+      [](Address t, Address x, int type, int64_t rows, int64_t rank, int64_t cols, float scaling,
+         bool turned, Address out, int compute, int threads) {
+        factor_gradient(at<void>(t), at<void>(x), DType(type), rows, rank, cols, scaling, turned,
+                        at<float>(out), Compute(compute), threads);
+      },
+      Free());
+
+  m.def(
       "dense_linear",
       [](Address w, int weight_type, int64_t out, int64_t cols, Address x, int type, int64_t rows,
          Address y, int threads) {

@@ -40,6 +40,11 @@ void linear(const Frozen& w, const void* x, DType type, int64_t rows, const floa
 void linear_backward(const Frozen& w, const void* dy, DType type, int64_t rows, void* dx,
                      const LowRank* update, Compute compute, int threads);
 
+// out (rank, cols) = scaling tᵀ x, or turned, (cols, rank); t (rows, rank) and x (rows, cols) of `type`.
+void factor_gradient(const void* t, const void* x, DType type, int64_t rows, int64_t rank,
+                     int64_t cols, float scaling, bool turned, float* out, Compute compute,
+                     int threads);
+
 // y (rows, out) = x (rows, cols) Wᵀ for few rows and a dense weight, which is read once.
 void dense_linear(const void* w, DType weight_type, int64_t out, int64_t cols, const void* x,
                   DType type, int64_t rows, void* y, int threads);

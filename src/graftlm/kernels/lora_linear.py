@@ -24,6 +24,7 @@ from graftlm.errors import ModelError
 from graftlm.kernels import native, reference
 from graftlm.kernels.crossing import LowRank
 from graftlm.kernels.define import LIBRARY, define
+from graftlm.kernels.factor_gradient import factor_gradient
 from graftlm.kernels.library import WEIGHT, check_factor, compute_type, weight
 from graftlm.nf4.weight import NF4Weight
 from graftlm.system import fast_bfloat16
@@ -119,24 +120,18 @@ def _gradients(
     x, u, A, B, *frozen = ctx.saved_tensors
     needs = ctx.needs_input_grad
     wants_x, (wants_bias, wants_A, wants_B) = needs[0], needs[-5:-2]
-    factor = factor_type(x)
-    d = _rows(dy, factor)
     if wants_x:
-        dx, thin = backward(dy, *frozen, A, B)
-        v = _rows(thin, factor)
+        dx, v = backward(dy, *frozen, A, B)
     else:
-        v = (d @ B.to(factor)).mul_(ctx.scaling)
+        factor = factor_type(x)
+        v = (dy.to(factor) @ B.to(factor)).mul_(ctx.scaling).to(dy.dtype)
     if wants_A:
-        dA = (v.T @ _rows(x, factor)).to(A.dtype)
+        dA = factor_gradient(v, x, compute=ctx.compute).to(A.dtype)
     if wants_B:
-        dB = (d.T @ _rows(u, factor)).to(B.dtype).mul_(ctx.scaling)
+        dB = factor_gradient(u, dy, ctx.scaling, True, ctx.compute).to(B.dtype)
     if wants_bias:
-        dbias = _rows(dy, dy.dtype).sum(0, dtype=torch.float32).to(ctx.bias_type)
+        dbias = dy.reshape(-1, dy.shape[-1]).sum(0, dtype=torch.float32).to(ctx.bias_type)
     return dx, dbias, dA, dB
-
-
-def _rows(x: Tensor, dtype: torch.dtype) -> Tensor:
-    return x.reshape(-1, x.shape[-1]).to(dtype)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Result, *frozen: Tensor | None) -> None:

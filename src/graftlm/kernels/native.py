@@ -23,6 +23,7 @@ __all__ = [
     "dense_linear",
     "dequantize",
     "extension",
+    "factor_gradient",
     "gated_unit",
     "gated_unit_backward",
     "linear",
@@ -158,6 +159,30 @@ def linear_backward(
         torch.get_num_threads(),
     )
     return dx, factors.thin
+
+
+def factor_gradient(
+    thin: Tensor, wide: Tensor, scaling: float, turned: bool, compute: str
+) -> Tensor:
+    """``scaling · thinᵀ wide`` in float32, [rank, n], or turned, [n, rank]; both of one type."""
+    thin, wide = thin.contiguous(), wide.contiguous()
+    rank, features = thin.shape[-1], wide.shape[-1]
+    shape = (features, rank) if turned else (rank, features)
+    out = wide.new_empty(shape, dtype=torch.float32)
+    _kernels().factor_gradient(
+        thin.data_ptr(),
+        wide.data_ptr(),
+        TYPES[wide.dtype],
+        wide.numel() // max(features, 1),
+        rank,
+        features,
+        scaling,
+        turned,
+        out.data_ptr(),
+        _COMPUTE[compute],
+        torch.get_num_threads(),
+    )
+    return out
 
 
 def dense_linear(x: Tensor, weight: Tensor) -> Tensor:

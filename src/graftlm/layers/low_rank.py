@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from graftlm.kernels.factor_gradient import factor_gradient
 from graftlm.kernels.lora_linear import factor_type
 
 __all__ = ["add_low_rank"]
@@ -73,7 +74,9 @@ class _AddLowRank(torch.autograd.Function):
         rows = x.reshape(-1, x.shape[-1]).to(ctx.factor)
         d = dy.reshape(-1, dy.shape[-1]).to(ctx.factor)
         v = (d @ B.to(ctx.factor)).mul_(ctx.scaling)
-        dA = (v.T @ rows).to(A.dtype) if ctx.needs_input_grad[2] else None
-        dB = (d.T @ u).to(B.dtype).mul_(ctx.scaling) if ctx.needs_input_grad[3] else None
+        dA = factor_gradient(v, rows).to(A.dtype) if ctx.needs_input_grad[2] else None
+        dB = None
+        if ctx.needs_input_grad[3]:
+            dB = factor_gradient(u, d, ctx.scaling, turned=True).to(B.dtype)
         dx = (v @ A.to(ctx.factor)).to(x.dtype).view_as(x) if ctx.needs_input_grad[1] else None
         return dy, dx, dA, dB, None
