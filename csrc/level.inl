@@ -166,16 +166,32 @@ void quantize(const void* src, DType type, int64_t numel, int64_t first, int64_t
 
 // ---------------------------------------------------------------- dequantise
 
+// Restores as many codes from [i, stop) as can be in large pieces; gives the first one left.
+template <class S, class Put>  // a template, for the way not taken is not compiled then
+inline int64_t restore_many(const uint8_t* codes, int64_t i, int64_t stop, Put put) {
+  if constexpr (S::has_planes) {
+    for (; i + 4 * W <= stop; i += 4 * W) {
+      typename S::F v[4];
+      S::restore(codes + (i >> 1), v);
+      for (auto level : v) put(level);
+    }
+  }
+  return i;
+}
+
 // Elements [i, stop) of one block. An odd start splits a byte, so it goes alone.
 template <class T, bool streaming>
 void dequantize_run(const Weight& w, int64_t i, int64_t stop, float scale, typename T::type* dst) {
   if (i < stop && (i & 1)) *dst++ = T::put(kLevels[w.code(i++)] * scale);
   const F s = Simd::set1(scale);
-  for (; i + W <= stop; i += W, dst += W) {
-    F v = Simd::mul(Simd::lookup(Simd::codes(w.codes + (i >> 1))), s);
+  auto put = [&](F level) {
+    const F v = Simd::mul(level, s);
     if constexpr (streaming) T::stream(dst, v);
     else T::store(dst, v);
-  }
+    dst += W;
+  };
+  i = restore_many<Simd>(w.codes, i, stop, put);
+  for (; i + W <= stop; i += W) put(Simd::lookup(Simd::codes(w.codes + (i >> 1))));
   for (; i < stop; i++) *dst++ = T::put(kLevels[w.code(i)] * scale);
 }
 
@@ -212,12 +228,31 @@ void dequantize_tile(const Weight& w, int64_t start, int64_t count, float* dst) 
 
 // ---------------------------------------------------------------- a few rows: straight from codes
 //
-// A group is one vector of 32-bit words, 8 W codes. Shifting the words by 4 j bits leaves the j-th
-// nibble of each in the low bits, where the lookup wants it: no code is ever moved between lanes.
-// Lane l then holds element 8 l + (j ^ 1) of the group (the high nibble comes first), and x is put
-// in that order beforehand. A block's scale multiplies the sum over its lanes, not each weight.
+// A group is one vector of codes, 8 W of them, and becomes eight vectors of levels, in whatever order
+// is cheapest; x is put in that order beforehand. Commonly: shifting the codes' 32-bit words by 4 j
+// bits leaves the j-th nibble of each in the low bits, where the lookup wants it, so that no code is
+// moved between lanes. Lane l then holds element 8 l + (j ^ 1) of the group (the high nibble comes
+// first). A block's scale multiplies the sum over its lanes, not each weight.
 
 constexpr int kGroup = 8 * W;
+
+template <class S>
+constexpr int group_place(int j, int lane) {
+  if constexpr (S::has_planes) return S::place(j, lane);
+  else return 8 * lane + (j ^ 1);
+}
+
+template <class S, int half>
+inline void group_levels(typename S::I words, typename S::F* v) {
+  if constexpr (S::has_planes) {
+    S::template levels<half>(words, v);
+  } else {
+    v[0] = S::lookup(S::template shift<16 * half>(words));
+    v[1] = S::lookup(S::template shift<16 * half + 4>(words));
+    v[2] = S::lookup(S::template shift<16 * half + 8>(words));
+    v[3] = S::lookup(S::template shift<16 * half + 12>(words));
+  }
+}
 
 int64_t gemv_stride(int64_t cols) { return (cols + kGroup - 1) / kGroup * kGroup; }
 
@@ -225,26 +260,33 @@ void gemv_pack(const float* x, int64_t cols, float* packed) {
   for (int64_t g = 0; g < cols; g += kGroup)
     for (int j = 0; j < 8; j++)
       for (int l = 0; l < W; l++) {
-        int64_t k = g + 8 * l + (j ^ 1);
+        int64_t k = g + group_place<Simd>(j, l);
         *packed++ = k < cols ? x[k] : 0.0f;
       }
 }
 
-template <int M, int j>
-inline void gemv_nibbles(I words, const float* x, int64_t stride, F* part) {
-  if constexpr (j < 8) {
-    F v = Simd::lookup(Simd::shift<4 * j>(words));
+template <int M, int half>
+inline void gemv_half(I words, const float* x, int64_t stride, F* part) {
+  F v[4];
+  group_levels<Simd, half>(words, v);
+  for (int j = 0; j < 4; j++)
     for (int m = 0; m < M; m++)
-      part[m] = Simd::fma(v, Simd::load(x + m * stride + j * W), part[m]);
-    gemv_nibbles<M, j + 1>(words, x, stride, part);
-  }
+      part[m] = Simd::fma(v[j], Simd::load(x + m * stride + (4 * half + j) * W), part[m]);
 }
 
 template <int M>
 inline void gemv_group(I words, F scale, const float* x, int64_t stride, F* total) {
   F part[M];
   for (int m = 0; m < M; m++) part[m] = Simd::zero();
-  gemv_nibbles<M, 0>(words, x, stride, part);
+  gemv_half<M, 0>(words, x, stride, part);
+  if constexpr (M <= 2) {  // registers are left for a second chain of sums: one would be waited for
+    F more[M];
+    for (int m = 0; m < M; m++) more[m] = Simd::zero();
+    gemv_half<M, 1>(words, x, stride, more);
+    for (int m = 0; m < M; m++) part[m] = Simd::add(part[m], more[m]);
+  } else {
+    gemv_half<M, 1>(words, x, stride, part);
+  }
   for (int m = 0; m < M; m++) total[m] = Simd::fma(part[m], scale, total[m]);
 }
 
@@ -258,8 +300,9 @@ void gemv_rows(const Weight& w, int64_t first, int64_t last, const float* x, int
   constexpr int64_t chunk = kGemvBytes / (4 * M) / kGroup * kGroup;
   float scales[kGemvBytes / 4 / 32 + W];
   int lane_block[W];
-  for (int l = 0; l < W; l++) lane_block[l] = (8 * l) >> w.block_shift;
+  for (int l = 0; l < W; l++) lane_block[l] = group_place<Simd>(0, l) >> w.block_shift;
   const I lanes = Simd::index(lane_block);
+  const bool one_scale = w.block() >= kGroup;
   for (int64_t k0 = 0; k0 < w.cols; k0 += chunk) {
     const int64_t k1 = smaller(w.cols, k0 + chunk);
     for (int64_t n = first; n < last; n++) {
@@ -274,7 +317,8 @@ void gemv_rows(const Weight& w, int64_t first, int64_t last, const float* x, int
       int64_t k = 0;
       for (; k + kGroup <= k1 - k0; k += kGroup) {
         __builtin_prefetch(codes + (k >> 1) + kGemvAhead);
-        F scale = Simd::pick(scales + ((inside + k) >> w.block_shift), lanes);
+        const float* s = scales + ((inside + k) >> w.block_shift);
+        F scale = one_scale ? Simd::set1(*s) : Simd::pick(s, lanes);
         gemv_group<M>(Simd::words(codes + (k >> 1)), scale, x + k0 + k, stride, total);
       }
       if (k < k1 - k0) {

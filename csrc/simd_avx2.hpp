@@ -1,4 +1,5 @@
-// AVX2 + FMA + F16C: eight floats; the NF4 table takes two registers and a blend.
+// AVX2 + FMA + F16C: eight floats. The NF4 table takes two registers and a blend; many codes at once
+// are restored byte by byte instead, see Planes.
 #pragma once
 #include <immintrin.h>
 
@@ -6,6 +7,19 @@
 
 namespace graftlm {
 namespace {
+
+// Byte b of every level, twice, one table for each half of a register: one byte shuffle looks it up
+// for 32 codes. Four of them and eight interleavings make 32 floats, where a permutation and a blend
+// take three operations for eight: nearly twice as fast (measured on Zen 3).
+struct Planes {
+  alignas(32) uint8_t byte[4][32] = {};
+  constexpr Planes() {
+    for (int b = 0; b < 4; b++)
+      for (int i = 0; i < 32; i++)
+        byte[b][i] = uint8_t(__builtin_bit_cast(uint32_t, kLevels[i & 15]) >> (8 * b));
+  }
+};
+constexpr Planes kPlanes;
 
 struct Simd {
   static constexpr const char* name = "avx2";
@@ -86,9 +100,38 @@ struct Simd {
   static I words(const uint8_t* p) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   }
-  template <int bits>
-  static I shift(I x) {
-    return _mm256_srli_epi32(x, bits);
+
+  static constexpr bool has_planes = true;
+  // The levels of 32 codes, one a byte. Lane l of v[q] is byte 16 (l / 4) + 4 q + l % 4.
+  static void by_planes(I codes, F* v) {
+    I b[4];
+    for (int i = 0; i < 4; i++) {
+      b[i] = _mm256_load_si256(reinterpret_cast<const __m256i*>(kPlanes.byte[i]));
+      b[i] = _mm256_shuffle_epi8(b[i], codes);
+    }
+    const I low[2] = {_mm256_unpacklo_epi8(b[0], b[1]), _mm256_unpackhi_epi8(b[0], b[1])};
+    const I high[2] = {_mm256_unpacklo_epi8(b[2], b[3]), _mm256_unpackhi_epi8(b[2], b[3])};
+    for (int i = 0; i < 2; i++) {
+      v[2 * i] = _mm256_castsi256_ps(_mm256_unpacklo_epi16(low[i], high[i]));
+      v[2 * i + 1] = _mm256_castsi256_ps(_mm256_unpackhi_epi16(low[i], high[i]));
+    }
+  }
+  // Half of a group: the high nibbles of its bytes, then the low ones.
+  template <int half>
+  static void levels(I words, F* v) {
+    by_planes(_mm256_and_si256(half ? words : _mm256_srli_epi16(words, 4), _mm256_set1_epi8(15)), v);
+  }
+  static constexpr int place(int j, int lane) {
+    return 2 * (16 * (lane / 4) + 4 * (j % 4) + lane % 4) + j / 4;
+  }
+  // The levels of the 32 codes of sixteen bytes, in order.
+  static void restore(const uint8_t* p, F* v) {
+    const I bytes = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    const I twice = _mm256_setr_epi8(0, 0, 1, 1, 4, 4, 5, 5, 8, 8, 9, 9, 12, 12, 13, 13,  //
+                                     2, 2, 3, 3, 6, 6, 7, 7, 10, 10, 11, 11, 14, 14, 15, 15);
+    const I pairs = _mm256_shuffle_epi8(bytes, twice);
+    const I high = _mm256_and_si256(_mm256_srli_epi16(pairs, 4), _mm256_set1_epi16(0x000f));
+    by_planes(_mm256_or_si256(high, _mm256_and_si256(pairs, _mm256_set1_epi16(0x0f00))), v);
   }
 
   static I index(const int* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }

@@ -102,6 +102,7 @@ struct Simd {
     return _mm512_srli_epi32(x, bits);
   }
 
+  static constexpr bool has_planes = false;  // see simd_avx2.hpp
   static I index(const int* p) { return _mm512_loadu_si512(p); }
   static F pick(const float* table, I index) {  // reads 16 floats
     return _mm512_permutexvar_ps(index, _mm512_loadu_ps(table));

@@ -99,6 +99,7 @@ struct Simd {
     for (uint32_t& v : x.v) v >>= bits;
     return x;
   }
+  static constexpr bool has_planes = false;  // see simd_avx2.hpp
   static I index(const int* p) {
     return {{uint32_t(p[0]), uint32_t(p[1]), uint32_t(p[2]), uint32_t(p[3])}};
   }
