@@ -290,8 +290,8 @@ inline void gemv_group(I words, F scale, const float* x, int64_t stride, F* tota
   for (int m = 0; m < M; m++) total[m] = Simd::fma(part[m], scale, total[m]);
 }
 
-// x is taken in pieces that stay in the first cache while all rows of the tile pass by.
-constexpr int64_t kGemvBytes = 32768;
+// x is taken in pieces that stay in the nearer caches while all rows of the tile pass by.
+constexpr int64_t kGemvBytes = 65536;
 constexpr int64_t kGemvAhead = 2048;  // bytes of codes asked for before they are used
 
 template <int M>

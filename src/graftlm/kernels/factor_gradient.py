@@ -39,7 +39,7 @@ def factor_gradient(
     Returns:
         [r, n], or turned, [n, r]; float32, or float64 for such factors.
     """
-    result: Tensor = torch.ops.graftlm.factor_gradient(thin, wide, scaling, turned, compute)
+    result: Tensor = _factor_gradient(thin, wide, scaling, turned, compute)
     return result
 
 
@@ -68,7 +68,7 @@ def _result_type(wide: Tensor) -> torch.dtype:
     return torch.float64 if wide.dtype == torch.float64 else torch.float32
 
 
-define(
+_factor_gradient = define(
     "factor_gradient(Tensor thin, Tensor wide, float scaling, bool turned, str compute) -> Tensor",
     _run,
     _fake,

@@ -36,7 +36,7 @@ def gated_unit(g: Tensor, u: Tensor, act: tuple[float, float]) -> Tensor:
     Returns:
         (..., D) in their type.
     """
-    y: Tensor = torch.ops.graftlm.gated_unit(g, u, *act)
+    y: Tensor = _gated_unit(g, u, *act)
     return y
 
 
@@ -70,8 +70,8 @@ def _fake_backward(dy: Tensor, g: Tensor, u: Tensor, k: float, a: float) -> tupl
     return made[0], made[1]
 
 
-define("gated_unit(Tensor g, Tensor u, float k, float a) -> Tensor", _forward, _fake)
-define(
+_gated_unit = define("gated_unit(Tensor g, Tensor u, float k, float a) -> Tensor", _forward, _fake)
+_gated_unit_backward = define(
     "gated_unit_backward(Tensor dy, Tensor g, Tensor u, float k, float a) -> (Tensor, Tensor)",
     _backward,
     _fake_backward,
@@ -84,7 +84,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _gradient(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    dg, du = torch.ops.graftlm.gated_unit_backward(dy, *ctx.saved_tensors, *ctx.act)
+    dg, du = _gated_unit_backward(dy, *ctx.saved_tensors, *ctx.act)
     return dg, du, None, None
 
 

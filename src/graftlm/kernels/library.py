@@ -24,7 +24,17 @@ from graftlm.kernels.define import LIBRARY, define
 from graftlm.nf4.quantize import check, quantize_blocks
 from graftlm.nf4.weight import NF4Weight
 
-__all__ = ["WEIGHT", "Compute", "check_factor", "compute_type", "weight"]
+__all__ = [
+    "WEIGHT",
+    "Compute",
+    "check_factor",
+    "compute_type",
+    "nf4_dequantize",
+    "nf4_linear",
+    "nf4_linear_backward",
+    "nf4_quantize",
+    "weight",
+]
 
 Compute = Literal["auto", "float32", "bfloat16", "bfloat16x3"]
 
@@ -131,22 +141,22 @@ def _fake_linear_backward(dy: Tensor, *rest: Any) -> Tensor:
     return dy.new_empty((*dy.shape[:-1], rest[4][1]))
 
 
-define(
+nf4_quantize = define(
     "nf4_quantize(Tensor w, int block_size) -> (Tensor, Tensor)",
     _quantize,
     _fake_quantize,
 )
-define(
+nf4_dequantize = define(
     f"nf4_dequantize({WEIGHT}, ScalarType dtype) -> Tensor",
     _dequantize,
     _fake_dequantize,
 )
-define(
+nf4_linear = define(
     f"nf4_linear(Tensor x, {WEIGHT}, Tensor? bias, str compute) -> Tensor",
     _linear,
     _fake_linear,
 )
-define(
+nf4_linear_backward = define(
     f"nf4_linear_backward(Tensor dy, {WEIGHT}, str compute) -> Tensor",
     _linear_backward,
     _fake_linear_backward,
@@ -165,7 +175,7 @@ def _gradient(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     dx = dbias = None
     if ctx.needs_input_grad[0]:
         parts = (*ctx.saved_tensors, *ctx.sizes)
-        dx = torch.ops.graftlm.nf4_linear_backward(dy, *parts, ctx.compute)
+        dx = nf4_linear_backward(dy, *parts, ctx.compute)
     if ctx.needs_input_grad[7]:
         dbias = dy.flatten(0, -2).sum(0, dtype=torch.float32).to(ctx.bias_type)
     return dx, None, None, None, None, None, None, dbias, None

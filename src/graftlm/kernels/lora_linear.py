@@ -29,7 +29,7 @@ from graftlm.kernels.library import WEIGHT, check_factor, compute_type, weight
 from graftlm.nf4.weight import NF4Weight
 from graftlm.system import fast_bfloat16
 
-__all__ = ["factor_type"]
+__all__ = ["factor_type", "lora_linear", "nf4_lora_linear"]
 
 Result = tuple[Tensor, Tensor]
 FrozenWeight = NF4Weight | Tensor
@@ -174,7 +174,7 @@ def _nf4_keep(ctx: Any, inputs: tuple[Any, ...], output: Result) -> None:
 def _nf4_gradient(ctx: Any, dy: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
     def backward(dy: Tensor, *tensors: Tensor) -> Result:
         *stored, A, B = tensors
-        result: Result = torch.ops.graftlm.nf4_lora_linear_backward(
+        result: Result = _nf4_lora_linear_backward(
             dy, *stored, *ctx.sizes, A, B, ctx.scaling, ctx.compute
         )
         return result
@@ -200,9 +200,7 @@ def _dense_keep(ctx: Any, inputs: tuple[Any, ...], output: Result) -> None:
 
 def _dense_gradient(ctx: Any, dy: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
     def backward(dy: Tensor, *tensors: Tensor) -> Result:
-        result: Result = torch.ops.graftlm.lora_linear_backward(
-            dy, *tensors, ctx.scaling, ctx.compute
-        )
+        result: Result = _lora_linear_backward(dy, *tensors, ctx.scaling, ctx.compute)
         return result
 
     dx, *rest = _gradients(ctx, dy, backward)
@@ -213,22 +211,22 @@ def _shaped(x: Tensor, features: int, A: Tensor) -> Result:
     return x.new_empty((*x.shape[:-1], features)), x.new_empty((*x.shape[:-1], A.shape[0]))
 
 
-define(
+nf4_lora_linear = define(
     f"nf4_lora_linear(Tensor x, {WEIGHT}, Tensor? bias, {UPDATE}) -> (Tensor y, Tensor u)",
     _nf4_forward,
     _nf4_fake_forward,
 )
-define(
+_nf4_lora_linear_backward = define(
     f"nf4_lora_linear_backward(Tensor dy, {WEIGHT}, {UPDATE}) -> (Tensor dx, Tensor v)",
     _nf4_backward,
     _nf4_fake_backward,
 )
-define(
+lora_linear = define(
     f"lora_linear(Tensor x, Tensor weight, Tensor? bias, {UPDATE}) -> (Tensor y, Tensor u)",
     _forward,
     _fake_forward,
 )
-define(
+_lora_linear_backward = define(
     f"lora_linear_backward(Tensor dy, Tensor weight, {UPDATE}) -> (Tensor dx, Tensor v)",
     _backward,
     _fake_backward,

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-import graftlm.kernels.lora_linear  # noqa: F401 - defines its operators
+from graftlm.kernels import library
+from graftlm.kernels import lora_linear as update
 from graftlm.kernels.library import Compute
 from graftlm.nf4.quantize import assemble
 from graftlm.nf4.weight import NF4Weight
@@ -24,13 +25,13 @@ def quantize(w: Tensor, block_size: int = 64, double_quant: bool = True) -> NF4W
         ConfigError: ``block_size`` is not one the format has.
         ModelError: ``w`` is empty, of another type, or holds NaN or infinity.
     """
-    codes, absmax = torch.ops.graftlm.nf4_quantize(w.detach(), block_size)
+    codes, absmax = library.nf4_quantize(w.detach(), block_size)
     return assemble(w, codes, absmax, block_size, double_quant)
 
 
 def dequantize(w4: NF4Weight, dtype: torch.dtype | None = None) -> Tensor:
     """The weight as a dense tensor of ``w4.shape``, in ``dtype`` or the type it had."""
-    dense: Tensor = torch.ops.graftlm.nf4_dequantize(*_parts(w4), dtype or w4.dtype)
+    dense: Tensor = library.nf4_dequantize(*_parts(w4), dtype or w4.dtype)
     return dense
 
 
@@ -48,7 +49,7 @@ def linear(
     Returns:
         (..., out_features) in the type of ``x``.
     """
-    y: Tensor = torch.ops.graftlm.nf4_linear(x, *_parts(w4), bias, compute)
+    y: Tensor = library.nf4_linear(x, *_parts(w4), bias, compute)
     return y
 
 
@@ -75,12 +76,12 @@ def lora_linear(
     Returns:
         (..., out_features) in the type of ``x``.
     """
-    update = (bias, A, B, scaling, compute)
+    rest = (bias, A, B, scaling, compute)
     y: Tensor
     if isinstance(w, Tensor):
-        y, _ = torch.ops.graftlm.lora_linear(x, w, *update)
+        y, _ = update.lora_linear(x, w, *rest)
     else:
-        y, _ = torch.ops.graftlm.nf4_lora_linear(x, *_parts(w), *update)
+        y, _ = update.nf4_lora_linear(x, *_parts(w), *rest)
     return y
 
 

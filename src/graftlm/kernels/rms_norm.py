@@ -34,7 +34,7 @@ def rms_norm(x: Tensor, weight: Tensor, shift: float, eps: float) -> Tensor:
     Returns:
         (..., D) in the type of ``x``.
     """
-    y: Tensor = torch.ops.graftlm.rms_norm(x, weight, shift, eps)[0]
+    y: Tensor = _rms_norm(x, weight, shift, eps)[0]
     return y
 
 
@@ -67,10 +67,10 @@ def _fake_backward(dy: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, shift: f
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-define(
+_rms_norm = define(
     "rms_norm(Tensor x, Tensor weight, float shift, float eps) -> (Tensor, Tensor)", _forward, _fake
 )
-define(
+_rms_norm_backward = define(
     "rms_norm_backward(Tensor dy, Tensor x, Tensor weight, Tensor rstd, float shift) -> Tensor",
     _backward,
     _fake_backward,
@@ -88,7 +88,7 @@ def _gradient(ctx: Any, dy: Tensor | None, _: Tensor | None) -> tuple[Tensor | N
     x, weight, rstd = ctx.saved_tensors
     dx = dweight = None
     if dy is not None and ctx.needs_input_grad[0]:
-        dx = torch.ops.graftlm.rms_norm_backward(dy, x, weight, rstd, ctx.shift)
+        dx = _rms_norm_backward(dy, x, weight, rstd, ctx.shift)
     if dy is not None and ctx.needs_input_grad[1]:
         product = dy.float() * x.float() * rstd[..., None]
         dweight = product.flatten(0, -2).sum(0).to(weight.dtype)

@@ -108,16 +108,19 @@ class Timeline:
             kept_below: allocations smaller than this come from a heap that never shrinks: at any
                 time it has the size of the most of them that were ever alive together.
         """
-        in_use, most, at = self._largest_heap(kept_below), dict[str, int](), dict[str, int]()
+        in_use, alive = self._largest_heap(kept_below), 0
+        most, at = dict[str, tuple[int, int]](), dict[str, int]()
         for index, (allocation, change) in enumerate(self._events):
+            alive += change
             if allocation.nbytes >= kept_below:
                 in_use += change
             if change < 0 or allocation.phase == "setup":
                 continue
             place = f"{_coarse(allocation.phase)} {_where(allocation.module, depth)}"
-            if in_use > most.get(place, 0):
-                most[place], at[place] = in_use, index
-        return {place: self._moment(index, most[place]) for place, index in at.items()}
+            # Of equal moments, for the heap keeps its size, the one with least of it idle.
+            if (in_use, alive) > most.get(place, (0, 0)):
+                most[place], at[place] = (in_use, alive), index
+        return {place: self._moment(index, most[place][0]) for place, index in at.items()}
 
     def _largest_heap(self, kept_below: int) -> int:
         heap = largest = 0
