@@ -271,10 +271,11 @@ def decoding(tokens: int, repeats: int) -> Iterator[dict[str, Any]]:
             layer.support_avx512bf16_for_cpu = False
     models["dense"] = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     ids = AutoTokenizer.from_pretrained(path)("The city of Paris", return_tensors="pt").input_ids
-    counts = {"min_new_tokens": tokens, "max_new_tokens": tokens, "do_sample": False}
+    counts = {"max_new_tokens": tokens, "do_sample": False}
 
     def call(model: Any) -> Run:
         model.eval()
+        model.generation_config.eos_token_id = None  # all write the same number of tokens
         return lambda: model.generate(ids, attention_mask=torch.ones_like(ids), **counts)
 
     times = alternate({name: call(model) for name, model in models.items()}, 0, repeats)

@@ -27,7 +27,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> di
     """One saved model a family; every second one in bfloat16, the Mixtral in several shards."""
     root = tmp_path_factory.mktemp("families")
     for number, family in enumerate(FAMILIES):
-        model = tiny_model(family, torch.bfloat16 if number % 2 else torch.float32)
+        # In 16 bits, rounding decides which experts a Mixtral asks, and each CPU rounds its way.
+        narrow = number % 2 and family != "mixtral"
+        model = tiny_model(family, torch.bfloat16 if narrow else torch.float32)
         shard = "60KB" if family == "mixtral" else "4GB"
         model.save_pretrained(root / family, max_shard_size=shard)
         tiny_tokenizer.save_pretrained(root / family)

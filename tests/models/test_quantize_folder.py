@@ -31,7 +31,9 @@ def plain(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> dict
     """One plain folder a family; shards of 60 KB for the Mixtral."""
     root = tmp_path_factory.mktemp("plain")
     for number, family in enumerate(FAMILIES):
-        model = tiny_model(family, torch.bfloat16 if number % 2 else torch.float32)
+        # In 16 bits, rounding decides which experts a Mixtral asks, and each CPU rounds its way.
+        narrow = number % 2 and family != "mixtral"
+        model = tiny_model(family, torch.bfloat16 if narrow else torch.float32)
         model.save_pretrained(
             root / family, max_shard_size="60KB" if family == "mixtral" else "4GB"
         )

@@ -84,6 +84,7 @@ def load_weights(
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """Load a model without its tokenizer; arguments, memory and errors as for `load_model`."""
+    from graftlm.models.attention import quick_attention
     from graftlm.models.fuse import fuse_elementwise, quick_output
     from graftlm.models.streaming import StreamingConfig
 
@@ -101,6 +102,7 @@ def load_weights(
     )
     fuse_elementwise(model)
     quick_output(model)
+    quick_attention(model)
     model.name_or_path = model.config._name_or_path = source.name
     return model
 

@@ -11,6 +11,7 @@ from graftlm.config import RunConfig
 from graftlm.layers import NF4Linear
 from graftlm.layers.lora_linear import linear_shape
 from graftlm.lora import add_lora
+from graftlm.models.attention import quick_attention
 from graftlm.models.fuse import fuse_elementwise
 from graftlm.models.load import empty_model
 from graftlm.models.streaming import linear_layers, unquantized_names
@@ -40,6 +41,7 @@ def build(
     with torch.utils._python_dispatch._disable_current_modes():
         model: Any = empty_model(architecture, config.model.trust_remote_code)
         fuse_elementwise(model)
+        quick_attention(model)
         quantized = _quantized(model) if config.method == "qlora" else {}
     for name, layer in quantized.items():
         model.set_submodule(name, _nf4(layer, config, dtype, device))

@@ -101,7 +101,9 @@ class Trace:
         """The moment with most memory in use in the whole step; of equal ones, the fullest."""
 
         def fullness(peak: Peak) -> tuple[int, int]:
-            return peak.nbytes, -peak.components.get("temporary", 0)  # where the idle heap is booked
+            return peak.nbytes, -peak.components.get(
+                "temporary", 0
+            )  # where the idle heap is booked
 
         return max(self.peaks.values(), key=fullness)
 
