@@ -156,6 +156,7 @@ def product(
     name: str, w: Tensor, rows: int, gemm: float, peers: bool, backward: bool
 ) -> dict[str, Any]:
     from graftlm.kernels import ops
+    from graftlm.system import fast_bfloat16
 
     out_features, in_features = w.shape
     w4 = ops.quantize(w)
@@ -168,7 +169,9 @@ def product(
     if peers:
         contestants["graftlm bfloat16x3"] = lambda x: ops.linear(x, w4, compute="bfloat16x3")
         contestants["graftlm bfloat16"] = lambda x: ops.linear(x.bfloat16(), w4)
-        for dtype in ("float32", "bfloat16"):
+        # Without its instructions PyTorch takes minutes for many rows in bfloat16: no contestant.
+        quick = rows <= 32 or fast_bfloat16()
+        for dtype in ("float32", "bfloat16") if quick else ("float32",):
             layer = bitsandbytes_layer(w, getattr(torch, dtype))
             contestants[f"bnb {dtype}"] = layer.train(backward)
         plain = bitsandbytes_layer(w, torch.float32)

@@ -79,13 +79,18 @@ class _Attention(torch.autograd.Function):
 
 def _widened(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """In float32, a head of k and v for each of q."""
-    shared = q.shape[1] // k.shape[1]
-    return q.float(), *(t.float().repeat_interleave(shared, 1) for t in (k, v))
+    return q.float(), _spread(k.float(), q.shape[1]), _spread(v.float(), q.shape[1])
+
+
+def _spread(t: Tensor, heads: int) -> Tensor:
+    """Each head of k or v as often as heads of q share it; no copy of a single one."""
+    return t[:, :, None].expand(-1, -1, heads // t.shape[1], -1, -1).flatten(1, 2)
 
 
 def _gathered(gradient: Tensor, factor: Tensor) -> Tensor:
     """The gradient of k or v, summed over the heads of q that shared one."""
-    return gradient.unflatten(1, (factor.shape[1], -1)).sum(2).to(factor.dtype)
+    batch, heads, positions, size = factor.shape
+    return gradient.reshape(batch, heads, -1, positions, size).sum(2).to(factor.dtype)
 
 
 def _added(mask: Tensor | None) -> Tensor | None:
