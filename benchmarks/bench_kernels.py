@@ -27,6 +27,7 @@ import csv
 import json
 import os
 import platform
+import random
 import statistics
 import subprocess
 import sys
@@ -66,11 +67,11 @@ def alternate(runs: dict[str, Run], seconds: float = 2.0, least: int = 5) -> dic
     taken: dict[str, list[float]] = {name: [] for name in names}
     for name in names:
         runs[name]()
-    start = time.perf_counter()
+    start, shuffle = time.perf_counter(), random.Random(0).shuffle
     while len(taken[names[0]]) < least or time.perf_counter() - start < seconds:
         for name in names:
             taken[name].append(_timed(runs[name]))
-        names.append(names.pop(0))  # nobody always follows the same neighbour
+        shuffle(names)  # nobody always finds the caches as the same neighbour left them
         if len(taken[names[0]]) >= 400:
             break
     medians = {name: statistics.median(times) for name, times in taken.items()}
