@@ -58,6 +58,7 @@ bench: bench-kernels bench-peers
 	$(TEST_ENV)/bin/python benchmarks/bench_step.py
 	$(TEST_ENV)/bin/python benchmarks/bench_memory.py
 	$(TEST_ENV)/bin/python benchmarks/bench_seven_billion.py
+	$(TEST_ENV)/bin/python benchmarks/bench_steady.py
 	$(TEST_ENV)/bin/python benchmarks/stop_rate.py
 
 clean:

@@ -56,32 +56,21 @@ Run = Callable[[], object]
 
 
 def alternate(runs: dict[str, Run], seconds: float = 2.0, least: int = 5) -> dict[str, float]:
-    """Median seconds of each, taking turns until each has had its share of the time.
-
-    Who takes longer than ``seconds`` for a first call is not called again: PyTorch's product in
-    bfloat16 takes a minute where the CPU has no instruction for it.
-    """
-    first = {name: _timed(run) for name, run in runs.items()}
-    slow = {name: taken for name, taken in first.items() if taken > seconds > 0}
-    names = [name for name in runs if name not in slow]
-    taken: dict[str, list[float]] = {name: [] for name in names}
-    for name in names:
-        runs[name]()
-    start, shuffle = time.perf_counter(), random.Random(0).shuffle
+    """Median seconds of each, taking turns until each has had its share of the time."""
+    for run in runs.values():
+        run()
+        run()
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    names, start, shuffle = list(runs), time.perf_counter(), random.Random(0).shuffle
     while len(taken[names[0]]) < least or time.perf_counter() - start < seconds:
         for name in names:
-            taken[name].append(_timed(runs[name]))
+            begin = time.perf_counter()
+            runs[name]()
+            taken[name].append(time.perf_counter() - begin)
         shuffle(names)  # nobody always finds the caches as the same neighbour left them
         if len(taken[names[0]]) >= 400:
             break
-    medians = {name: statistics.median(times) for name, times in taken.items()}
-    return {name: slow.get(name) or medians[name] for name in runs}
-
-
-def _timed(run: Run) -> float:
-    begin = time.perf_counter()
-    run()
-    return time.perf_counter() - begin
+    return {name: statistics.median(times) for name, times in taken.items()}
 
 
 def copy_bandwidth(numel: int) -> float:

@@ -1,5 +1,5 @@
-// What an instruction-set level provides. One table a level; the drivers (quantize.cpp,
-// dequantize.cpp, linear.cpp) choose tiles and threads and are the same for all of them.
+// What an instruction-set level provides. One table a level; the drivers (convert.cpp,
+// linear.cpp and others) choose tiles and threads and are the same for all of them.
 #pragma once
 #include <cstddef>
 #include <cstdint>

@@ -1,4 +1,4 @@
-"""A model with our attention is the model, whatever the processor multiplies quickly."""
+"""A model that attends in float32 is the model it was."""
 
 from __future__ import annotations
 
@@ -11,37 +11,77 @@ from graftlm.models import attention
 from graftlm.models.attention import quick_attention
 from tests.oracles.model_families import FAMILIES, tiny_model
 
+LEFT_ALONE = {"falcon", "gemma2"}
+"""One cannot be told, the other's attention is not PyTorch's."""
+IDS = torch.arange(2 * 24).view(2, 24) % 90
+
+
+@pytest.fixture(autouse=True)
+def everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On any processor, and for float32 too, where ours and theirs must agree closely."""
+    monkeypatch.setattr(attention, "fast_bfloat16", lambda: False)
+    monkeypatch.setattr(attention, "_NARROW", (torch.float32,))
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One entry for each layer that attended with ours."""
+    found: list[int] = []
+    ours = attention.attention
+
+    def counted(q: torch.Tensor, *rest: Any) -> torch.Tensor:
+        found.append(len(q))
+        return ours(q, *rest)
+
+    monkeypatch.setattr(attention, "attention", counted)
+    return found
+
 
 def results(model: Any, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits, and the gradient of the embedding."""
-    ids = torch.arange(2 * 24).view(2, 24) % 90
-    logits = model(ids, attention_mask=mask).logits
+    logits = model(IDS, attention_mask=mask).logits
     model.zero_grad()
     logits[mask.bool()].float().logsumexp(-1).sum().backward()
-    weight = model.get_input_embeddings().weight
-    return logits[mask.bool()], weight.grad
+    return logits[mask.bool()], model.get_input_embeddings().weight.grad
 
 
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_same_logits_and_gradients(
-    family: str, padded: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_same_logits_and_gradients(family: str, padded: bool, calls: list[int]) -> None:
     mask = torch.ones(2, 24, dtype=torch.int64)
     if padded:
         mask[1, 15:] = 0
     model = tiny_model(family, torch.float32)
     logits, gradient = results(model, mask)
-    quick_attention(model)
-    monkeypatch.setattr(attention, "_slow", lambda query: True)  # ours, though not narrow
+    assert quick_attention(model) == (family not in LEFT_ALONE)
     ours, ours_gradient = results(model, mask)
+    assert len(calls) == (0 if family in LEFT_ALONE else 2)
     torch.testing.assert_close(ours, logits, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(ours_gradient, gradient, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
+def test_same_answers(family: str) -> None:
+    model = tiny_model(family, torch.float32)
+    settings = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+    mask = torch.ones(2, 24, dtype=torch.int64)
+    mask[1, :5] = 0
+    expected = model.generate(IDS, attention_mask=mask, **settings)
+    assert quick_attention(model)
+    assert torch.equal(model.generate(IDS, attention_mask=mask, **settings), expected)
+
+
+def test_a_model_that_asks_for_its_attention_by_name_is_left_alone() -> None:
+    from transformers.models.deepseek_v32 import modeling_deepseek_v32
+    from transformers.models.llama import modeling_llama
+
+    assert attention._asks_by_name(modeling_deepseek_v32.DeepseekV32ForCausalLM)
+    assert not attention._asks_by_name(modeling_llama.LlamaForCausalLM)
+
+
 def test_a_saved_config_does_not_name_it(tmp_path: Any) -> None:
     model = tiny_model("llama", torch.float32)
-    quick_attention(model)
+    assert quick_attention(model)
     model.save_pretrained(tmp_path)
     assert attention.NAME not in (tmp_path / "config.json").read_text()
     assert model.config._attn_implementation == attention.NAME

@@ -49,11 +49,14 @@ def define(
 
 
 def _unwatched(tensor: Tensor) -> bool:
-    """Whether no gradient is recorded and no mode, profiler or compiler looks on."""
-    return (
-        not torch.is_grad_enabled()
-        and type(tensor) in (Tensor, nn.Parameter)
-        and not is_in_torch_dispatch_mode()
-        and not torch.autograd.profiler._is_profiler_enabled
-        and not torch.compiler.is_compiling()
+    """Whether only the caller needs to know: no gradient, mode, transform, trace or profiler."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch.is_grad_enabled()
+        or type(tensor) not in (Tensor, nn.Parameter)
+        or tensor.is_meta
+        or is_in_torch_dispatch_mode()
+        or torch.autograd.profiler._is_profiler_enabled
+        or torch._C._get_tracing_state() is not None
+        or torch._C._functorch.maybe_current_level() is not None
     )

@@ -44,10 +44,12 @@ def factor_gradient(
 
 
 def _run(thin: Tensor, wide: Tensor, scaling: float, turned: bool, compute: str) -> Tensor:
-    if thin.shape[:-1] != wide.shape[:-1] or thin.dtype != wide.dtype or not thin.ndim:
+    alike = thin.dtype == wide.dtype and thin.device == wide.device
+    if thin.shape[:-1] != wide.shape[:-1] or not alike or not thin.ndim:
         raise ModelError(
-            f"thin is {tuple(thin.shape)} of {thin.dtype} and wide {tuple(wide.shape)} of "
-            f"{wide.dtype}: expected the same but for the last dimension"
+            f"thin is {tuple(thin.shape)} of {thin.dtype} on {thin.device} and wide "
+            f"{tuple(wide.shape)} of {wide.dtype} on {wide.device}: expected the same but for the "
+            "last dimension"
         )
     if native.takes(wide):
         return native.factor_gradient(

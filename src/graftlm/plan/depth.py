@@ -77,7 +77,10 @@ def continued(
             for name in names
         } | {name: size for name, size in end.components.items() if name not in names}
         peaks[place] = dataclasses.replace(
-            end, nbytes=sum(components.values()), components=components
+            end,
+            nbytes=sum(components.values()),
+            components=components,
+            alive=continued_count(start.alive, end.alive, depths, depth),
         )
     return peaks
 

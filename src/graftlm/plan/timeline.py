@@ -60,14 +60,16 @@ class Peak:
     """The moment with most memory in use.
 
     Attributes:
-        nbytes: bytes alive then.
+        nbytes: bytes in use then.
         components: those bytes by component; zero ones left out.
+        alive: bytes of tensors; the rest is what the heap keeps.
         phase: the phase of the step.
         module: the module at work.
     """
 
     nbytes: int
     components: dict[str, int]
+    alive: int
     phase: str
     module: str
 
@@ -140,10 +142,11 @@ class Timeline:
         totals = dict.fromkeys(COMPONENTS, 0)
         for allocation in alive.values():
             totals[allocation.resolved()] += allocation.nbytes
-        totals["temporary"] += nbytes - sum(totals.values())  # what the heap keeps
+        alive_bytes = sum(totals.values())
+        totals["temporary"] += nbytes - alive_bytes  # what the heap keeps
         components = {name: size for name, size in totals.items() if size}
         last = self._events[index][0]
-        return Peak(nbytes, components, _coarse(last.phase), last.module)
+        return Peak(nbytes, components, alive_bytes, _coarse(last.phase), last.module)
 
 
 def _coarse(phase: str) -> str:

@@ -99,13 +99,7 @@ class Trace:
     @property
     def peak(self) -> Peak:
         """The moment with most memory in use in the whole step; of equal ones, the fullest."""
-
-        def fullness(peak: Peak) -> tuple[int, int]:
-            return peak.nbytes, -peak.components.get(
-                "temporary", 0
-            )  # where the idle heap is booked
-
-        return max(self.peaks.values(), key=fullness)
+        return max(self.peaks.values(), key=lambda peak: (peak.nbytes, peak.alive))
 
 
 def trace_step(

@@ -106,7 +106,8 @@ def product_kind(func: Any, dtype: torch.dtype) -> str:
         family = "attention"
     elif func.namespace == "graftlm":
         family = name.removesuffix("_backward")
-        family = {"nf4_lora_linear": "nf4_linear", "lora_linear": "matmul"}.get(family, family)
+        if family in ("nf4_lora_linear", "lora_linear", "factor_gradient"):  # by one tile product
+            family = "nf4_linear"
     return f"{family} {str(dtype).removeprefix('torch.')}"
 
 
@@ -140,12 +141,18 @@ def _packed_input_and_update(args: Any, kwargs: Any) -> int:
     return _packed_input(args, kwargs) + _packed_rows(args[0]) * rank * 4
 
 
+def _upright_factor(args: Any, kwargs: Any) -> int:
+    """The thin factor widened, turned and packed, all of it (csrc/factor_gradient.cpp)."""
+    return 3 * 4 * int(args[0].numel())
+
+
 def _packed_rows(x: Tensor) -> int:
     return min(x.numel() // max(x.shape[-1], 1), 512)
 
 
 _WORKSPACES: dict[Any, Callable[[Any, Any], int]] = {
     torch.ops.graftlm.cross_entropy.default: _loss_workspace,
+    torch.ops.graftlm.factor_gradient.default: _upright_factor,
     torch.ops.graftlm.nf4_linear.default: _packed_input,
     torch.ops.graftlm.nf4_linear_backward.default: _packed_input,
     torch.ops.graftlm.nf4_lora_linear.default: _packed_input_and_update,

@@ -38,11 +38,20 @@ class EvalResult:
 
 
 def evaluate(
-    model: PreTrainedModel, examples: Sequence[Example], batch_size: int = 8
+    model: PreTrainedModel,
+    examples: Sequence[Example],
+    batch_size: int = 8,
+    micro_batch_tokens: int | None = None,
 ) -> EvalResult:
     """Measure ``model`` on ``examples``; rows of like length go together to save padding.
 
     The model is put into evaluation mode and returned to the mode it had.
+
+    Args:
+        model: a causal language model.
+        examples: at least one, with at least one supervised token among them.
+        batch_size: rows at a time.
+        micro_batch_tokens: positions at a time, at most, as in training.
     """
     if not examples:
         raise DataError("there are no rows to evaluate on. Give a file with at least one row.")
@@ -53,7 +62,7 @@ def evaluate(
         with torch.no_grad():
             for start in range(0, len(order), batch_size):
                 rows = [examples[index] for index in order[start : start + batch_size]]
-                for batch in micro_batches(model, rows):
+                for batch in micro_batches(model, rows, micro_batch_tokens):
                     if batch.supervised_tokens:
                         loss_sum += float(causal_lm_loss(model, batch, NO_GRADIENT))
                         tokens += batch.supervised_tokens

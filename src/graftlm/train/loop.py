@@ -207,7 +207,9 @@ def _save_checkpoint(run: Run, optimizer: torch.optim.Optimizer, state: TrainSta
 
 
 def _evaluate(run: Run) -> float:
-    return evaluate(run.model, run.eval_examples, run.config.train.batch_size).loss
+    settings = run.config.train
+    sizes = (settings.batch_size, settings.micro_batch_tokens)
+    return evaluate(run.model, run.eval_examples, *sizes).loss
 
 
 def _recent_loss(out: Path, steps: int = 10) -> float | None:

@@ -1,0 +1,75 @@
+"""A call goes past PyTorch's dispatcher only where nobody could tell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from graftlm import nf4
+from graftlm.kernels import ops
+from graftlm.kernels.define import _unwatched
+from graftlm.kernels.gated_unit import SILU, gated_unit
+from graftlm.kernels.rms_norm import rms_norm
+
+W4 = nf4.quantize(torch.randn(48, 64, generator=torch.Generator().manual_seed(0)))
+CALLS: dict[str, Callable[[Tensor], Any]] = {
+    "linear": lambda x: ops.linear(x, W4),
+    "lora_linear": lambda x: ops.lora_linear(
+        x, W4, None, torch.ones(2, 64), torch.ones(48, 2), 0.5
+    ),
+    "rms_norm": lambda x: rms_norm(x, torch.ones(64), 1.0, 1e-6),
+    "gated_unit": lambda x: gated_unit(x, x, SILU),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_both_ways_give_the_same(name: str) -> None:
+    x = torch.randn(5, 64)
+    recorded = CALLS[name](x)
+    with torch.no_grad():
+        assert torch.equal(CALLS[name](x), recorded)
+    with torch.inference_mode():
+        assert torch.equal(CALLS[name](x), recorded)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@torch.no_grad()
+def test_who_looks_on_sees_the_operator() -> None:
+    x = torch.randn(5, 64)
+    assert _unwatched(x)
+    with FlopCounterMode(display=False) as counter:
+        CALLS["linear"](x)
+    assert counter.get_total_flops() == 2 * 5 * 48 * 64
+    with torch.profiler.profile() as profile:
+        CALLS["linear"](x)
+    assert "graftlm::nf4_linear" in {event.key for event in profile.key_averages()}
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert not _unwatched(mode.from_tensor(x))
+    assert not _unwatched(x.to("meta"))
+    seen = []
+    torch.vmap(lambda row: seen.append(_unwatched(row)) or row)(x)
+    assert seen == [False]
+    torch.jit.trace(lambda t: seen.append(_unwatched(t)) or t, x, check_trace=False)
+    assert seen == [False] * len(seen)
+    with torch.enable_grad():
+        assert not _unwatched(x)
+
+
+@torch.no_grad()
+def test_a_compiled_function_holds_the_operator() -> None:
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append(str(graph.graph))
+        return graph.forward
+
+    x = torch.randn(5, 64)
+    compiled = torch.compile(CALLS["linear"], backend=backend, fullgraph=True)
+    assert torch.equal(compiled(x), CALLS["linear"](x))
+    assert "nf4_linear" in graphs[0]
