@@ -16,6 +16,7 @@ from graftlm import nf4
 from graftlm.errors import ModelError, RequestError
 from graftlm.layers import NF4Linear, OutputLinear
 from graftlm.models import load_model
+from graftlm.models.attention import quick_attention
 from graftlm.models.fuse import fuse_elementwise
 from tests.oracles.model_families import FAMILIES, tiny_model
 
@@ -46,7 +47,9 @@ def logits(model: nn.Module) -> torch.Tensor:
 def test_unquantized_model_gives_transformers_logits(family: str, folders: Any) -> None:
     model, _ = load_model(folders[family], quantize=None)
     expected = AutoModelForCausalLM.from_pretrained(folders[family])
-    fuse_elementwise(expected)  # the same up to rounding, as test_fuse.py shows
+    # The same up to rounding, as test_fuse.py and test_attention.py show.
+    fuse_elementwise(expected)
+    quick_attention(expected)
     assert torch.equal(logits(model), logits(expected))
     assert not model.training
     assert {n: (t.shape, t.dtype) for n, t in model.state_dict().items()} == {
