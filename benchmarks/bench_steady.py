@@ -25,16 +25,14 @@ SMALL = {"vocab_size": 32768, "hidden_size": 256, "intermediate_size": 768, "num
 
 def memory(model: str, rows: Path, out: Path, steps: int, method: str, packing: bool) -> list[int]:
     """Resident bytes after each step of a run."""
-    settings = {"batch_size": 2, "save_steps": steps, "eval_steps": steps}
     command = [str(Path(sys.executable).with_name("graftlm")), "train"]
     command += ["--model", model, "--data", str(rows)]
     command += ["--method", method, "--out", str(out), "--steps", str(steps), "--json"]
     command += ["--set", f"data.packing={str(packing).lower()}", "--set", "data.max_length=256"]
-    for name, value in settings.items():
-        command += ["--set", f"train.{name}={value}"]
+    command += ["--set", "train.batch_size=2", "--set", f"train.save_steps={steps}"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [row["memory_bytes"] for row in map(json.loads, lines) if "memory_bytes" in row]
+    return [json.loads(line)["memory_bytes"] for line in lines]
 
 
 def main() -> None:

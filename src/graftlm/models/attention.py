@@ -48,9 +48,12 @@ def quick_attention(model: Any) -> bool:
 
 
 def _asks_by_name(kind: type) -> bool:
-    return (
-        re.search(r"""["']sdpa["']""", inspect.getsource(sys.modules[kind.__module__])) is not None
-    )
+    """Whether the code that defines a model names PyTorch's attention, or cannot be read."""
+    try:
+        source = inspect.getsource(sys.modules[kind.__module__])
+    except OSError:
+        return True  # installed without its source: nobody can say, so it is left alone
+    return re.search(r"""["']sdpa["']""", source) is not None
 
 
 def _attend(
