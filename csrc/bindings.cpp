@@ -93,6 +93,15 @@ NB_MODULE(_native, m) {
       Free());
 
   m.def(
+      "double_quantize",
+      [](Address absmax, int64_t blocks, float mean, Address grid, int64_t points, Address codes,
+         Address nested, int threads) {
+        double_quantize(at<float>(absmax), blocks, mean, at<uint8_t>(grid), points,
+                        at<uint8_t>(codes), at<float>(nested), threads);
+      },
+      Free());
+
+  m.def(
       "dequantize",
       [](Address codes, Address absmax, Address nested, Address map, Address offset, int64_t rows,
          int64_t cols, int64_t block, Address dst, int type, int threads) {

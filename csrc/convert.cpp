@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 
 #include "operators.hpp"
 #include "threads.hpp"
@@ -17,6 +18,29 @@ void quantize(const void* src, DType type, int64_t numel, int64_t block, uint8_t
   parallel_for((blocks + a_task - 1) / a_task, threads, [&](int64_t task) {
     const int64_t first = task * a_task;
     kernels.quantize(src, type, numel, first, std::min(blocks, first + a_task), block, codes, absmax);
+  });
+}
+
+// As graftlm/nf4/double_quant.py, to the bit.
+void double_quantize(const float* absmax, int64_t blocks, float mean, const uint8_t* grid,
+                     int64_t points, uint8_t* codes, float* nested, int threads) {
+  constexpr int group = 1 << kGroupShift, lanes = 8;
+  parallel_for((blocks + group - 1) / group, threads, [&](int64_t g) {
+    const int64_t start = g * group;
+    const int count = int(std::min<int64_t>(group, blocks - start));
+    float rest[group] = {}, peaks[lanes] = {};  // the next loops are for whole vectors
+    int32_t point[group];
+    for (int i = 0; i < count; i++) rest[i] = absmax[start + i] - mean;
+    for (int i = 0; i < group; i += lanes)
+      for (int j = 0; j < lanes; j++) peaks[j] = std::max(peaks[j], std::fabs(rest[i + j]));
+    const float peak = *std::max_element(peaks, peaks + lanes), factor = 1.0f / peak;
+    for (int i = 0; i < group; i++) {
+      // 0 / 0 in a group without spread is NaN, of which std::max makes -1: the first point.
+      const float scaled = std::min(1.0f, std::max(-1.0f, rest[i] * factor));
+      point[i] = int32_t((scaled + 1.0f) * 0.5f * float(points - 1) + 0.5f);
+    }
+    for (int i = 0; i < count; i++) codes[start + i] = grid[point[i]];
+    nested[g] = peak;
   });
 }
 

@@ -104,9 +104,21 @@ inline typename S::I codes_of(typename S::F v) {
     return S::code_by_bin(v);
   } else {
     auto q = S::zero_index();
-    for (const auto& table : kThresholds.step) q = S::descend(q, v, table);
-    return q;
+    q = S::template descend<1>(q, v, kThresholds.step[0]);
+    q = S::template descend<2>(q, v, kThresholds.step[1]);
+    q = S::template descend<4>(q, v, kThresholds.step[2]);
+    return S::template descend<8>(q, v, kThresholds.step[3]);
   }
+}
+
+// Stores as many codes as can be in large pieces; gives the first one left.
+template <class S, class Code>
+inline int64_t store_many(uint8_t* codes, int64_t n, Code code) {
+  int64_t i = 0;
+  if constexpr (S::stores_four)
+    for (; i + 4 * W <= n; i += 4 * W)
+      S::store_codes(codes + i / 2, code(i), code(i + W), code(i + 2 * W), code(i + 3 * W));
+  return i;
 }
 
 template <class T>
@@ -128,11 +140,11 @@ void quantize_block(const typename T::type* x, int64_t n, bool whole, uint8_t* c
   *absmax = whole ? m : held;
   // bitsandbytes multiplies a whole block by the reciprocal and divides a short last one.
   float factor = 1.0f / held;
-  for (i = 0; i + W <= n; i += W) {
-    F v = T::load(x + i);
-    v = whole ? Simd::mul(v, Simd::set1(factor)) : Simd::div(v, Simd::set1(held));
-    Simd::store_codes(codes + i / 2, codes_of<Simd>(v));
-  }
+  auto code = [&](int64_t at) {
+    const F v = T::load(x + at);
+    return codes_of<Simd>(whole ? Simd::mul(v, Simd::set1(factor)) : Simd::div(v, Simd::set1(held)));
+  };
+  for (i = store_many<Simd>(codes, n, code); i + W <= n; i += W) Simd::store_codes(codes + i / 2, code(i));
   for (; i < n; i += 2) {
     float a = T::get(x[i]), b = i + 1 < n ? T::get(x[i + 1]) : 0.0f;
     int high = code_of(whole ? a * factor : a / held);

@@ -10,6 +10,10 @@ namespace graftlm {
 void quantize(const void* src, DType type, int64_t numel, int64_t block, uint8_t* codes,
               float* absmax, int threads);
 
+// Block maxima less their mean, in 8 bits: `grid` holds the code of each of its `points`.
+void double_quantize(const float* absmax, int64_t blocks, float mean, const uint8_t* grid,
+                     int64_t points, uint8_t* codes, float* nested, int threads);
+
 void dequantize(const Weight& w, void* dst, DType type, int threads);
 
 // The frozen factor of a product: a stored weight, or a dense one, row-major, of any type.

@@ -150,9 +150,13 @@ struct Simd {
   static bool any_nan(F x) { return _mm256_movemask_ps(_mm256_cmp_ps(x, x, _CMP_UNORD_Q)) != 0; }
 
   static constexpr bool has_bins = false;  // see simd_avx512.hpp
-  // 2 * q + (x > table[q]), for tables of at most eight entries.
+  // 2 * q + (x > table[q]), for tables of so many entries; four are in reach of a cheaper permute.
+  template <int entries>
   static I descend(I q, F x, const float* table) {
-    F bound = _mm256_permutevar8x32_ps(_mm256_load_ps(table), q);
+    F bound = _mm256_set1_ps(table[0]);
+    if (entries > 4) bound = _mm256_permutevar8x32_ps(_mm256_load_ps(table), q);
+    else if (entries > 1)
+      bound = _mm256_permutevar_ps(_mm256_broadcast_ps(reinterpret_cast<const __m128*>(table)), q);
     I above = _mm256_castps_si256(_mm256_cmp_ps(x, bound, _CMP_GT_OQ));  // -1 where above
     return _mm256_sub_epi32(_mm256_add_epi32(q, q), above);
   }
@@ -167,6 +171,17 @@ struct Simd {
     int high = _mm_cvtsi128_si32(_mm256_extracti128_si256(pair, 1));
     int both = low | (high << 16);
     __builtin_memcpy(p, &both, 4);
+  }
+
+  static constexpr bool stores_four = true;
+  static void store_codes(uint8_t* p, I a, I b, I c, I d) {  // sixteen bytes
+    // Bytes of the four, lane by lane; then pairs of them make one, the first in its high half.
+    I bytes = _mm256_packus_epi16(_mm256_packus_epi32(a, b), _mm256_packus_epi32(c, d));
+    I pairs = _mm256_maddubs_epi16(bytes, _mm256_set1_epi16(0x0110));
+    pairs = _mm256_packus_epi16(pairs, pairs);
+    __m128i lanes = _mm_unpacklo_epi16(_mm256_castsi256_si128(pairs),
+                                       _mm256_extracti128_si256(pairs, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), lanes);
   }
 
   // dst[j][i] = src[i][j], 8 x 8.

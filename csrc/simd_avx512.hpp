@@ -127,6 +127,7 @@ struct Simd {
     return _mm512_mask_add_epi32(below, _mm512_cmp_ps_mask(x, bound, _CMP_GT_OQ), below,
                                  _mm512_set1_epi32(1));
   }
+  static constexpr bool stores_four = false;  // see simd_avx2.hpp
   static void store_codes(uint8_t* p, I q) {  // eight bytes
     __m512i pair = _mm512_or_si512(_mm512_slli_epi64(q, 4), _mm512_srli_epi64(q, 32));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm512_cvtepi64_epi8(pair));

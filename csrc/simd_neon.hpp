@@ -77,6 +77,7 @@ struct Simd {
   static bool any_nan(F x) { return vminvq_u32(vceqq_f32(x, x)) == 0; }
 
   static constexpr bool has_bins = false;  // see simd_avx512.hpp
+  template <int>  // entries; see simd_avx2.hpp
   static I descend(I q, F x, const float* table) {
     uint32_t i[4];
     float v[4];
@@ -86,6 +87,7 @@ struct Simd {
     return vld1q_u32(i);
   }
   static I zero_index() { return vdupq_n_u32(0); }
+  static constexpr bool stores_four = false;  // see simd_avx2.hpp
   static void store_codes(uint8_t* p, I q) {
     p[0] = uint8_t(vgetq_lane_u32(q, 0) << 4 | vgetq_lane_u32(q, 1));
     p[1] = uint8_t(vgetq_lane_u32(q, 2) << 4 | vgetq_lane_u32(q, 3));

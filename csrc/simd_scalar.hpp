@@ -125,11 +125,13 @@ struct Simd {
     return nan;
   }
   static constexpr bool has_bins = false;  // see simd_avx512.hpp
+  template <int>  // entries; see simd_avx2.hpp
   static I descend(I q, F x, const float* table) {
     for (int i = 0; i < 4; i++) q.v[i] = 2 * q.v[i] + (x.v[i] > table[q.v[i]]);
     return q;
   }
   static I zero_index() { return {{0, 0, 0, 0}}; }
+  static constexpr bool stores_four = false;  // see simd_avx2.hpp
   static void store_codes(uint8_t* p, I q) {
     p[0] = uint8_t(q.v[0] << 4 | q.v[1]);
     p[1] = uint8_t(q.v[2] << 4 | q.v[3]);

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import bitsandbytes.functional as bnb
 import pytest
 import torch
@@ -9,25 +11,33 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graftlm.errors import ModelError
+from graftlm.kernels import native
 from graftlm.nf4 import dequantize, quantize
 from graftlm.nf4.codebook import GRID, dynamic_levels
 from graftlm.nf4.double_quant import GROUP_SIZE, block_scales, double_quantize
 from tests.oracles import nf4_oracle as oracle
 
+WAYS = [double_quantize, *([native.double_quantize] if native.extension() else [])]
+each_way = pytest.mark.parametrize("shrink", WAYS, ids=lambda shrink: shrink.__module__)
 
+
+@each_way
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.integers(1, 1500), st.integers(-38, 30), st.integers(0, 2**31))
-def test_equals_bitsandbytes_at_any_scale(blocks: int, exponent: int, seed: int) -> None:
+def test_equals_bitsandbytes_at_any_scale(
+    shrink: Any, blocks: int, exponent: int, seed: int
+) -> None:
     random = torch.Generator().manual_seed(seed)
     absmax = torch.randn(blocks, generator=random).abs() * 10.0**exponent
-    codes, nested_absmax, offset = double_quantize(absmax)
+    codes, nested_absmax, offset = shrink(absmax)
     expected, state = bnb.quantize_blockwise(absmax - absmax.mean(), blocksize=256)
     assert torch.equal(codes, expected)
     assert oracle.same_bits(nested_absmax, state.absmax)
     assert oracle.same_bits(offset, absmax.mean())
 
 
-def test_equals_bitsandbytes_between_the_points_of_its_grid() -> None:
+@each_way
+def test_equals_bitsandbytes_between_the_points_of_its_grid(shrink: Any) -> None:
     """Values half-way between grid points where the level changes, and a few floats around."""
     between = (torch.arange(GRID - 1).double() + 0.5) * (2 / (GRID - 1)) - 1
     for towards in (-2.0, 2.0):
@@ -38,7 +48,7 @@ def test_equals_bitsandbytes_between_the_points_of_its_grid() -> None:
             ends = torch.tensor([1.0, -1.0]).repeat(rows.shape[0], 1)
             groups = torch.cat([rows, ends, -rows.flip(1)[:, :126]], dim=1).reshape(-1)
             expected, _ = bnb.quantize_blockwise(groups - groups.mean(), blocksize=256)
-            assert torch.equal(double_quantize(groups)[0], expected)
+            assert torch.equal(shrink(groups)[0], expected)
             values = torch.nextafter(values, torch.tensor(towards))
 
 

@@ -16,12 +16,15 @@ from torch import Tensor
 
 from graftlm.errors import ModelError
 from graftlm.kernels.crossing import TYPES, Factors, Frozen, LowRank, Stored
+from graftlm.nf4.codebook import grid_codes
+from graftlm.nf4.double_quant import GROUP_SIZE, mean_of
 from graftlm.nf4.weight import NF4Weight
 
 __all__ = [
     "absence",
     "dense_linear",
     "dequantize",
+    "double_quantize",
     "extension",
     "factor_gradient",
     "gated_unit",
@@ -90,6 +93,29 @@ def quantize(w: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
         torch.get_num_threads(),
     )
     return codes, absmax
+
+
+def double_quantize(absmax: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """As `graftlm.nf4.double_quant.double_quantize`, to the bit."""
+    offset, grid = mean_of(absmax), _grid()
+    codes = torch.empty(absmax.shape, dtype=torch.uint8)
+    nested_absmax = torch.empty(-(-absmax.numel() // GROUP_SIZE))
+    _kernels().double_quantize(
+        absmax.data_ptr(),
+        absmax.numel(),
+        float(offset),
+        grid.data_ptr(),
+        grid.numel(),
+        codes.data_ptr(),
+        nested_absmax.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return codes, nested_absmax, offset
+
+
+@functools.cache
+def _grid() -> Tensor:
+    return grid_codes()
 
 
 def dequantize(w4: NF4Weight, dtype: torch.dtype) -> Tensor:

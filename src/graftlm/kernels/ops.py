@@ -9,9 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from graftlm.kernels import library
+from graftlm.kernels import library, native
 from graftlm.kernels import lora_linear as update
 from graftlm.kernels.library import Compute
+from graftlm.nf4.double_quant import double_quantize
 from graftlm.nf4.quantize import assemble
 from graftlm.nf4.weight import NF4Weight
 
@@ -26,7 +27,8 @@ def quantize(w: Tensor, block_size: int = 64, double_quant: bool = True) -> NF4W
         ModelError: ``w`` is empty, of another type, or holds NaN or infinity.
     """
     codes, absmax = library.nf4_quantize(w.detach(), block_size)
-    return assemble(w, codes, absmax, block_size, double_quant)
+    shrink = native.double_quantize if native.takes(absmax) else double_quantize
+    return assemble(w, codes, absmax, block_size, shrink if double_quant else None)
 
 
 def dequantize(w4: NF4Weight, dtype: torch.dtype | None = None) -> Tensor:

@@ -25,6 +25,8 @@ codes would no longer agree.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -32,7 +34,7 @@ from graftlm.errors import ModelError
 from graftlm.nf4.codebook import GRID, dynamic_levels, grid_codes
 from graftlm.nf4.weight import NF4Weight
 
-__all__ = ["GROUP_SIZE", "block_scales", "double_quantize"]
+__all__ = ["GROUP_SIZE", "block_scales", "double_quantize", "mean_of"]
 
 GROUP_SIZE = 256
 """Block maxima that share one nested maximum."""
@@ -48,12 +50,7 @@ def double_quantize(absmax: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Returns:
         uint8 ``[blocks]`` codes, float32 ``[groups]`` nested maxima, float32 ``[]`` offset.
     """
-    offset = absmax.mean()
-    if not torch.isfinite(offset):
-        raise ModelError(
-            "cannot double-quantise: the sum of the block maxima exceeds float32; expected weights "
-            "below about 1e38; check the checkpoint, or set double_quant to false"
-        )
+    offset = mean_of(absmax)
     blocks = absmax.numel()
     rest = torch.nn.functional.pad(absmax - offset, (0, -blocks % GROUP_SIZE))
     rest = rest.view(-1, GROUP_SIZE)
@@ -63,6 +60,17 @@ def double_quantize(absmax: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     point = ((scaled + 1.0) * 0.5 * (GRID - 1) + 0.5).nan_to_num(0.0).int()
     codes = grid_codes(absmax.device).index_select(0, point.view(-1))[:blocks]
     return codes, nested_absmax, offset
+
+
+def mean_of(absmax: Tensor) -> Tensor:
+    """o, float32 ``[]``; refused where the sum overflows."""
+    offset = absmax.mean()
+    if not math.isfinite(float(offset)):
+        raise ModelError(
+            "cannot double-quantise: the sum of the block maxima exceeds float32; expected weights "
+            "below about 1e38; check the checkpoint, or set double_quant to false"
+        )
+    return offset
 
 
 def block_scales(w4: NF4Weight) -> Tensor:

@@ -27,6 +27,9 @@ NaN and infinity have no place on the grid: bitsandbytes stores nonsense, this r
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -59,7 +62,7 @@ def quantize(w: Tensor, block_size: int = 64, double_quant: bool = True) -> NF4W
     """
     check(w, block_size)
     codes, absmax = quantize_blocks(w, block_size)
-    return assemble(w, codes, absmax, block_size, double_quant)
+    return assemble(w, codes, absmax, block_size, double_quantize if double_quant else None)
 
 
 def quantize_blocks(w: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
@@ -84,13 +87,20 @@ def quantize_blocks(w: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
 
 
 def assemble(
-    w: Tensor, codes: Tensor, absmax: Tensor, block_size: int, double_quant: bool
+    w: Tensor,
+    codes: Tensor,
+    absmax: Tensor,
+    block_size: int,
+    shrink: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]] | None,
 ) -> NF4Weight:
-    """The stored form of ``w`` from its blocks; the one place that refuses NaN and infinity."""
+    """The stored form of ``w`` from its blocks; the one place that refuses NaN and infinity.
+
+    ``shrink`` is `double_quantize` or its like, or ``None`` where the maxima stay in float32.
+    """
     _check_finite(absmax, w.numel(), block_size)
     nested_absmax = offset = None
-    if double_quant:
-        absmax, nested_absmax, offset = double_quantize(absmax)
+    if shrink is not None:
+        absmax, nested_absmax, offset = shrink(absmax)
     return NF4Weight(
         codes, absmax, nested_absmax, offset, tuple(w.shape), w.dtype, block_size=block_size
     )
@@ -129,6 +139,8 @@ def check(w: Tensor, block_size: int) -> None:
 
 
 def _check_finite(absmax: Tensor, numel: int, block_size: int) -> None:
+    if math.isfinite(float(absmax.sum())):
+        return  # so is each of them
     bad = torch.nonzero(~torch.isfinite(absmax)).view(-1)
     if bad.numel():
         first = int(bad[0]) * block_size
