@@ -62,6 +62,14 @@ def test_packed_positions_restart_and_no_sequence_predicts_the_next():
     assert batch.tokens == 7
 
 
+def test_a_lone_packed_sequence_needs_neither_mask_nor_positions():
+    batch = collate([Example([1, 2, 3], [True] * 3, lengths=(3,))], 0, length=8)
+    assert batch.attention_mask is batch.position_ids is None
+    assert batch.input_ids.shape == (1, 8)
+    assert batch.tokens == 3
+    assert batch.supervised_tokens == 2
+
+
 @given(st.integers(1, 5000))
 def test_lengths_are_rounded_to_a_few_with_little_padding(length):
     rounded = rounded_length(length)

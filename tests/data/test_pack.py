@@ -7,10 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, MambaConfig
 
 from graftlm.data import Example, collate, pack_examples
 from graftlm.data.pack import pack
-from graftlm.data.packable import require_packable
+from graftlm.data.packable import keeps_apart, require_packable
 from graftlm.errors import ConfigError
 from graftlm.train.loss import causal_lm_loss
 from tests.oracles.model_families import FAMILIES, tiny_model
@@ -82,5 +83,27 @@ def test_packed_and_unpacked_give_the_same_loss_and_gradients(family):
 
 @pytest.mark.parametrize("family", sorted(NOT_PACKABLE))
 def test_a_model_that_mixes_packed_sequences_is_refused(family):
+    model = tiny_model(family)
+    assert not keeps_apart(model)
     with pytest.raises(ConfigError, match="does not keep packed sequences apart"):
-        require_packable(tiny_model(family))
+        require_packable(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_rounding_is_not_taken_for_mixing(dtype: torch.dtype) -> None:
+    model = tiny_model("gemma3", dtype)
+    model.train()
+    assert keeps_apart(model)
+    assert model.training
+
+
+def test_a_model_that_carries_a_state_along_does_not_keep_sequences_apart() -> None:
+    config = MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=8)
+    assert not keeps_apart(AutoModelForCausalLM.from_config(config))
+
+
+def test_what_is_packed_can_be_packed_again() -> None:
+    twice = pack_examples(pack_examples(rows(), 30), 79)
+    (one,) = twice
+    assert len(one) == sum(one.lengths) == 79
+    assert sorted(one.lengths) == sorted(len(row) for row in rows())

@@ -1,4 +1,4 @@
-"""A model that attends in float32 is the model it was."""
+"""A model that attends by blocks, or in float32, is the model it was."""
 
 from __future__ import annotations
 
@@ -69,6 +69,26 @@ def test_same_answers(family: str) -> None:
     expected = model.generate(IDS, attention_mask=mask, **settings)
     assert quick_attention(model)
     assert torch.equal(model.generate(IDS, attention_mask=mask, **settings), expected)
+
+
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - LEFT_ALONE - {"opt"}))
+def test_sequences_end_to_end_are_computed_by_themselves(family: str, calls: list[int]) -> None:
+    lengths = (40, 50, 33)
+    ids = torch.arange(sum(lengths))[None] % 90
+    positions = torch.cat([torch.arange(n) for n in lengths])[None]
+    model = tiny_model(family, torch.float32)
+    assert quick_attention(model)
+    with torch.no_grad():  # nothing but the blocks asks for ours
+        together = model(ids, position_ids=positions, use_cache=False).logits
+        assert len(calls) == 2
+        alone = [model(part, use_cache=False).logits for part in ids.split(lengths, 1)]
+    assert len(calls) == 2
+    torch.testing.assert_close(together, torch.cat(alone, 1), rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_that_may_move_to_a_gpu_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert not quick_attention(tiny_model("llama", torch.float32))
 
 
 def test_a_model_that_asks_for_its_attention_by_name_is_left_alone() -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from graftlm.data import Example
-from graftlm.train.batching import AT_ONCE, micro_batches, most_at_once, parts
+from graftlm.models.attention import quick_attention
+from graftlm.train.batching import AT_ONCE, end_to_end, micro_batches, most_at_once, parts
 from graftlm.train.loss import causal_lm_loss
 
 
@@ -36,7 +38,18 @@ def test_a_processor_is_given_parts_and_a_gpu_whole_batches() -> None:
     assert most_at_once(100, "cuda") == most_at_once(100, "cpu") == 100
 
 
-def test_the_parts_of_a_batch_have_its_gradient() -> None:
+@settings(derandomize=True, deadline=None)
+@given(st.lists(st.integers(1, 600), min_size=1, max_size=40), st.integers(1, 700))
+def test_rows_end_to_end_fill_a_part_no_further_than_asked(lengths: list[int], tokens: int) -> None:
+    for most in (None, 300):
+        found = end_to_end(lengths, tokens, most)
+        assert sorted(row for part in found for row in part) == list(range(len(lengths)))
+        room = max(max(lengths), tokens if most is None else min(tokens, most))
+        assert all(sum(lengths[row] for row in part) <= room for part in found)
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_the_parts_of_a_batch_have_its_gradient(stacked: bool) -> None:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=100,
@@ -46,6 +59,7 @@ def test_the_parts_of_a_batch_have_its_gradient() -> None:
         num_attention_heads=2,
     )
     model = AutoModelForCausalLM.from_config(config)
+    assert stacked or quick_attention(model)
     sizes = (30, 3, 17, 80, 9, 64)
     rows = [
         Example([(7 * n + i) % 100 for i in range(n)], [i > 1 for i in range(n)]) for n in sizes
@@ -56,10 +70,11 @@ def test_the_parts_of_a_batch_have_its_gradient() -> None:
         batches = micro_batches(model, rows, tokens)
         assert sum(batch.tokens for batch in batches) == sum(sizes)
         for batch in batches:
+            assert stacked or batch.input_ids.shape[0] == 1
             causal_lm_loss(model, batch).backward()
         return len(batches), torch.cat([p.grad.flatten() for p in model.parameters()])
 
     whole, expected = gradient(1000)
     cut, found = gradient(100)
-    assert (whole, cut) == (1, 4)
+    assert (whole, cut) == ((1, 4) if stacked else (1, 3))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -4,9 +4,10 @@ Labels are not shifted: ``labels[b, t]`` is the token at ``t`` where that token 
 ``IGNORED`` elsewhere; the loss predicts ``labels[:, 1:]`` from positions ``[:, :-1]``. Padding is
 told by position, from the lengths, never by comparing with a pad id: pad = eos is harmless.
 
-A packed example holds several sequences end to end. Their positions restart at zero, which is how
-transformers recognises them (with ``attention_mask=None`` and no cache) and keeps each from
-attending to the others.
+A packed example holds one or more sequences end to end. Their positions restart at zero, which is
+how transformers recognises them (with ``attention_mask=None`` and no cache) and keeps each from
+attending to the others. A lone one needs neither mask nor positions: the padding is behind it, and
+it sees only what is before.
 """
 
 from __future__ import annotations
@@ -92,9 +93,10 @@ def collate(examples: Sequence[Example], pad_id: int | None, length: int | None 
         labels[row, : len(tokens)] = np.where(np.asarray(example.supervised), tokens, IGNORED)
     mask: Tensor | None = None
     positions: Tensor | None = None
-    if any(example.lengths is not None for example in examples):
+    packed = [example.lengths for example in examples if example.lengths is not None]
+    if (packed and len(examples) > 1) or any(len(sequences) > 1 for sequences in packed):
         positions = torch.from_numpy(_restarting_positions(examples, labels))
-    elif lengths.min() < shape[1]:
+    elif not packed and lengths.min() < shape[1]:
         mask = torch.from_numpy(np.arange(shape[1]) < lengths[:, None])
     return Batch(
         input_ids=torch.from_numpy(ids),

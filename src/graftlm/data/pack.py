@@ -100,7 +100,7 @@ class PackedExamples(Sequence[Example]):
         return Example(
             np.concatenate([np.asarray(part.input_ids, dtype=np.int32) for part in parts]),
             np.concatenate([np.asarray(part.supervised, dtype=np.bool_) for part in parts]),
-            lengths=tuple(len(part) for part in parts),
+            lengths=tuple(n for part in parts for n in part.lengths or (len(part),)),
         )
 
 

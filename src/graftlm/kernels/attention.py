@@ -1,21 +1,26 @@
-"""Attention of 16-bit inputs, multiplied in float32.
+"""Attention by blocks of the mask, in float32.
 
     y = softmax(s · q kᵀ + m) v
 
-PyTorch's CPU kernel multiplies 16-bit inputs as they come. Where the processor has no instruction
-for that, one product after the other: the backward pass of 512 positions of four heads takes 20
-times as long as in float32. Here the inputs are widened for the kernel, and nothing wide is kept:
-what waits for the backward pass is q, k, v and y in their own type, and one number a row, the
-log-sum-exp.
+Two things that PyTorch's CPU kernel does not do by itself. It multiplies what a mask hides; here
+each block of the mask is a product of its own. And it multiplies 16-bit inputs as they come: where
+the processor has no instruction for that, one after the other, the backward pass of 512 positions
+of four heads takes 20 times as long as in float32; where it has one, a kernel is compiled and kept
+for each shape, and blocks are of any shape. Here a block is widened for the kernel, and nothing
+wide is kept: what waits for the backward pass is q, k, v and y in their own type, and one number a
+row, the log-sum-exp.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from graftlm.kernels.mask_blocks import Block
 
 __all__ = ["attention"]
 
@@ -24,7 +29,12 @@ _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None, causal: bool
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    scale: float | None,
+    blocks: Sequence[Block],
 ) -> Tensor:
     """Scaled dot-product attention on a CPU, differentiable in q, k and v.
 
@@ -34,12 +44,13 @@ def attention(
         v: (B, G, S, D).
         mask: broadcastable to (B, H, L, S): m, or true where attention is paid; ``None``: to all.
         scale: s; ``None``: 1 / √D.
-        causal: position i sees positions up to i.
+        blocks: what to compute, all positions in turn; the mask is not read in a causal one. More
+            than one needs L = S; a single one reaches to the greater of the two.
 
     Returns:
         (B, H, L, D) in the type of q.
     """
-    y: Tensor = _Attention.apply(q, k, v, mask, scale, causal)  # type: ignore[no-untyped-call]
+    y: Tensor = _Attention.apply(q, k, v, mask, scale, blocks)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -52,34 +63,52 @@ class _Attention(torch.autograd.Function):
         v: Tensor,
         mask: Tensor | None,
         scale: float | None,
-        causal: bool,
+        blocks: Sequence[Block],
     ) -> Tensor:
-        ctx.scale, ctx.causal = scale, causal
-        wide, lse = _forward(*_widened(q, k, v), 0.0, causal, attn_mask=_added(mask), scale=scale)
-        y: Tensor = wide.to(q.dtype)
-        ctx.save_for_backward(q, k, v, mask, y, lse)
+        ctx.scale, ctx.blocks = scale, blocks
+        rows, heads, length, size = q.shape
+        # In the order of its positions in memory, as the layer that follows wants it.
+        y = q.new_empty(rows, length, heads, size).transpose(1, 2)
+        lse = []
+        for block in blocks:
+            factors = _factors(q, k, v, block)
+            result, sums = _forward(
+                *factors, 0.0, block.causal, attn_mask=_added(mask, block), scale=scale
+            )
+            _part(y, block).copy_(result)
+            lse.append(sums)
+        ctx.save_for_backward(q, k, v, mask, y, *lse)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, mask, y, lse = ctx.saved_tensors
-        dq, dk, dv = _backward(
-            dy.float(),
-            *_widened(q, k, v),
-            y.float(),
-            lse,
-            0.0,
-            ctx.causal,
-            attn_mask=_added(mask),
-            scale=ctx.scale,
-        )
-        return dq.to(q.dtype), _gathered(dk, k), _gathered(dv, v), None, None, None
+        q, k, v, mask, y, *lse = ctx.saved_tensors
+        dq, dk, dv = (torch.empty_like(t) for t in (q, k, v))
+        for block, sums in zip(ctx.blocks, lse, strict=True):
+            gradients = _backward(
+                _part(dy, block).float(),
+                *_factors(q, k, v, block),
+                _part(y, block).float(),
+                sums,
+                0.0,
+                block.causal,
+                attn_mask=_added(mask, block),
+                scale=ctx.scale,
+            )
+            for whole, part in zip((dq, dk, dv), gradients, strict=True):
+                _part(whole, block).copy_(_gathered(part, whole.shape[1]))
+        return dq, dk, dv, None, None, None
 
 
-def _widened(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """In float32, a head of k and v for each of q."""
-    return q.float(), _spread(k.float(), q.shape[1]), _spread(v.float(), q.shape[1])
+def _part(t: Tensor, block: Block) -> Tensor:
+    return t[:, :, block.start : block.stop]
+
+
+def _factors(q: Tensor, k: Tensor, v: Tensor, block: Block) -> tuple[Tensor, Tensor, Tensor]:
+    """A block of each in float32, a head of k and v for each of q."""
+    query, key, value = (_part(t, block).float() for t in (q, k, v))
+    return query, _spread(key, q.shape[1]), _spread(value, q.shape[1])
 
 
 def _spread(t: Tensor, heads: int) -> Tensor:
@@ -87,14 +116,19 @@ def _spread(t: Tensor, heads: int) -> Tensor:
     return t[:, :, None].expand(-1, -1, heads // t.shape[1], -1, -1).flatten(1, 2)
 
 
-def _gathered(gradient: Tensor, factor: Tensor) -> Tensor:
-    """The gradient of k or v, summed over the heads of q that shared one."""
-    batch, heads, positions, size = factor.shape
-    return gradient.reshape(batch, heads, -1, positions, size).sum(2).to(factor.dtype)
+def _gathered(gradient: Tensor, heads: int) -> Tensor:
+    """The gradient of q, k or v, summed over the heads of q that shared one."""
+    batch, all_heads, positions, size = gradient.shape
+    if all_heads == heads:
+        return gradient
+    return gradient.reshape(batch, heads, -1, positions, size).sum(2)
 
 
-def _added(mask: Tensor | None) -> Tensor | None:
-    """The mask as what is added to the scores."""
-    if mask is None or mask.dtype != torch.bool:
-        return None if mask is None else mask.float()
-    return torch.zeros_like(mask, dtype=torch.float32).masked_fill_(~mask, float("-inf"))
+def _added(mask: Tensor | None, block: Block) -> Tensor | None:
+    """The block's part of the mask as what is added to the scores."""
+    if mask is None or block.causal:
+        return None
+    part = mask[..., block.start : block.stop, block.start : block.stop]
+    if mask.dtype != torch.bool:
+        return part.float()
+    return torch.zeros_like(part, dtype=torch.float32).masked_fill_(~part, float("-inf"))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from graftlm.errors import ModelError
-from graftlm.kernels import native
+from graftlm.kernels import native, native_elementwise
 from graftlm.kernels.define import LIBRARY, define
 
 __all__ = ["GELU_TANH", "SILU", "gated_unit"]
@@ -47,14 +47,14 @@ def _forward(g: Tensor, u: Tensor, k: float, a: float) -> Tensor:
             "expected the same shape and type"
         )
     if native.takes(g):
-        return native.gated_unit(g, u, k, a)
+        return native_elementwise.gated_unit(g, u, k, a)
     wide = g.float()
     return (wide * torch.sigmoid(k * (wide + a * wide**3)) * u.float()).to(g.dtype)
 
 
 def _backward(dy: Tensor, g: Tensor, u: Tensor, k: float, a: float) -> tuple[Tensor, Tensor]:
     if native.takes(g) and dy.dtype == g.dtype:
-        return native.gated_unit_backward(dy, g, u, k, a)
+        return native_elementwise.gated_unit_backward(dy, g, u, k, a)
     wide, d = g.float(), dy.float()
     s = torch.sigmoid(k * (wide + a * wide**3))
     slope = s + wide * s * (1 - s) * k * (1 + 3 * a * wide.square())

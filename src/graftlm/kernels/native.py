@@ -27,13 +27,10 @@ __all__ = [
     "double_quantize",
     "extension",
     "factor_gradient",
-    "gated_unit",
-    "gated_unit_backward",
+    "kernels",
     "linear",
     "linear_backward",
     "quantize",
-    "rms_norm",
-    "rms_norm_backward",
     "takes",
 ]
 
@@ -83,7 +80,7 @@ def quantize(w: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
     numel = flat.numel()
     codes = torch.empty((numel + 1) // 2, dtype=torch.uint8)
     absmax = torch.empty(-(-numel // block_size), dtype=torch.float32)
-    _kernels().quantize(
+    kernels().quantize(
         flat.data_ptr(),
         TYPES[flat.dtype],
         numel,
@@ -100,7 +97,7 @@ def double_quantize(absmax: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     offset, grid = mean_of(absmax), _grid()
     codes = torch.empty(absmax.shape, dtype=torch.uint8)
     nested_absmax = torch.empty(-(-absmax.numel() // GROUP_SIZE))
-    _kernels().double_quantize(
+    kernels().double_quantize(
         absmax.data_ptr(),
         absmax.numel(),
         float(offset),
@@ -122,7 +119,7 @@ def dequantize(w4: NF4Weight, dtype: torch.dtype) -> Tensor:
     """The dense weight; the maxima are restored on the way and never stored."""
     weight = Stored(w4, 1, w4.numel)
     out = torch.empty(w4.shape, dtype=dtype)
-    _kernels().dequantize(*weight.arguments, out.data_ptr(), TYPES[dtype], torch.get_num_threads())
+    kernels().dequantize(*weight.arguments, out.data_ptr(), TYPES[dtype], torch.get_num_threads())
     return out
 
 
@@ -147,7 +144,7 @@ def linear(
     if bias is not None:
         bias = bias.float().contiguous()
     factors = Factors(update, x)
-    _kernels().linear(
+    kernels().linear(
         *weight.arguments,
         x.data_ptr(),
         TYPES[x.dtype],
@@ -174,7 +171,7 @@ def linear_backward(
     dy = dy.contiguous()
     dx = dy.new_empty((*dy.shape[:-1], in_features))
     factors = Factors(update, dy)
-    _kernels().linear_backward(
+    kernels().linear_backward(
         *weight.arguments,
         dy.data_ptr(),
         TYPES[dy.dtype],
@@ -195,7 +192,7 @@ def factor_gradient(
     rank, features = thin.shape[-1], wide.shape[-1]
     shape = (features, rank) if turned else (rank, features)
     out = wide.new_empty(shape, dtype=torch.float32)
-    _kernels().factor_gradient(
+    kernels().factor_gradient(
         thin.data_ptr(),
         wide.data_ptr(),
         TYPES[wide.dtype],
@@ -216,7 +213,7 @@ def dense_linear(x: Tensor, weight: Tensor) -> Tensor:
     out_features, in_features = weight.shape
     x, weight = x.contiguous(), weight.detach().contiguous()
     y = x.new_empty((*x.shape[:-1], out_features))
-    _kernels().dense_linear(
+    kernels().dense_linear(
         weight.data_ptr(),
         TYPES[weight.dtype],
         out_features,
@@ -230,85 +227,8 @@ def dense_linear(x: Tensor, weight: Tensor) -> Tensor:
     return y
 
 
-def rms_norm(x: Tensor, weight: Tensor, shift: float, eps: float) -> tuple[Tensor, Tensor]:
-    """The norm of each row of ``x`` (..., D), and 1 / √(mean(x²) + ε) of each, float32 (...)."""
-    x, weight = x.contiguous(), weight.detach().contiguous()
-    y, rstd = torch.empty_like(x), x.new_empty(x.shape[:-1], dtype=torch.float32)
-    _kernels().rms_norm(
-        x.data_ptr(),
-        TYPES[x.dtype],
-        rstd.numel(),
-        x.shape[-1],
-        weight.data_ptr(),
-        TYPES[weight.dtype],
-        shift,
-        eps,
-        y.data_ptr(),
-        rstd.data_ptr(),
-        torch.get_num_threads(),
-    )
-    return y, rstd
-
-
-def rms_norm_backward(dy: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, shift: float) -> Tensor:
-    """The gradient for ``x``, in its type; ``dy`` is of the same type."""
-    dy, x, weight = dy.contiguous(), x.contiguous(), weight.detach().contiguous()
-    dx = torch.empty_like(x)
-    _kernels().rms_norm_backward(
-        dy.data_ptr(),
-        x.data_ptr(),
-        TYPES[x.dtype],
-        rstd.numel(),
-        x.shape[-1],
-        weight.data_ptr(),
-        TYPES[weight.dtype],
-        shift,
-        rstd.contiguous().data_ptr(),
-        dx.data_ptr(),
-        torch.get_num_threads(),
-    )
-    return dx
-
-
-def gated_unit(g: Tensor, u: Tensor, k: float, a: float) -> Tensor:
-    """``act(g) · u`` of two tensors of one shape and type."""
-    g, u = g.contiguous(), u.contiguous()
-    y = torch.empty_like(g)
-    _kernels().gated(
-        g.data_ptr(),
-        u.data_ptr(),
-        TYPES[g.dtype],
-        g.numel(),
-        k,
-        a,
-        y.data_ptr(),
-        torch.get_num_threads(),
-    )
-    return y
-
-
-def gated_unit_backward(
-    dy: Tensor, g: Tensor, u: Tensor, k: float, a: float
-) -> tuple[Tensor, Tensor]:
-    """The gradients for ``g`` and ``u``; all are of one shape and type."""
-    dy, g, u = dy.contiguous(), g.contiguous(), u.contiguous()
-    dg, du = torch.empty_like(g), torch.empty_like(u)
-    _kernels().gated_backward(
-        dy.data_ptr(),
-        g.data_ptr(),
-        u.data_ptr(),
-        TYPES[g.dtype],
-        g.numel(),
-        k,
-        a,
-        dg.data_ptr(),
-        du.data_ptr(),
-        torch.get_num_threads(),
-    )
-    return dg, du
-
-
-def _kernels() -> types.ModuleType:
+def kernels() -> types.ModuleType:
+    """The compiled module, where `takes` said that there is one."""
     module = extension()
     assert module is not None, "ask takes() first"
     return module

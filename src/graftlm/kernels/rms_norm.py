@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from graftlm.errors import ModelError
-from graftlm.kernels import native
+from graftlm.kernels import native, native_elementwise
 from graftlm.kernels.define import LIBRARY, define
 
 __all__ = ["rms_norm"]
@@ -42,7 +42,7 @@ def _forward(x: Tensor, weight: Tensor, shift: float, eps: float) -> tuple[Tenso
     if weight.shape != x.shape[-1:]:
         raise ModelError(f"weight has shape {tuple(weight.shape)}: expected ({x.shape[-1]},)")
     if native.takes(x) and native.takes(weight):
-        return native.rms_norm(x, weight, shift, eps)
+        return native_elementwise.rms_norm(x, weight, shift, eps)
     wide = x.float()
     rstd = torch.rsqrt(wide.square().mean(-1) + eps)
     return (wide * rstd[..., None] * (weight.float() + shift)).to(x.dtype), rstd
@@ -50,7 +50,7 @@ def _forward(x: Tensor, weight: Tensor, shift: float, eps: float) -> tuple[Tenso
 
 def _backward(dy: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, shift: float) -> Tensor:
     if native.takes(x) and native.takes(weight) and dy.dtype == x.dtype:
-        return native.rms_norm_backward(dy, x, weight, rstd, shift)
+        return native_elementwise.rms_norm_backward(dy, x, weight, rstd, shift)
     wide, r = x.float(), rstd[..., None]
     g = dy.float() * (weight.float() + shift)
     pull = (g * wide).mean(-1, keepdim=True) * r.square()

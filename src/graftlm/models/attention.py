@@ -1,7 +1,8 @@
-"""Which attention a model uses: PyTorch's, in the type that the processor multiplies fastest.
+"""Which attention a model uses: PyTorch's, by blocks of the mask, in the type multiplied fastest.
 
-transformers lets an attention function be registered under a name. Where 16-bit products are slow,
-ours takes the place of its own one for `scaled_dot_product_attention`, and calls that in float32.
+transformers lets an attention function be registered under a name. On a machine that computes on
+its processor, ours takes the place of its own one for `scaled_dot_product_attention`, and calls the
+same kernel: for each block of the mask alone, and in float32 where 16-bit products are slow.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from graftlm.kernels.attention import attention
+from graftlm.kernels.mask_blocks import Block, blocks
 from graftlm.system import fast_bfloat16
 
-__all__ = ["quick_attention"]
+__all__ = ["attends_by_blocks", "quick_attention"]
 
 NAME = "graftlm_sdpa"
 _NARROW = (torch.bfloat16, torch.float16)
@@ -29,15 +31,16 @@ _NOT_OURS = ("position_bias", "cache", "softcap", "output_attentions")
 
 
 def quick_attention(model: Any) -> bool:
-    """Let a model compute its attention in float32, if 16 bits are slow on this processor.
+    """Let a model attend by blocks of the mask, and in float32 if 16 bits are slow here.
 
-    Left alone is a model that does not call PyTorch's attention, cannot be told another one, or
-    whose code asks for PyTorch's by name, for it may then do something else besides.
+    Left alone is a model that may move to a GPU, one that does not call PyTorch's attention, cannot
+    be told another one, or whose code asks for PyTorch's by name, for it may then do something else
+    besides.
 
     Returns:
         Whether it does from now on.
     """
-    if fast_bfloat16() or model.config._attn_implementation != "sdpa":
+    if torch.cuda.is_available() or model.config._attn_implementation != "sdpa":
         return False
     if not model._can_set_attn_implementation() or _asks_by_name(type(model)):
         return False
@@ -45,6 +48,11 @@ def quick_attention(model: Any) -> bool:
     AttentionMaskInterface.register(NAME, sdpa_mask)
     model.set_attn_implementation(NAME)
     return True
+
+
+def attends_by_blocks(model: Any) -> bool:
+    """Whether `quick_attention` took hold: sequences laid end to end cost what they would alone."""
+    return bool(model.config._attn_implementation == NAME)
 
 
 def _asks_by_name(kind: type) -> bool:
@@ -69,23 +77,34 @@ def _attend(
 ) -> tuple[Tensor, None]:
     """As `sdpa_attention_forward`."""
     others = (dropout, scaling, is_causal)
-    narrow = query.is_cpu and query.dtype in _NARROW
-    if not narrow or dropout or any(_given(rest.get(name)) for name in _NOT_OURS):
+    if not query.is_cpu or dropout or any(_given(rest.get(name)) for name in _NOT_OURS):
         return _theirs(module, query, key, value, attention_mask, *others, **rest)
-    if not (torch.is_grad_enabled() and _fits(query, key, value, attention_mask)):
-        wide = (tensor.float() for tensor in (query, key, value))
-        floating = attention_mask is not None and attention_mask.is_floating_point()
-        mask = attention_mask.float() if floating else attention_mask  # type: ignore[union-attr]
-        y, _ = _theirs(module, *wide, mask, *others, **rest)
-        return y.to(query.dtype), None
-    length = query.shape[2]
+    slow = query.dtype in _NARROW and not fast_bfloat16()
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)
-    is_causal = is_causal and attention_mask is None and length > 1
-    if is_causal:  # a cache may have room for more than there is
-        key, value = key[:, :, :length], value[:, :, :length]
-    y = attention(query, key, value, attention_mask, scaling, is_causal)
-    return y.transpose(1, 2).contiguous(), None
+    parts = _parts(query, key, attention_mask, is_causal)
+    ours = len(parts) > 1 or (slow and torch.is_grad_enabled())
+    if ours and _fits(query, key, value, attention_mask):
+        y = attention(query, key, value, attention_mask, scaling, parts)
+        return y.transpose(1, 2).contiguous(), None
+    if not slow:
+        return _theirs(module, query, key, value, attention_mask, *others, **rest)
+    wide = (tensor.float() for tensor in (query, key, value))
+    floating = attention_mask is not None and attention_mask.is_floating_point()
+    mask = attention_mask.float() if floating else attention_mask  # type: ignore[union-attr]
+    y, _ = _theirs(module, *wide, mask, *others, **rest)
+    return y.to(query.dtype), None
+
+
+def _parts(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool) -> tuple[Block, ...]:
+    """The blocks of a mask that says which positions see each other; else one of all positions."""
+    length, seen = query.shape[2], key.shape[2]
+    if mask is None and causal and length > 1:  # a cache may have room for more than there is
+        return (Block(0, length, True),)
+    told = mask is not None and mask.dtype == torch.bool and mask.ndim == 4
+    if told and mask.shape[-2:] == (length, seen) == (seen, length):  # type: ignore[union-attr]
+        return blocks(mask)  # type: ignore[arg-type]
+    return (Block(0, max(length, seen), False),)
 
 
 def _theirs(*arguments: Any, **rest: Any) -> tuple[Tensor, None]:

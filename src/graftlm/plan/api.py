@@ -137,8 +137,9 @@ def make_plan(
     verified = []
     for option in table if verify else ():
         progress(f"running {option.method}, {option.rows} × {option.length}")
-        padded = planner.shape(option.setting).padded
-        done = rehearse(option.setting.applied(config), option.length, padded)
+        shape = planner.shape(option.setting)
+        length = option.length // shape.sequences if shape.rows == 1 else option.length
+        done = rehearse(option.setting.applied(config), length, shape.padded)
         verified.append(Verified(option, done))
     return Plan(
         config.model.name,

@@ -27,7 +27,7 @@ from graftlm.system import versions
 __all__ = ["byte_tokenizer", "framework_memory"]
 
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "*.model", "chat_template*")
-VERSION = 7
+VERSION = 8
 """Raised when what is measured here changes."""
 
 
@@ -59,7 +59,7 @@ def _measure(tokenizer_files: list[Path], target: Path) -> None:
         num_attention_heads=8,
         tie_word_embeddings=True,
     )
-    shape = BatchShape(rows=2, length=256)
+    shape = BatchShape(rows=1, length=512, sequences=2)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
@@ -71,10 +71,10 @@ def _measure(tokenizer_files: list[Path], target: Path) -> None:
                 shutil.copy(file, folder / file.name)
         else:
             byte_tokenizer().save_pretrained(folder)
-        settings = TrainConfig(batch_size=shape.rows)
+        settings = TrainConfig(batch_size=shape.sequences)
         config = RunConfig(model=ModelConfig(name=str(folder)), train=settings)
-        rehearse(config, shape.length)
-        measured = rehearse(config, shape.length)
+        rehearse(config, shape.length // shape.sequences)
+        measured = rehearse(config, shape.length // shape.sequences)
     own = trace_step(architecture, config, shape, torch.bfloat16)
     # Between two steps the gradients of the last one are still there.
     left = own.resident + 4 * own.trainable_parameters

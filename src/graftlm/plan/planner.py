@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from graftlm.config import RunConfig
-from graftlm.data.batch import rounded_length
+from graftlm.models.attention import attends_by_blocks
+from graftlm.plan import skeleton
 from graftlm.plan.calibration import Calibration, calibrate
 from graftlm.plan.framework import framework_memory
 from graftlm.plan.loading import loading_bytes
+from graftlm.plan.shapes import laid, stacked
 from graftlm.plan.timeline import COMPONENTS
 from graftlm.plan.trace import BatchShape, Trace, trace_step
-from graftlm.train.batching import most_at_once, most_positions, parts
+from graftlm.train.batching import most_at_once, most_positions
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +61,7 @@ class Option:
     """A setting and what it takes.
 
     Attributes:
-        rows: of the largest micro-batch.
+        rows: of the largest micro-batch; 1 where the batch's rows are laid end to end.
         length: its positions, padding included.
         predicted_peak_bytes: of the whole process, loading included; on CUDA, allocated.
         components: what the peak is made of, by `COMPONENTS`.
@@ -126,6 +129,13 @@ class Planner:
 
         return calibrate() if self.device == "cpu" or torch.cuda.is_available() else None
 
+    @functools.cached_property
+    def _end_to_end(self) -> bool:
+        """Whether rows are laid end to end, if the model keeps them apart, as nearly all do."""
+        return self.device == "cpu" and attends_by_blocks(
+            skeleton.shallow(self.architecture, self.config.model.trust_remote_code)
+        )
+
     def at_once(self, setting: Setting) -> int:
         """Positions of a micro-batch, at most, if its rows are as long as they may be."""
         whole = self.config.train.batch_size * setting.max_length
@@ -133,27 +143,21 @@ class Planner:
         return whole if most is None else min(most, whole)
 
     def shape(self, setting: Setting) -> BatchShape:
-        """The largest micro-batch that ``setting`` can meet, padded as the run pads it."""
+        """The largest micro-batch that ``setting`` can meet, laid out as the run does it."""
         most, train = most_positions(self.architecture), self.config.train
         kept = [length for length in self.lengths if length <= setting.max_length]
-        if self.config.data.packing or not kept:
+        mean = statistics.fmean(kept) if kept else setting.max_length
+        packing = self.config.data.packing
+        if packing or not kept:
             kept = [setting.max_length]
-        rounded = [rounded_length(length, most) for length in kept]
         at_once = most_at_once(setting.micro_batch_tokens, self.device)
-
-        def rows(length: int) -> int:
-            fit = train.batch_size if at_once is None else at_once // length
-            return max(1, min(train.batch_size, fit))
-
-        length = max(set(rounded), key=lambda length: (rows(length) * length, length))
-        positions = _positions_a_batch(rounded, train.batch_size, at_once)
-        return BatchShape(
-            rows(length),
-            length,
-            padded=kept[0] < length,
-            packed=self.config.data.packing,
-            passes=positions * train.gradient_accumulation_steps / (rows(length) * length),
-        )
+        if at_once is not None and self._end_to_end:
+            shape = laid(kept, train.batch_size, at_once, most, mean)
+        else:
+            sequences = max(2, round(setting.max_length / mean)) if packing else 1
+            shape = stacked(kept, train.batch_size, at_once, most, sequences)
+        passes = shape.passes * train.gradient_accumulation_steps
+        return dataclasses.replace(shape, passes=passes)
 
     def option(self, setting: Setting) -> Option:
         """Predict ``setting``."""
@@ -212,12 +216,3 @@ def as_setting(config: RunConfig, method: Method, checkpointing: bool) -> Settin
         config.train.micro_batch_tokens,
         config.data.max_length,
     )
-
-
-def _positions_a_batch(lengths: Sequence[int], batch_size: int, at_once: int | None) -> float:
-    """Positions in a batch of rows of like length, on average; ``lengths`` are sorted."""
-    if len(lengths) < batch_size:
-        return batch_size * sum(lengths) / len(lengths)
-    batches = [lengths[i : i + batch_size] for i in range(0, len(lengths), batch_size)]
-    padded = sum(batch[part[-1]] * len(part) for batch in batches for part in parts(batch, at_once))
-    return padded / len(batches)

@@ -47,7 +47,7 @@ class BatchShape:
         length: L, the longest row.
         supervised: learned tokens in the whole batch; ``None``: all.
         padded: whether some rows are shorter than L, which brings an attention mask along.
-        packed: whether rows hold several sequences, which brings positions and a mask along.
+        sequences: in each row; more than one brings positions and a mask along.
         passes: how many such micro-batches a step is worth, whose gradients are added.
     """
 
@@ -55,7 +55,7 @@ class BatchShape:
     length: int
     supervised: int | None = None
     padded: bool = False
-    packed: bool = False
+    sequences: int = 1
     passes: float = 1.0
 
     def batch(self) -> Batch:
@@ -72,8 +72,8 @@ class BatchShape:
             mask = torch.ones(self.rows, self.length, dtype=torch.bool)
             mask[-1, -1] = False
         positions = None
-        if self.packed:
-            positions = torch.arange(self.length).remainder(-(-self.length // 2))
+        if self.sequences > 1:
+            positions = torch.arange(self.length).remainder(-(-self.length // self.sequences))
             positions = positions.expand(self.rows, -1).contiguous()
         return Batch(ids, labels, mask, positions, self.rows * self.length)
 

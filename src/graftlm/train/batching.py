@@ -1,18 +1,27 @@
-"""What a model is given: examples in micro-batches, padded to one of a few lengths, on its device.
+"""What a model is given: examples in micro-batches of one of a few lengths, on its device.
 
 A batch of rows is computed in parts, whose gradients add up to the batch's (`train/step.py`). The
 activations of one part are all there is in memory, and a CPU multiplies 512 rows as fast as 5,000.
+
+Rows are laid end to end where that saves padding at no cost: on a CPU, whose attention goes by
+blocks (`models/attention.py`), and with a model that keeps sequences apart. Elsewhere they are
+stacked and padded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 from transformers import PreTrainedModel
 
 from graftlm.data.batch import Batch, Example, collate, rounded_length
+from graftlm.data.pack import PackedExamples, lengths_of, pack
+from graftlm.data.packable import keeps_apart
+from graftlm.models.attention import attends_by_blocks
 
-__all__ = ["AT_ONCE", "micro_batches", "most_at_once", "most_positions", "parts"]
+__all__ = ["AT_ONCE", "end_to_end", "micro_batches", "most_at_once", "most_positions", "parts"]
 
 AT_ONCE = 512
 """Positions in a pass on a CPU: the kernels take as many rows of a product together."""
@@ -23,17 +32,37 @@ def micro_batches(
 ) -> list[Batch]:
     """Collate ``examples`` for ``model``; padding is told by position, so it needs no pad token.
 
+    The update is the same however they are laid: each row attends to itself, and all count alike.
+
     Args:
         model: gives the device, and the most positions a row may have.
         examples: at least one.
         tokens: `TrainConfig.micro_batch_tokens`.
     """
     device, most = next(model.parameters()).device, most_positions(model.config)
+    at_once = most_at_once(tokens, device.type)
+    if at_once is not None and attends_by_blocks(model) and keeps_apart(model):
+        rows = PackedExamples(examples, end_to_end(lengths_of(examples), at_once, most))
+        return [collate([row], None, rounded_length(len(row), most)).to(device) for row in rows]
     lengths = [rounded_length(len(example), most) for example in examples]
     return [
         collate([examples[i] for i in part], pad_id=None, length=lengths[part[-1]]).to(device)
-        for part in parts(lengths, most_at_once(tokens, device.type))
+        for part in parts(lengths, at_once)
     ]
+
+
+def end_to_end(
+    lengths: Sequence[int] | npt.NDArray[np.int32], at_once: int, most: int | None
+) -> list[list[int]]:
+    """Row numbers in parts that are computed as one sequence each.
+
+    Args:
+        lengths: tokens of each row.
+        at_once: tokens of a part, at most, a row at least.
+        most: the most positions that the model can read, where it has a limit.
+    """
+    room = at_once if most is None else min(at_once, most)
+    return pack(lengths, max(room, int(max(lengths))))
 
 
 def most_at_once(tokens: int | None, device: str) -> int | None:

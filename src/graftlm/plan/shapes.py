@@ -1,0 +1,75 @@
+"""The largest micro-batch that a run can meet, and how many such its steps are worth.
+
+As `graftlm.train.batching` makes them: rows laid end to end, or stacked and padded.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from graftlm.data.batch import rounded_length
+from graftlm.plan.trace import BatchShape
+from graftlm.train.batching import end_to_end, parts
+
+__all__ = ["laid", "stacked"]
+
+SAMPLED = 64
+"""Batches that are laid out, of the shortest rows to the longest, to see how full the parts get."""
+
+
+def laid(
+    lengths: Sequence[int], batch_size: int, at_once: int, most: int | None, mean: float
+) -> BatchShape:
+    """Rows end to end.
+
+    Args:
+        lengths: tokens of each row, sorted.
+        batch_size: rows of a batch.
+        at_once: tokens of a part, at most, a row at least.
+        most: the most positions that the model can read, where it has a limit.
+        mean: tokens of a sequence in them, on average.
+    """
+    batches = _batches(lengths, batch_size)
+    filled = [
+        [sum(batch[row] for row in part) for part in end_to_end(batch, at_once, most)]
+        for batch in batches[:: -(-len(batches) // SAMPLED)]
+    ]
+    largest = max(max(tokens) for tokens in filled)
+    if lengths[0] != lengths[-1]:  # other rows may meet in a batch, and fill a part
+        room = at_once if most is None else min(at_once, most)
+        largest = max(lengths[-1], min(room, sum(batches[-1])))
+    length = rounded_length(largest, most)
+    positions = statistics.fmean(sum(rounded_length(n, most) for n in tokens) for tokens in filled)
+    return BatchShape(1, length, sequences=max(1, round(largest / mean)), passes=positions / length)
+
+
+def stacked(
+    lengths: Sequence[int], batch_size: int, at_once: int | None, most: int | None, sequences: int
+) -> BatchShape:
+    """Rows below each other, padded to the longest; ``sequences``: in each of them."""
+    rounded = [rounded_length(length, most) for length in lengths]
+
+    def rows(length: int) -> int:
+        fit = batch_size if at_once is None else at_once // length
+        return max(1, min(batch_size, fit))
+
+    length = max(set(rounded), key=lambda length: (rows(length) * length, length))
+    positions = statistics.fmean(
+        sum(batch[part[-1]] * len(part) for part in parts(batch, at_once))
+        for batch in _batches(rounded, batch_size)
+    )
+    return BatchShape(
+        rows(length),
+        length,
+        padded=lengths[0] < length,
+        sequences=sequences,
+        passes=positions / (rows(length) * length),
+    )
+
+
+def _batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Batches of rows of like length; at least one, of as many rows as there are to be."""
+    times = -(-batch_size // len(lengths)) if len(lengths) < batch_size else 1
+    rows = sorted([*lengths] * times)
+    return [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
