@@ -4,8 +4,9 @@
 
 Each run is a process of its own: peak resident memory is that process's, loading included. Runs
 alternate, so that a machine whose speed drifts treats all alike; medians over the repeats are
-printed as CSV, and ratios against each peer below. Prompts are masked; rows are padded to the
-longest of their batch, on both sides (`--packing` packs ours).
+printed as CSV, and ratios against each peer below. Every repeat draws its adapters anew, from the
+same seed on all sides. Prompts are masked. Peers are given a batch of rows padded to the longest,
+as they pad it; ours is laid out as in training.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def worker(arguments: argparse.Namespace) -> None:
     import torch
 
     torch.set_num_threads(arguments.threads)
-    torch.manual_seed(0)
+    torch.manual_seed(arguments.seed)
     side, method = arguments.worker.split("-", 1)
     load = _load_ours if side == "graftlm" else _load_peer
     model, examples, held_out = load(method, arguments)
@@ -67,7 +68,7 @@ def worker(arguments: argparse.Namespace) -> None:
     for index in range(arguments.steps):
         first = index * arguments.batch
         rows = [examples[order[(first + j) % len(order)]] for j in range(arguments.batch)]
-        batches = _batches(model, rows, side, arguments)
+        batches = _batches(model, rows, side)
         started = time.perf_counter()
         step(model, batches, optimizer, parameters)
         seconds.append(time.perf_counter() - started)
@@ -144,17 +145,12 @@ def _examples(path: str, tokenizer: Any, max_length: int) -> tuple[list[Any], li
     return examples[:-64], examples[-64:]
 
 
-def _batches(model: Any, rows: list[Any], side: str, arguments: argparse.Namespace) -> list[Any]:
+def _batches(model: Any, rows: list[Any], side: str) -> list[Any]:
     """What a step of each reads: one padded batch, or ours in the parts that training makes."""
     from graftlm.data import collate
-    from graftlm.data.pack import pack_examples
     from graftlm.train.batching import micro_batches
 
-    if side == "peft":
-        return [collate(rows, 0)]
-    return micro_batches(
-        model, list(pack_examples(rows, arguments.max_length)) if arguments.packing else rows
-    )
+    return [collate(rows, 0)] if side == "peft" else micro_batches(model, rows)
 
 
 def _our_step(model: Any, batches: list[Any], optimizer: Any, parameters: list[Any]) -> None:
@@ -215,7 +211,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--packing", action="store_true")
+    parser.add_argument("--seed", type=int, default=0, help="of the first repeat")
     parser.add_argument("--runs", nargs="+", default=[*OURS, *PEERS])
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--rows", help=argparse.SUPPRESS)
@@ -227,14 +223,15 @@ def main() -> None:
         rows = rows_of(arguments.data)
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         found: dict[str, list[dict[str, Any]]] = {name: [] for name in arguments.runs}
-        for _ in range(arguments.repeats):
+        for seed in range(arguments.seed, arguments.seed + arguments.repeats):
             for name in arguments.runs:
                 command = [sys.executable, __file__, *sys.argv[1:]]
-                command += ["--worker", name, "--rows", str(path)]
+                command += ["--worker", name, "--rows", str(path), "--seed", str(seed)]
                 result = subprocess.run(command, capture_output=True, text=True, check=False)
                 if result.returncode:
                     raise SystemExit(f"{name} failed:\n{result.stderr[-3000:]}")
                 found[name].append(json.loads(result.stdout.splitlines()[-1]))
+                print(result.stdout.splitlines()[-1], file=sys.stderr, flush=True)
     report(found, arguments)
     return None
 

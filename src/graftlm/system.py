@@ -40,7 +40,7 @@ _CGROUP_LIMITS = (
 )
 
 
-RETURNED_FROM = 8 << 20
+RETURNED_FROM = 2 << 20
 """Blocks of this size go back to the system when freed, once `return_freed_memory` was called."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -74,11 +74,10 @@ def return_freed_memory() -> None:
 
     glibc raises, while it runs, the size from which a block is given back when freed; from then on
     the blocks of a training step (up to 32 MB each) crumble its heap, and a process holds up to
-    1.5 times the memory of its tensors. Here that size is fixed at 8 MB: what 512 positions of a
-    small model take in float32 stays in the heap, for its fresh pages would cost a fifth of a step.
-    For larger tensors they are made cheaper by huge pages, which torch asks for when told to: a
-    page fault for 2 MB instead of 512. Nothing happens on other systems, or where the user has
-    decided.
+    1.5 times the memory of its tensors. Here that size is fixed at that of a huge page, for which
+    torch asks when told to: what is larger comes back by one page fault for 2 MB instead of 512. At
+    8 MB a process held up to a fifth more than its tensors, which no plan can foresee. Nothing
+    happens on other systems, or where the user has decided.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     user_decided = any(name in os.environ for name in ("MALLOC_MMAP_THRESHOLD_", "LD_PRELOAD"))
