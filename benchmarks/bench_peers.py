@@ -254,8 +254,12 @@ def report(found: dict[str, list[dict[str, Any]]], arguments: argparse.Namespace
         for peer in filter(lambda n: n.startswith("peft"), medians):
             speed = medians[name]["tokens_per_second"] / medians[peer]["tokens_per_second"]
             memory = medians[name]["peak_memory_gb"] / medians[peer]["peak_memory_gb"]
+            step = medians[peer]["step_seconds"] / medians[name]["step_seconds"]
             loss = medians[name]["eval_after"] / medians[peer]["eval_after"] - 1
-            print(f"{name} / {peer}: speed {speed:.2f}x, memory {memory:.0%}, loss {loss:+.2%}")
+            print(
+                f"{name} / {peer}: speed {speed:.2f}x (median step {step:.2f}x), "
+                f"memory {memory:.0%}, loss {loss:+.2%}"
+            )
 
 
 if __name__ == "__main__":

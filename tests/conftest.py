@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,14 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     # take ten times as long as with one.
     share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def on_the_processor() -> Iterator[None]:
+    """Nothing here uses a GPU, so that one in the machine changes nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torch.cuda.is_available", lambda: False)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -72,7 +72,7 @@ class DataConfig(Settings):
     packing: bool = False
     """Put several rows into one sequence of `max_length`; each attends only to itself."""
     group_by_length: bool = True
-    """Batch rows of similar length, which pads less."""
+    """Batch rows of similar length: less padding where rows are padded, as on a GPU."""
     workers: int = pydantic.Field(0, ge=0)
     """Processes that prepare large data, each with its own tokenizer; 0: this one, on all cores."""
 

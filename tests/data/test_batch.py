@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graftlm.data import IGNORED, Example, collate
-from graftlm.data.batch import rounded_length
+from graftlm.data.batch import rounded_down, rounded_length
 
 ROWS = st.lists(
     st.lists(st.tuples(st.integers(0, 50), st.booleans()), min_size=1, max_size=12),
@@ -75,6 +75,13 @@ def test_lengths_are_rounded_to_a_few_with_little_padding(length):
     rounded = rounded_length(length)
     assert length <= rounded < max(length + 8, length * 1.125)
     assert rounded % 8 == 0
+
+
+@given(st.integers(8, 5000))
+def test_rounding_down_gives_the_longest_of_those_lengths_that_fits(length):
+    down = rounded_down(length)
+    assert down <= length < rounded_length(down + 1)
+    assert rounded_length(down) == down
 
 
 def test_few_lengths_remain_and_a_models_limit_holds():

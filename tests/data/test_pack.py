@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
@@ -100,6 +102,17 @@ def test_rounding_is_not_taken_for_mixing(dtype: torch.dtype) -> None:
 def test_a_model_that_carries_a_state_along_does_not_keep_sequences_apart() -> None:
     config = MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=8)
     assert not keeps_apart(AutoModelForCausalLM.from_config(config))
+
+
+def test_a_model_that_cannot_be_asked_is_not_packed(caplog: pytest.LogCaptureFixture) -> None:
+    model = tiny_model("llama")
+    model.train()
+    model.lm_head.eval()
+    with mock.patch.object(model.model, "forward", side_effect=ValueError("only images")):
+        assert not keeps_apart(model)
+    assert "only images" in caplog.text
+    assert model.training
+    assert not model.lm_head.training
 
 
 def test_what_is_packed_can_be_packed_again() -> None:

@@ -86,6 +86,17 @@ def test_sequences_end_to_end_are_computed_by_themselves(family: str, calls: lis
     torch.testing.assert_close(together, torch.cat(alone, 1), rtol=1e-4, atol=1e-4)
 
 
+def test_keys_beyond_the_queries_have_no_gradient() -> None:
+    """As with a cache of fixed size: position i sees keys up to i."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 2, n, 8, requires_grad=True) for n in (4, 9, 9))
+    y, _ = attention._attend(torch.nn.Module(), q, k, v, None)
+    expected, _ = attention._theirs(torch.nn.Module(), q, k[:, :, :4], v[:, :, :4], None)
+    torch.testing.assert_close(y, expected)
+    for gradient in torch.autograd.grad(y.sum(), (k, v)):
+        assert not gradient[:, :, 4:].any()
+
+
 def test_a_model_that_may_move_to_a_gpu_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert not quick_attention(tiny_model("llama", torch.float32))

@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from graftlm.data import Example
-from graftlm.models.attention import quick_attention
+from graftlm.data import Example, collate
+from graftlm.data.batch import rounded_length
+from graftlm.models.attention import attends_by_blocks, quick_attention
 from graftlm.train.batching import AT_ONCE, end_to_end, micro_batches, most_at_once, parts
 from graftlm.train.loss import causal_lm_loss
+from tests.oracles.model_families import tiny_model
 
 
 @settings(derandomize=True, deadline=None)
@@ -44,8 +46,9 @@ def test_rows_end_to_end_fill_a_part_no_further_than_asked(lengths: list[int], t
     for most in (None, 300):
         found = end_to_end(lengths, tokens, most)
         assert sorted(row for part in found for row in part) == list(range(len(lengths)))
-        room = max(max(lengths), tokens if most is None else min(tokens, most))
-        assert all(sum(lengths[row] for row in part) <= room for part in found)
+        room = tokens if most is None else min(tokens, most)
+        for part in (part for part in found if len(part) > 1):
+            assert rounded_length(sum(lengths[row] for row in part), most) <= room
 
 
 @pytest.mark.parametrize("stacked", [False, True])
@@ -78,3 +81,27 @@ def test_the_parts_of_a_batch_have_its_gradient(stacked: bool) -> None:
     cut, found = gradient(100)
     assert (whole, cut) == ((1, 4) if stacked else (1, 3))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_that_mixes_sequences_is_given_padded_rows() -> None:
+    model = tiny_model("opt")
+    model.config.attention_dropout = 0.0
+    assert quick_attention(model)
+    rows = [Example([5 + i % 50 for i in range(n)], [True] * n) for n in (20, 9, 14)]
+    (batch,) = micro_batches(model, rows)
+    assert batch.input_ids.shape == (3, 24)
+    assert batch.attention_mask is not None
+    model.eval()
+    with torch.no_grad():
+        together = float(causal_lm_loss(model, batch))
+        alone = sum(float(causal_lm_loss(model, collate([row], 0))) for row in rows)
+    assert together == pytest.approx(alone, rel=1e-5)
+
+
+@pytest.mark.parametrize("change", [{"attention_dropout": 0.1}, {"v_head_dim": 8}])
+def test_rows_are_padded_where_attention_does_not_go_by_blocks(change: dict[str, object]) -> None:
+    model = tiny_model("llama")
+    assert quick_attention(model)
+    assert attends_by_blocks(model)
+    model.config.update(change)
+    assert not attends_by_blocks(model)

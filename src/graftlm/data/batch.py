@@ -22,7 +22,7 @@ from torch import Tensor
 
 from graftlm.data.example import Example
 
-__all__ = ["IGNORED", "Batch", "Example", "collate", "rounded_length"]
+__all__ = ["IGNORED", "Batch", "Example", "collate", "rounded_down", "rounded_length"]
 
 IGNORED = -100
 """The label of a token that is not learned."""
@@ -70,9 +70,18 @@ def rounded_length(length: int, most: int | None = None) -> int:
         length: tokens of the longest row.
         most: the most positions the model has, where it has a limit.
     """
-    step = max(8, 1 << max(0, (length - 1).bit_length() - 4))
+    step = _step(length)
     rounded = -(-length // step) * step
     return rounded if most is None or rounded <= most else max(length, most)
+
+
+def rounded_down(length: int) -> int:
+    """The longest such length that ``length`` has room for."""
+    return length // _step(length) * _step(length)
+
+
+def _step(length: int) -> int:
+    return max(8, 1 << max(0, (length - 1).bit_length() - 4))
 
 
 def collate(examples: Sequence[Example], pad_id: int | None, length: int | None = None) -> Batch:

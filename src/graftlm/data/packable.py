@@ -8,7 +8,7 @@ each sequence would silently depend on those before it.
 from __future__ import annotations
 
 import inspect
-import math
+import logging
 from typing import Any
 
 import numpy as np
@@ -21,14 +21,16 @@ from graftlm.data.batch import collate
 from graftlm.data.example import Example
 from graftlm.errors import ConfigError
 
-__all__ = ["keeps_apart", "require_packable"]
+__all__ = ["keeps_apart", "require_packable", "takes_positions"]
 
 _LENGTHS = (3, 5)
 _ANOTHER = 1e-3
 """Another sequence before it may change logits by so much, in standard deviations of them: nothing,
 for all that is hidden is multiplied by zero."""
-_ALONE = 0.2
-"""The same for none before it: summed in another order, perhaps in 16 bits, layer by layer."""
+_FIRST = 0.2
+"""The same for being the first: summed in another order, perhaps in 16 bits, layer by layer."""
+
+log = logging.getLogger(__name__)
 
 _known: Any = WeakIdKeyDictionary()
 
@@ -37,9 +39,27 @@ def keeps_apart(model: Any) -> bool:
     """Whether a sequence's logits are the same behind another one; asked once of each model."""
     found: bool | None = _known.get(model)
     if found is None:
-        another, alone = _changes(model)
-        found = _known[model] = another <= _ANOTHER and alone <= _ALONE
+        found = _known[model] = takes_positions(model) and _tried(model)
     return found
+
+
+def takes_positions(model: Any) -> bool:
+    """Whether a model can be told where its sequences start."""
+    return "position_ids" in inspect.signature(model.forward).parameters
+
+
+def _tried(model: Any) -> bool:
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        another, first = _changes(model)
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        log.warning("rows are padded: %s reads no packed sequences (%s)", type(model), error)
+        return False
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return another <= _ANOTHER and first <= _FIRST
 
 
 def require_packable(model: Any) -> None:
@@ -57,33 +77,30 @@ def require_packable(model: Any) -> None:
 
 
 def _changes(model: Any) -> tuple[float, float]:
-    """How far a sequence's logits move if another one, or none, is before it: see `_ANOTHER`."""
-    if "position_ids" not in inspect.signature(model.forward).parameters:
-        return math.inf, math.inf
+    """How far a sequence's logits move if another one is before it, or none: see `_ANOTHER`."""
     count = min(int(model.get_input_embeddings().num_embeddings), 100)
     first, length = _LENGTHS
     sequence = np.arange(first, first + length, dtype=np.int32) % count
     before = np.arange(first, dtype=np.int32) % count
     after = (before + 11) % count
-    training = model.training
-    model.eval()
     logits = [
-        _logits(model, np.concatenate([part, sequence]))[:, -length:]
-        for part in (before, after, before[:0])
+        _logits(model, before, sequence)[first:],
+        _logits(model, after, sequence)[first:],
+        _logits(model, sequence, before)[:length],
     ]
-    model.train(training)
     spread = float(logits[0].std()) + 5e-5
-    another, alone = (float((logits[0] - other).abs().max()) for other in logits[1:])
-    return another / spread, alone / spread
+    another, front = (float((logits[0] - other).abs().max()) for other in logits[1:])
+    return another / spread, front / spread
 
 
-def _logits(model: Any, ids: npt.NDArray[np.int32]) -> Tensor:
-    """Of the last `_LENGTHS` tokens, what is before them packed as a sequence of its own."""
-    lengths = _LENGTHS if len(ids) > _LENGTHS[1] else None
+def _logits(model: Any, *sequences: npt.NDArray[np.int32]) -> Tensor:
+    """Of each token of the sequences, packed."""
+    ids = np.concatenate(sequences)
+    lengths = tuple(len(sequence) for sequence in sequences)
     example = Example(ids, np.ones(len(ids), dtype=np.bool_), lengths=lengths)
     batch = collate([example], 0).to(next(model.parameters()).device)
     with torch.no_grad():
         found: Tensor = model(
             input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False
         ).logits
-    return found.float()
+    return found[0].float()

@@ -38,14 +38,19 @@ def blocks(mask: Tensor) -> tuple[Block, ...]:
     Args:
         mask: bool, (B, H, L, L); position i of row b and head h sees j where it is true.
     """
-    found: tuple[Block, ...] | None = _known.get(mask)
-    if found is None:
-        found = _known[mask] = _blocks(mask)
-    return found
+    if mask.is_inference():  # which does not tell whether it was changed
+        return _blocks(mask)
+    known: tuple[int, tuple[Block, ...]] | None = _known.get(mask)
+    if known is None or known[0] != mask._version:
+        known = _known[mask] = (mask._version, _blocks(mask))
+    return known[1]
 
 
 def _blocks(mask: Tensor) -> tuple[Block, ...]:
     length = mask.shape[-1]
+    # Also the answer for a mask too large to be followed in a plan.
+    if bool(mask.all()):
+        return (Block(0, length, length == 1),)
     place = torch.arange(length)
     seen = mask.flatten(0, 1).any(0)
     someone = seen.any(1)

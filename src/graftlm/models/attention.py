@@ -28,6 +28,8 @@ NAME = "graftlm_sdpa"
 _NARROW = (torch.bfloat16, torch.float16)
 _NOT_OURS = ("position_bias", "cache", "softcap", "output_attentions")
 """Arguments of transformers' function that change what it computes."""
+_DROPOUTS = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")
+"""What transformers' configs call the dropout of attention weights."""
 
 
 def quick_attention(model: Any) -> bool:
@@ -51,8 +53,14 @@ def quick_attention(model: Any) -> bool:
 
 
 def attends_by_blocks(model: Any) -> bool:
-    """Whether `quick_attention` took hold: sequences laid end to end cost what they would alone."""
-    return bool(model.config._attn_implementation == NAME)
+    """Whether sequences laid end to end cost what they would alone.
+
+    They do not where `quick_attention` found something else, or where `_attend` hands over: with
+    dropout, and with values of another size than the keys.
+    """
+    text = model.config.get_text_config()
+    others = any(getattr(text, name, None) for name in (*_DROPOUTS, "v_head_dim"))
+    return model.config._attn_implementation == NAME and not others
 
 
 def _asks_by_name(kind: type) -> bool:
@@ -85,6 +93,7 @@ def _attend(
     parts = _parts(query, key, attention_mask, is_causal)
     ours = len(parts) > 1 or (slow and torch.is_grad_enabled())
     if ours and _fits(query, key, value, attention_mask):
+        key, value = (tensor[:, :, : parts[-1].stop] for tensor in (key, value))
         y = attention(query, key, value, attention_mask, scaling, parts)
         return y.transpose(1, 2).contiguous(), None
     if not slow:

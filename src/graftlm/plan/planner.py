@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from graftlm.config import RunConfig
+from graftlm.data.packable import takes_positions
 from graftlm.models.attention import attends_by_blocks
 from graftlm.plan import skeleton
 from graftlm.plan.calibration import Calibration, calibrate
@@ -132,9 +133,10 @@ class Planner:
     @functools.cached_property
     def _end_to_end(self) -> bool:
         """Whether rows are laid end to end, if the model keeps them apart, as nearly all do."""
-        return self.device == "cpu" and attends_by_blocks(
-            skeleton.shallow(self.architecture, self.config.model.trust_remote_code)
-        )
+        if self.device != "cpu":
+            return False
+        model = skeleton.shallow(self.architecture, self.config.model.trust_remote_code)
+        return attends_by_blocks(model) and takes_positions(model)
 
     def at_once(self, setting: Setting) -> int:
         """Positions of a micro-batch, at most, if its rows are as long as they may be."""

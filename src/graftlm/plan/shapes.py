@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from graftlm.data.batch import rounded_length
 from graftlm.plan.trace import BatchShape
-from graftlm.train.batching import end_to_end, parts
+from graftlm.train.batching import end_to_end, parts, room_of
 
 __all__ = ["laid", "stacked"]
 
@@ -30,15 +30,16 @@ def laid(
         most: the most positions that the model can read, where it has a limit.
         mean: tokens of a sequence in them, on average.
     """
-    batches = _batches(lengths, batch_size)
+    rows = _rows(lengths, batch_size)
+    batches = _batches(rows, batch_size)
     filled = [
         [sum(batch[row] for row in part) for part in end_to_end(batch, at_once, most)]
         for batch in batches[:: -(-len(batches) // SAMPLED)]
     ]
     largest = max(max(tokens) for tokens in filled)
-    if lengths[0] != lengths[-1]:  # other rows may meet in a batch, and fill a part
-        room = at_once if most is None else min(at_once, most)
-        largest = max(lengths[-1], min(room, sum(batches[-1])))
+    if rows[0] != rows[-1]:  # other rows may meet in a batch, and fill a part
+        room = room_of(at_once, most)
+        largest = max(largest, rows[-1], min(room, sum(rows[-batch_size:])))
     length = rounded_length(largest, most)
     positions = statistics.fmean(sum(rounded_length(n, most) for n in tokens) for tokens in filled)
     return BatchShape(1, length, sequences=max(1, round(largest / mean)), passes=positions / length)
@@ -57,7 +58,7 @@ def stacked(
     length = max(set(rounded), key=lambda length: (rows(length) * length, length))
     positions = statistics.fmean(
         sum(batch[part[-1]] * len(part) for part in parts(batch, at_once))
-        for batch in _batches(rounded, batch_size)
+        for batch in _batches(_rows(rounded, batch_size), batch_size)
     )
     return BatchShape(
         rows(length),
@@ -68,8 +69,12 @@ def stacked(
     )
 
 
-def _batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Batches of rows of like length; at least one, of as many rows as there are to be."""
+def _rows(lengths: Sequence[int], batch_size: int) -> list[int]:
+    """The rows in order of length; repeated until they fill a batch, for few stand for many."""
     times = -(-batch_size // len(lengths)) if len(lengths) < batch_size else 1
-    rows = sorted([*lengths] * times)
+    return sorted([*lengths] * times)
+
+
+def _batches(rows: Sequence[int], batch_size: int) -> list[Sequence[int]]:
+    """Batches of rows of like length."""
     return [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]

@@ -16,12 +16,20 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedModel
 
-from graftlm.data.batch import Batch, Example, collate, rounded_length
+from graftlm.data.batch import Batch, Example, collate, rounded_down, rounded_length
 from graftlm.data.pack import PackedExamples, lengths_of, pack
 from graftlm.data.packable import keeps_apart
 from graftlm.models.attention import attends_by_blocks
 
-__all__ = ["AT_ONCE", "end_to_end", "micro_batches", "most_at_once", "most_positions", "parts"]
+__all__ = [
+    "AT_ONCE",
+    "end_to_end",
+    "micro_batches",
+    "most_at_once",
+    "most_positions",
+    "parts",
+    "room_of",
+]
 
 AT_ONCE = 512
 """Positions in a pass on a CPU: the kernels take as many rows of a product together."""
@@ -41,7 +49,8 @@ def micro_batches(
     """
     device, most = next(model.parameters()).device, most_positions(model.config)
     at_once = most_at_once(tokens, device.type)
-    if at_once is not None and attends_by_blocks(model) and keeps_apart(model):
+    quick = device.type == "cpu" and attends_by_blocks(model)
+    if quick and at_once is not None and keeps_apart(model):
         rows = PackedExamples(examples, end_to_end(lengths_of(examples), at_once, most))
         return [collate([row], None, rounded_length(len(row), most)).to(device) for row in rows]
     lengths = [rounded_length(len(example), most) for example in examples]
@@ -61,8 +70,17 @@ def end_to_end(
         at_once: tokens of a part, at most, a row at least.
         most: the most positions that the model can read, where it has a limit.
     """
+    room = room_of(at_once, most)
+    short = [row for row, length in enumerate(lengths) if length <= room]
+    packed = pack([int(lengths[row]) for row in short], room)
+    alone = [[row] for row, length in enumerate(lengths) if length > room]
+    return alone + [[short[i] for i in part] for part in packed]
+
+
+def room_of(at_once: int, most: int | None) -> int:
+    """Tokens in a part of several rows, at most: as many as are still within the limits rounded."""
     room = at_once if most is None else min(at_once, most)
-    return pack(lengths, max(room, int(max(lengths))))
+    return room if room == most else rounded_down(room)
 
 
 def most_at_once(tokens: int | None, device: str) -> int | None:
