@@ -2,9 +2,9 @@
 
     python benchmarks/bench_steady.py [--steps 2000] [--model gemma-3-270m] [--method qlora]
 
-The demo's rows, two a step, packed and not; a random Llama (hidden 256, 4 layers) unless a model is
-named. Memory is read from the run's own metrics, one line a step. `creep` is how much more there is
-at the end than after a tenth of the steps, when the allocator has seen every kind of batch.
+The demo's rows, two a step, in batches and packed; a random Llama (hidden 256, 4 layers) unless a
+model is named. Memory is read from the run's own metrics, one line a step. `creep` is how much more
+there is at the end than after a tenth of the steps, when every kind of batch has been seen.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def main() -> None:
         if arguments.model is None:
             write_model("llama", folder / "model", **SMALL)
         model = arguments.model or str(folder / "model")
-        for name, packing in (("padded", False), ("packed", True)):
+        for name, packing in (("batches", False), ("packed", True)):
             held = memory(model, rows, folder / name, steps, arguments.method, packing)
             shown = [f"{held[mark - 1] / 1e6:>7,.0f} MB" for mark in marks]
             print(

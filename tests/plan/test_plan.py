@@ -102,7 +102,7 @@ def test_seventy_billion_parameters_are_planned_from_the_config_alone() -> None:
     rest = 2 * 32000 * 8192 * 2
     assert weights == pytest.approx(parameters * 4.127 / 8 + rest, rel=0.001)
     assert option.fits
-    assert option.seconds_per_step is None or torch.cuda.is_available()
+    assert option.seconds_per_step is None
 
 
 def test_a_recommended_command_parses_back_to_the_option(tiny_llama: Path) -> None:

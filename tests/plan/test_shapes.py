@@ -57,7 +57,7 @@ def test_no_batch_is_larger(
             for order in (sorted(lengths), shuffled):
                 made = run(order, batch_size, at_once, model)
                 if model is by_blocks:
-                    shape = laid(sorted(lengths), batch_size, at_once, most, 50)
+                    shape = laid(sorted(lengths), batch_size, at_once, most, 1)
                 else:
                     shape = stacked(sorted(lengths), batch_size, at_once, most, 1)
                 assert max(math.prod(size) for size in made) <= shape.rows * shape.length
@@ -69,13 +69,13 @@ def test_a_batch_that_is_not_full_is_not_taken_for_the_largest(
 ) -> None:
     with mock.patch("graftlm.train.batching.most_positions", return_value=None):
         made = max(math.prod(size) for size in run(lengths, 8, 512, by_blocks))
-    assert made <= laid(lengths, 8, 512, None, 40).length <= 512
+    assert made <= laid(lengths, 8, 512, None, 1).length <= 512
 
 
 def test_a_step_is_worth_as_many_as_its_positions(by_blocks: Any, llama: Any) -> None:
     lengths = list(range(20, 84))
     for model, shape in (
-        (by_blocks, laid(lengths, 8, 256, 128, 50)),
+        (by_blocks, laid(lengths, 8, 256, 128, 1)),
         (llama, stacked(lengths, 8, 256, 128, 1)),
     ):
         positions = sum(math.prod(size) for size in run(lengths, 8, 256, model))
@@ -83,8 +83,11 @@ def test_a_step_is_worth_as_many_as_its_positions(by_blocks: Any, llama: Any) ->
 
 
 def test_rows_of_one_length() -> None:
-    assert laid([100], 8, 512, None, 100) == BatchShape(
-        1, 512, sequences=5, passes=(512 + 320) / 512
-    )
-    assert laid([2048], 4, 512, None, 2048) == BatchShape(1, 2048, passes=4)
+    assert laid([100], 8, 512, None, 1) == BatchShape(1, 512, sequences=5, passes=(512 + 320) / 512)
+    assert laid([2048], 4, 512, None, 1) == BatchShape(1, 2048, passes=4)
     assert stacked([100], 8, 512, None, 1) == BatchShape(4, 104, padded=True, passes=2)
+
+
+def test_a_part_holds_no_more_rows_than_a_batch() -> None:
+    assert laid([10] * 50 + [500], 2, 512, None, 1).sequences == 2
+    assert laid([128], 2, 512, None, 4).sequences == 2 * 4

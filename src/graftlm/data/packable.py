@@ -54,7 +54,7 @@ def _tried(model: Any) -> bool:
     try:
         another, first = _changes(model)
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
-        log.warning("rows are padded: %s reads no packed sequences (%s)", type(model), error)
+        log.warning("%s does not read packed sequences: %s", type(model).__name__, error)
         return False
     finally:
         for module, mode in modes.items():

@@ -135,7 +135,7 @@ class Planner:
         """Whether rows are laid end to end, if the model keeps them apart, as nearly all do."""
         if self.device != "cpu":
             return False
-        model = skeleton.shallow(self.architecture, self.config.model.trust_remote_code)
+        model = skeleton.shallow(self.architecture, self.config)
         return attends_by_blocks(model) and takes_positions(model)
 
     def at_once(self, setting: Setting) -> int:
@@ -148,15 +148,16 @@ class Planner:
         """The largest micro-batch that ``setting`` can meet, laid out as the run does it."""
         most, train = most_positions(self.architecture), self.config.train
         kept = [length for length in self.lengths if length <= setting.max_length]
-        mean = statistics.fmean(kept) if kept else setting.max_length
-        packing = self.config.data.packing
-        if packing or not kept:
+        sequences = 1
+        if self.config.data.packing:
+            mean = statistics.fmean(kept) if kept else setting.max_length
+            sequences = max(2, round(setting.max_length / mean))
+        if sequences > 1 or not kept:
             kept = [setting.max_length]
         at_once = most_at_once(setting.micro_batch_tokens, self.device)
         if at_once is not None and self._end_to_end:
-            shape = laid(kept, train.batch_size, at_once, most, mean)
+            shape = laid(kept, train.batch_size, at_once, most, sequences)
         else:
-            sequences = max(2, round(setting.max_length / mean)) if packing else 1
             shape = stacked(kept, train.batch_size, at_once, most, sequences)
         passes = shape.passes * train.gradient_accumulation_steps
         return dataclasses.replace(shape, passes=passes)

@@ -19,7 +19,7 @@ SAMPLED = 64
 
 
 def laid(
-    lengths: Sequence[int], batch_size: int, at_once: int, most: int | None, mean: float
+    lengths: Sequence[int], batch_size: int, at_once: int, most: int | None, sequences: int
 ) -> BatchShape:
     """Rows end to end.
 
@@ -28,7 +28,7 @@ def laid(
         batch_size: rows of a batch.
         at_once: tokens of a part, at most, a row at least.
         most: the most positions that the model can read, where it has a limit.
-        mean: tokens of a sequence in them, on average.
+        sequences: in each row.
     """
     rows = _rows(lengths, batch_size)
     batches = _batches(rows, batch_size)
@@ -42,13 +42,14 @@ def laid(
         largest = max(largest, rows[-1], min(room, sum(rows[-batch_size:])))
     length = rounded_length(largest, most)
     positions = statistics.fmean(sum(rounded_length(n, most) for n in tokens) for tokens in filled)
-    return BatchShape(1, length, sequences=max(1, round(largest / mean)), passes=positions / length)
+    together = max(1, min(batch_size, round(largest / statistics.fmean(rows))))
+    return BatchShape(1, length, sequences=together * sequences, passes=positions / length)
 
 
 def stacked(
     lengths: Sequence[int], batch_size: int, at_once: int | None, most: int | None, sequences: int
 ) -> BatchShape:
-    """Rows below each other, padded to the longest; ``sequences``: in each of them."""
+    """Rows below each other, padded to the longest; arguments as for `laid`."""
     rounded = [rounded_length(length, most) for length in lengths]
 
     def rows(length: int) -> int:

@@ -17,7 +17,7 @@ from graftlm.models.load import empty_model
 from graftlm.models.streaming import linear_layers, unquantized_names
 from graftlm.nf4.double_quant import GROUP_SIZE
 from graftlm.nf4.weight import NF4Weight
-from graftlm.plan.depth import depth_of, with_depth
+from graftlm.plan.depth import shallow_depths, with_depth
 from graftlm.train.recompute import recompute_activations
 
 if TYPE_CHECKING:
@@ -26,10 +26,11 @@ if TYPE_CHECKING:
 __all__ = ["build", "shallow"]
 
 
-def shallow(architecture: PretrainedConfig, trust_remote_code: bool) -> Any:
-    """The model on the meta device with one layer, and the attention that it has in a run."""
-    config = architecture if depth_of(architecture) is None else with_depth(architecture, 1)
-    model = empty_model(config, trust_remote_code)
+def shallow(architecture: PretrainedConfig, config: RunConfig) -> Any:
+    """The model on the meta device, as few layers as are traced, with the attention of a run."""
+    if depths := shallow_depths(architecture, config.lora):
+        architecture = with_depth(architecture, depths[0])
+    model = empty_model(architecture, config.model.trust_remote_code)
     quick_attention(model)
     return model
 
