@@ -25,7 +25,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-OURS = ("graftlm-lora", "graftlm-qlora")
+OURS = ("graftlm-lora", "graftlm-qlora", "graftlm-qlora-int8")
+"""The last one with `model.embeddings=int8`."""
 PEERS = ("peft-lora-f32", "peft-lora-bf16", "peft-qlora-f32", "peft-qlora-bf16")
 LEARNING_RATE = 2e-4
 ROWS = 4000
@@ -97,7 +98,12 @@ def _load_ours(method: str, arguments: argparse.Namespace) -> tuple[Any, list[An
     examples, held_out = _examples(arguments.rows, tokenizer, arguments.max_length)
     del tokenizer
     release_freed_memory()
-    model = load_weights("gemma-3-270m", quantize="nf4" if method == "qlora" else None)
+    kind, _, int8 = method.partition("-")
+    model = load_weights(
+        "gemma-3-270m",
+        quantize="nf4" if kind == "qlora" else None,
+        embeddings="int8" if int8 else "keep",
+    )
     graftlm.add_lora(model, graftlm.LoRAConfig(rank=16, alpha=32))
     return model, examples, held_out
 

@@ -124,12 +124,12 @@ NB_MODULE(_native, m) {
 
   m.def(
       "cross_entropy",
-      [](Address weight, int type, int64_t vocabulary, int64_t dim, Address bias, float scale,
-         float softcap, Address hidden, Address targets, int64_t tokens, bool exact_bf16,
+      [](Address weight, int type, Address row_scale, int64_t vocabulary, int64_t dim,
+         Address bias, float scale, float softcap, Address hidden, Address targets, int64_t tokens, bool exact_bf16,
          float label_smoothing, float tolerance, float max_dropped, Address lse,
          Address target_logit, Address mean_row, Address grad, Address dropped, int threads) {
         const Head head = {at<void>(weight), DType(type), vocabulary, dim,
-                           at<float>(bias),  scale,       softcap};
+                           at<float>(bias),  scale,       softcap,    at<float>(row_scale)};
         return cross_entropy({head, at<float>(hidden), at<int64_t>(targets), tokens, exact_bf16,
                               label_smoothing, tolerance, max_dropped, at<float>(lse),
                               at<float>(target_logit), at<float>(mean_row), at<float>(grad),
@@ -161,10 +161,10 @@ NB_MODULE(_native, m) {
 
   m.def(
       "dense_linear",
-      [](Address w, int weight_type, int64_t out, int64_t cols, Address x, int type, int64_t rows,
-         Address y, int threads) {
-        dense_linear(at<void>(w), DType(weight_type), out, cols, at<void>(x), DType(type), rows,
-                     at<void>(y), threads);
+      [](Address w, int weight_type, Address row_scale, int64_t out, int64_t cols, Address x,
+         int type, int64_t rows, Address y, int threads) {
+        dense_linear(at<void>(w), DType(weight_type), at<float>(row_scale), out, cols, at<void>(x),
+                     DType(type), rows, at<void>(y), threads);
       },
       Free());
 

@@ -204,8 +204,9 @@ class Group {
     for (int64_t t = token; t < end; t++) {
       const int64_t target = q_.targets[first_ + t];
       level().to_float(head.row(target), head.type, head.dim, row.data());
-      const float a = level().dot(hidden_ + t * head.dim, row.data(), head.dim);
-      const float z = (a + (head.bias ? head.bias[target] : 0.0f)) * head.scale;
+      float a = level().dot(hidden_ + t * head.dim, row.data(), head.dim);
+      a = a * head.scale_of(target) + (head.bias ? head.bias[target] : 0.0f);
+      const float z = a * head.scale;
       target_logit_[t] = head.softcap > 0 ? head.softcap * std::tanh(z / head.softcap) : z;
       if (q_.grad) bound_[t] = target_logit_[t];
     }

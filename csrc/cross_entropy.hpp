@@ -25,7 +25,8 @@
 //
 // Precision. AMX multiplies bfloat16. Weights that are bfloat16 are exact there; hidden states (and
 // float32 weights) are split in two, high + low, and low · low is dropped: 16 bits of mantissa for
-// twice the products, at several times the speed of float32 instructions.
+// twice the products, at several times the speed of float32 instructions. Weights of 8 bits are exact
+// there too: their scales are applied to the logits.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -34,7 +35,7 @@
 
 namespace graftlm {
 
-// z = softcap(scale · (h Wᵀ + bias))
+// z = softcap(scale · (h Wᵀ + bias)); row r of W is row_scale[r] times what `weight` holds.
 struct Head {
   const void* weight;  // [vocabulary][dim]
   DType type;
@@ -42,6 +43,9 @@ struct Head {
   const float* bias;  // [vocabulary] or null
   float scale;
   float softcap;  // 0: none
+  const float* row_scale;  // [vocabulary] or null
+
+  float scale_of(int64_t r) const { return row_scale ? row_scale[r] : 1.0f; }
 
   const void* row(int64_t r) const {
     return static_cast<const char*>(weight) + r * dim * static_cast<int64_t>(size_of(type));

@@ -29,14 +29,17 @@ inline Simd::F capped(Simd::F a, float cap) {
   return Simd::add(half, Simd::set1(cap));
 }
 
-// Bias, scale and cap, in place: z[rows][lanes].
+// Scale of the row, bias, scale and cap, in place: z[rows][lanes].
 inline void finish_logits(const Head& head, int64_t row, int64_t rows, int64_t lanes, float* z) {
-  for (int64_t r = 0; r < rows; r++)
+  for (int64_t r = 0; r < rows; r++) {
+    const Simd::F bias = Simd::set1(head.bias ? head.bias[row + r] : 0.0f);
+    const Simd::F of_row = Simd::set1(head.scale_of(row + r));
     for (int64_t c = 0; c < lanes; c += Simd::width, z += Simd::width) {
-      Simd::F a = Simd::add(Simd::load(z), Simd::set1(head.bias ? head.bias[row + r] : 0.0f));
+      Simd::F a = Simd::fma(Simd::load(z), of_row, bias);
       a = Simd::mul(a, Simd::set1(head.scale));
       Simd::store(z, head.softcap > 0 ? capped(a, head.softcap) : a);
     }
+  }
 }
 
 // Append the lanes of `z` above `limit`; memory past the last one may be overwritten.
@@ -66,7 +69,7 @@ inline void append_above(Simd::F z, Simd::F limit, uint32_t key, Candidates& out
 // Absorb z[rows][lanes], logits of tokens [token, token + lanes), into the walk.
 void absorb_logits(const Head& head, int64_t row, int64_t rows, int64_t token, int64_t lanes,
                    float* z, const WalkState& state, Candidates& out) {
-  if (head.bias || head.scale != 1.0f || head.softcap > 0)
+  if (head.row_scale || head.bias || head.scale != 1.0f || head.softcap > 0)
     finish_logits(head, row, rows, lanes, z);
   const Simd::F log2e = Simd::set1(kLog2E);
   for (int64_t c = 0; c < lanes; c += Simd::width, token += Simd::width) {
@@ -102,9 +105,11 @@ struct BF16 { uint16_t bits; };
 struct F16 { uint16_t bits; };
 inline Simd::F load_weights(const BF16* p) { return Simd::load_bf16(&p->bits); }
 inline Simd::F load_weights(const F16* p) { return Simd::load_f16(&p->bits); }
+inline Simd::F load_weights(const int8_t* p) { return Simd::load_i8(p); }
 inline float weight_of(float x) { return x; }
 inline float weight_of(BF16 x) { return from_bf16(x.bits); }
 inline float weight_of(F16 x) { return from_f16(x.bits); }
+inline float weight_of(int8_t x) { return x; }
 
 // out += Σ factor · w_row over N rows; brings the N after them nearer, which lie anywhere.
 template <class T, int N>
@@ -112,21 +117,23 @@ inline void gather_few(const Head& head, const uint32_t* rows, const float* fact
                        float* out) {
   const T* w[N];
   const T* next[N];
+  float factor[N];
   for (int i = 0; i < N; i++) {
     w[i] = static_cast<const T*>(head.row(rows[i]));
     next[i] = static_cast<const T*>(head.row(rows[i + N < left ? i + N : i]));
+    factor[i] = factors[i] * head.scale_of(rows[i]);
   }
   int64_t d = 0;
   for (; d + Simd::width <= head.dim; d += Simd::width) {
     Simd::F sum = Simd::load(out + d);
     for (int i = 0; i < N; i++) {
       __builtin_prefetch(next[i] + d);
-      sum = Simd::fma(Simd::set1(factors[i]), load_weights(w[i] + d), sum);
+      sum = Simd::fma(Simd::set1(factor[i]), load_weights(w[i] + d), sum);
     }
     Simd::store(out + d, sum);
   }
   for (; d < head.dim; d++)
-    for (int i = 0; i < N; i++) out[d] += factors[i] * weight_of(w[i][d]);
+    for (int i = 0; i < N; i++) out[d] += factor[i] * weight_of(w[i][d]);
 }
 
 template <class T>
@@ -141,6 +148,7 @@ void gather_as(const Head& head, const uint32_t* rows, const float* factors, int
                  float* out) {
   if (head.type == DType::f32) return gather_as<float>(head, rows, factors, count, out);
   if (head.type == DType::bf16) return gather_as<BF16>(head, rows, factors, count, out);
+  if (head.type == DType::i8) return gather_as<int8_t>(head, rows, factors, count, out);
   gather_as<F16>(head, rows, factors, count, out);
 }
 

@@ -65,6 +65,7 @@ void prepare(const Head& head, int64_t row, int64_t row_end, void* prepared) {
   if (readable(head, row_end - row)) return;
   if (head.type == DType::f32) return prepare_as<float>(head, row, row_end, prepared);
   if (head.type == DType::bf16) return prepare_as<BF16>(head, row, row_end, prepared);
+  if (head.type == DType::i8) return prepare_as<int8_t>(head, row, row_end, prepared);
   prepare_as<F16>(head, row, row_end, prepared);
 }
 
@@ -132,7 +133,8 @@ void walk(const WalkPiece& piece, Candidates& out) {
   TileConfig before;  // another library's on this thread (oneDNN's): leave it as it was
   _tile_storeconfig(&before);
   _tile_loadconfig(&ours);
-  const bool split_rows = piece.head->type != DType::bf16;
+  const DType type = piece.head->type;
+  const bool split_rows = type != DType::bf16 && type != DType::i8;  // those are exact
   if (piece.exact_bf16) {
     if (split_rows) walk_parts<false, true>(piece, out);
     else walk_parts<false, false>(piece, out);

@@ -119,6 +119,7 @@ void gated_backward_as(const void* dy_, const void* g_, const void* u_, int64_t 
     case DType::f32: return function<Float32>(__VA_ARGS__);         \
     case DType::bf16: return function<BFloat16>(__VA_ARGS__);       \
     case DType::f16: return function<Float16>(__VA_ARGS__);         \
+    case DType::i8: return;                                         \
   }
 
 void rms_norm(const void* x, DType type, int64_t rows, int64_t dim, const float* weight, float eps,

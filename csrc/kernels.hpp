@@ -14,9 +14,12 @@ struct Candidates;  // see cross_entropy.hpp
 struct Head;
 struct WalkState;
 
-enum class DType : int { f32 = 0, bf16 = 1, f16 = 2 };
+// i8: whole numbers, of a dense weight only, whose rows have a scale each.
+enum class DType : int { f32 = 0, bf16 = 1, f16 = 2, i8 = 3 };
 
-inline size_t size_of(DType type) { return type == DType::f32 ? 4 : 2; }
+inline size_t size_of(DType type) {
+  return type == DType::f32 ? 4 : type == DType::i8 ? 1 : 2;
+}
 
 struct Level {
   const char* name;

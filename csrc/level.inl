@@ -42,6 +42,12 @@ struct Float16 {
   static void stream(uint16_t* p, F x) { Simd::stream_f16(p, x); }
 };
 
+struct Int8 {
+  using type = int8_t;
+  static float get(int8_t x) { return x; }
+  static F load(const int8_t* p) { return Simd::load_i8(p); }
+};
+
 template <class T>
 void to_float_as(const void* src, int64_t n, float* dst) {
   const auto* s = static_cast<const typename T::type*>(src);
@@ -61,6 +67,7 @@ void from_float_as(const float* src, int64_t n, void* dst) {
 void to_float(const void* src, DType type, int64_t n, float* dst) {
   if (type == DType::f32) return to_float_as<Float32>(src, n, dst);
   if (type == DType::bf16) return to_float_as<BFloat16>(src, n, dst);
+  if (type == DType::i8) return to_float_as<Int8>(src, n, dst);
   to_float_as<Float16>(src, n, dst);
 }
 
@@ -362,7 +369,7 @@ void gemv(const Weight& w, int64_t first, int64_t last, const float* x, int64_t 
   }
 }
 
-// y[m][n] = x[m] · w[n] for rows [first, last) of a dense weight of 16 or 32 bits.
+// y[m][n] = x[m] · w[n] for rows [first, last) of a dense weight.
 template <class T, int M>
 void dense_rows(const void* w_, int64_t first, int64_t last, int64_t cols, const float* x, float* y,
                 int64_t ldy) {
@@ -401,6 +408,7 @@ void dense_gemv(const void* w, DType type, int64_t first, int64_t last, int64_t 
     case DType::f32: return dense_gemv_as<Float32>(w, first, last, cols, x, rows, y, ldy);
     case DType::bf16: return dense_gemv_as<BFloat16>(w, first, last, cols, x, rows, y, ldy);
     case DType::f16: return dense_gemv_as<Float16>(w, first, last, cols, x, rows, y, ldy);
+    case DType::i8: return dense_gemv_as<Int8>(w, first, last, cols, x, rows, y, ldy);
   }
 }
 

@@ -104,7 +104,7 @@ void linear_few(const Frozen& w, const Input& x, int64_t rows, const float* bias
   int64_t ld;
   const float* in = x.tile(0, rows, 0, w.cols, converted, ld);
   float* out = x.type == DType::f32 ? static_cast<float*>(y) : result.floats(rows * w.rows);
-  if (w.dense) dense_linear(w.dense, w.type, w.rows, w.cols, in, DType::f32, rows, out, threads);
+  if (w.dense) dense_linear(w.dense, w.type, nullptr, w.rows, w.cols, in, DType::f32, rows, out, threads);
   else gemv(w.stored, in, rows, out, threads);
   if (update) add_update(*update, w, in, x.type, rows, out);
   for (int64_t m = 0; m < rows; m++) add_bias(bias, w.rows, out + m * w.rows);
@@ -297,8 +297,8 @@ void linear_backward(const Frozen& w, const void* dy, DType type, int64_t rows, 
 }
 
 // Tiles of W that stay in the second-level cache while all rows of x pass by.
-void dense_linear(const void* w, DType weight_type, int64_t out, int64_t cols, const void* x,
-                  DType type, int64_t rows, void* y, int threads) {
+void dense_linear(const void* w, DType weight_type, const float* row_scale, int64_t out,
+                  int64_t cols, const void* x, DType type, int64_t rows, void* y, int threads) {
   if (rows == 0 || out == 0) return;
   constexpr int64_t kTileBytes = 1 << 16, kTask = 16;
   const int64_t tile = std::max<int64_t>(1, kTileBytes / (cols * int64_t(size_of(weight_type)) + 1));
@@ -310,6 +310,8 @@ void dense_linear(const void* w, DType weight_type, int64_t out, int64_t cols, c
     const int64_t end = std::min(out, (task + 1) * tile * kTask);
     for (int64_t n = task * tile * kTask; n < end; n += tile)
       level().dense_gemv(w, weight_type, n, std::min(end, n + tile), cols, in, int(rows), to, out);
+    for (int64_t m = 0; row_scale && m < rows; m++)
+      for (int64_t n = task * tile * kTask; n < end; n++) to[m * out + n] *= row_scale[n];
   });
   if (type != DType::f32) level().from_float(to, rows * out, y, type);
 }

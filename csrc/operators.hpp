@@ -49,9 +49,10 @@ void factor_gradient(const void* t, const void* x, DType type, int64_t rows, int
                      int64_t cols, float scaling, bool turned, float* out, Compute compute,
                      int threads);
 
-// y (rows, out) = x (rows, cols) Wᵀ for few rows and a dense weight, which is read once.
-void dense_linear(const void* w, DType weight_type, int64_t out, int64_t cols, const void* x,
-                  DType type, int64_t rows, void* y, int threads);
+// y (rows, out) = x (rows, cols) Wᵀ for few rows and a dense weight, which is read once; row n of it
+// is row_scale[n] times what w holds, where there are scales.
+void dense_linear(const void* w, DType weight_type, const float* row_scale, int64_t out,
+                  int64_t cols, const void* x, DType type, int64_t rows, void* y, int threads);
 
 // y = x rstd (weight + shift) for each row of `dim`; see elementwise.cpp.
 void rms_norm(const void* x, DType type, int64_t rows, int64_t dim, const void* weight,

@@ -40,6 +40,12 @@ struct Simd {
   static F load_f16(const uint16_t* p) {
     return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
   }
+  static F load_i8(const int8_t* p) {
+    int32_t four;
+    __builtin_memcpy(&four, p, 4);
+    int16x8_t wide = vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four)));
+    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide)));
+  }
   static void store_bf16(uint16_t* p, F x) {
     float v[4];
     vst1q_f32(v, x);

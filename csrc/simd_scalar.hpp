@@ -73,6 +73,9 @@ struct Simd {
   static F load_f16(const uint16_t* p) {
     return each([&](int i) { return from_f16(p[i]); });
   }
+  static F load_i8(const int8_t* p) {
+    return each([&](int i) { return float(p[i]); });
+  }
   static void store_bf16(uint16_t* p, F x) {
     for (int i = 0; i < 4; i++) p[i] = to_bf16(x.v[i]);
   }

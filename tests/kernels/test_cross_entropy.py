@@ -12,6 +12,7 @@ from torch import Tensor
 
 from graftlm.kernels import cross_entropy, cross_entropy_reference, native
 from graftlm.kernels.cross_entropy import Head
+from graftlm.layers.int8_rows import quantize_rows
 
 pytestmark = pytest.mark.skipif(native.extension() is None, reason="no native kernels here")
 
@@ -93,6 +94,28 @@ def test_gradient_is_the_kept_rows_and_the_mean_row_for_the_rest(
     # the bound that the statistics promise
     error = (got - exact).norm(dim=1)
     assert (error <= 2 * scale * walk.dropped + close).all()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("options", [{}, {"softcap": 25.0}, {"scale": 0.7, "bias": True}])
+def test_rows_in_8_bits_are_the_weight_they_stand_for(
+    level: str, shape: tuple[int, int, int], options: dict
+) -> None:
+    hidden, weight, targets = confident(*shape)
+    rows = quantize_rows(weight)
+    bias = torch.linspace(-1, 1, shape[1]) if options.get("bias") else None
+    rest = (bias, options.get("softcap"), options.get("scale", 1.0))
+    stands_for = Head(rows.codes.float() * rows.row_scale[:, None], *rest)
+    walk = cross_entropy.forward(hidden, Head(rows.codes, *rest, rows.row_scale), targets)
+    exact = cross_entropy_reference.forward(hidden.double(), stands_for, targets, 0.0, True)
+    torch.testing.assert_close(walk.loss.double(), exact.loss, rtol=3e-5, atol=3e-4)
+    close = 2e-3 * stands_for.weight.norm(dim=1).max()
+    assert ((walk.grad_hidden.double() - exact.grad_hidden).norm(dim=1) <= close).all()
+    again = cross_entropy.forward(
+        hidden, Head(rows.codes, *rest, rows.row_scale), targets, tolerance=0.0
+    )
+    torch.testing.assert_close(again.loss.double(), exact.loss, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(again.grad_hidden.double(), exact.grad_hidden, rtol=0, atol=1e-4)
 
 
 def test_label_smoothing_equals_the_reference(level: str) -> None:

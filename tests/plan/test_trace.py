@@ -9,10 +9,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from graftlm.config import LoRAConfig, RunConfig, TrainConfig
+from graftlm.config import LoRAConfig, ModelConfig, RunConfig, TrainConfig
 from graftlm.layers import NF4Linear
 from graftlm.lora import add_lora
 from graftlm.models.fuse import fuse_elementwise
+from graftlm.models.int8_rows import rows_in_int8
 from graftlm.models.streaming import linear_layers, unquantized_names
 from graftlm.plan.trace import BatchShape, Trace, trace_step
 from graftlm.train.recompute import recompute_activations
@@ -48,6 +49,8 @@ def allocated_by_a_real_step(config: RunConfig, shape: BatchShape) -> tuple[int,
         for name, layer in linear_layers(model).items():
             if name not in unquantized_names(model):
                 model.set_submodule(name, NF4Linear.from_linear(layer))
+    if config.model.embeddings == "int8":
+        rows_in_int8(model)
     if config.method != "full":
         add_lora(model, config.lora)
     if config.train.gradient_checkpointing:
@@ -81,12 +84,15 @@ def tensors(model: torch.nn.Module) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+@pytest.mark.parametrize("method", ["full", "lora", "qlora", "qlora with int8"])
 def test_the_trace_predicts_what_the_allocator_gives_out(
     method: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("graftlm.plan.trace.RETURNED_FROM", 0)  # tensors only, no heap
+    method, _, int8 = method.partition(" with ")
     config = settings(method, gradient_checkpointing=checkpointing)
+    if int8:
+        config = config.model_copy(update={"model": ModelConfig(embeddings="int8")})
     shape = BatchShape(2, 160, supervised=80, passes=2)
     held, peak = allocated_by_a_real_step(config, shape)
     trace = traced(config, shape)

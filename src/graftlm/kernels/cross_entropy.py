@@ -39,6 +39,11 @@ def check(hidden: Tensor, head: Head, targets: Tensor, smoothing: float, toleran
                 f"targets span [{low}, {high}], outside the vocabulary of {head.weight.shape[0]}: "
                 "pass supervised positions only"
             )
+    scales = head.row_scale
+    if scales is not None and scales.shape != head.weight.shape[:1]:
+        problems.append(f"expected row_scale ({head.weight.shape[0]},), got {tuple(scales.shape)}")
+    if (head.weight.dtype == torch.int8) != (scales is not None):
+        problems.append("a row_scale belongs to an int8 weight, and to no other")
     if head.bias is not None and head.bias.shape != head.weight.shape[:1]:
         problems.append(f"expected bias ({head.weight.shape[0]},), got {tuple(head.bias.shape)}")
     if head.softcap is not None and not head.softcap > 0:

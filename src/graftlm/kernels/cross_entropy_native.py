@@ -16,7 +16,7 @@ from torch.utils.flop_counter import register_flop_formula
 from graftlm.kernels import cross_entropy_reference as reference
 from graftlm.kernels import native
 from graftlm.kernels.cross_entropy_reference import Head, Walk
-from graftlm.kernels.crossing import TYPES
+from graftlm.kernels.crossing import WEIGHT_TYPES
 from graftlm.kernels.define import define
 from graftlm.kernels.library import Compute
 
@@ -33,7 +33,7 @@ def takes(hidden: Tensor, head: Head, label_smoothing: float, tolerance: float) 
     """
     return (
         native.takes(hidden)
-        and native.takes(head.weight)
+        and native.takes_rows(head.weight, head.row_scale)
         and tolerance > 0
         and hidden.numel() > 0
         and not (label_smoothing and head.softcap)
@@ -53,6 +53,7 @@ def forward(
     loss, lse, grad, dropped, counts = torch.ops.graftlm.cross_entropy(
         hidden,
         head.weight,
+        head.row_scale,
         head.bias,
         targets,
         head.scale,
@@ -69,6 +70,7 @@ def forward(
 def _walk(
     hidden: Tensor,
     weight: Tensor,
+    row_scale: Tensor | None,
     bias: Tensor | None,
     targets: Tensor,
     scale: float,
@@ -83,7 +85,8 @@ def _walk(
     assert module is not None, "ask takes() first"
     exact_bf16 = hidden.dtype == torch.bfloat16
     h, targets = hidden.float().contiguous(), targets.contiguous()
-    head = Head(weight.contiguous(), bias, softcap or None, scale)
+    row_scale = None if row_scale is None else row_scale.contiguous()
+    head = Head(weight.contiguous(), bias, softcap or None, scale, row_scale)
     bias = None if bias is None else bias.float().contiguous()
     (positions, dim), vocabulary = h.shape, weight.shape[0]
     lse, hit, dropped = torch.zeros(3, positions).unbind()
@@ -91,7 +94,8 @@ def _walk(
     grad = torch.empty(positions, dim) if want_grad else torch.empty(0)
     kept = module.cross_entropy(
         head.weight.data_ptr(),
-        TYPES[weight.dtype],
+        WEIGHT_TYPES[weight.dtype],
+        0 if row_scale is None else row_scale.data_ptr(),
         vocabulary,
         dim,
         0 if bias is None else bias.data_ptr(),
@@ -125,7 +129,7 @@ def _walk(
 
 
 def _walk_without_data(
-    hidden: Tensor, weight: Tensor, bias: Any, targets: Tensor, *rest: Any
+    hidden: Tensor, weight: Tensor, row_scale: Any, bias: Any, targets: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Outputs of the right shapes."""
     per_position = [hidden.new_empty(hidden.shape[0], dtype=torch.float32) for _ in range(3)]
@@ -135,8 +139,8 @@ def _walk_without_data(
 
 
 define(
-    "cross_entropy(Tensor hidden, Tensor weight, Tensor? bias, Tensor targets, float scale, "
-    "float softcap, float label_smoothing, float tolerance, float max_dropped, bool want_grad) "
+    "cross_entropy(Tensor hidden, Tensor weight, Tensor? row_scale, Tensor? bias, Tensor targets, "
+    "float scale, float softcap, float label_smoothing, float tolerance, float max_dropped, bool want_grad) "
     "-> (Tensor loss, Tensor lse, Tensor grad_hidden, Tensor dropped, Tensor counts)",
     _walk,
     _walk_without_data,
@@ -206,7 +210,7 @@ def _exact_gradient(
     gradient = torch.zeros_like(h)
     for start in range(0, head.weight.shape[0], reference.tile_rows(len(h))):
         rows = slice(start, start + reference.tile_rows(len(h)))
-        tile = head.weight[rows]
+        tile = head.weight[rows] if head.row_scale is None else head.rows(rows, h.dtype)
         z, _ = native.linear(h, tile, None, logits)
         dz = reference.gradient_at(
             head, head.finished(z, rows), targets, rows, lse.unsqueeze(1), label_smoothing

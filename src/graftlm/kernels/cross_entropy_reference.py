@@ -26,22 +26,29 @@ class Head:
     """The output layer: ``z = softcap(scale · (h Wᵀ + b))``.
 
     Attributes:
-        weight: (V, D), any floating-point type; read a tile at a time.
+        weight: (V, D), any floating-point type, or int8 with ``row_scale``; read a tile at a time.
         bias: (V,) or ``None``.
         softcap: ``z → c · tanh(z / c)`` where set (Gemma 2).
         scale: multiplies the logits before the cap (Cohere, Granite).
+        row_scale: (V,) float32: row r of W is ``row_scale[r]`` times what ``weight`` holds.
     """
 
     weight: Tensor
     bias: Tensor | None = None
     softcap: float | None = None
     scale: float = 1.0
+    row_scale: Tensor | None = None
+
+    def rows(self, index: slice | Tensor, dtype: torch.dtype) -> Tensor:
+        """Some rows of W in ``dtype``."""
+        chosen = self.weight[index].to(dtype)
+        return chosen if self.row_scale is None else chosen * self.row_scale[index].unsqueeze(1)
 
     def tiles(self, step: int, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
         """Yield ``(rows, W[rows])`` in ``dtype``."""
         for start in range(0, self.weight.shape[0], step):
             rows = slice(start, min(start + step, self.weight.shape[0]))
-            yield rows, self.weight[rows].to(dtype)
+            yield rows, self.rows(rows, dtype)
 
     def logits(self, hidden: Tensor, tile: Tensor, rows: slice) -> Tensor:
         """(N, D), (T, D) → (N, T)."""
@@ -131,7 +138,7 @@ def forward(
     if pulled is not None and uniform is not None:
         pulled.div_(total).sub_(uniform, alpha=label_smoothing / vocabulary)
         push = (1 - label_smoothing) * head.slope(hit)
-        pulled -= push * head.weight[targets].to(dtype)
+        pulled -= push * head.rows(targets, dtype)
     return Walk(
         loss=loss.squeeze(1),
         lse=lse.squeeze(1),

@@ -16,9 +16,11 @@ from graftlm.nf4.codebook import dynamic_levels
 from graftlm.nf4.double_quant import GROUP_SIZE
 from graftlm.nf4.weight import NF4Weight
 
-__all__ = ["TYPES", "Factors", "Frozen", "LowRank", "Stored"]
+__all__ = ["TYPES", "WEIGHT_TYPES", "Factors", "Frozen", "LowRank", "Stored"]
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+WEIGHT_TYPES = TYPES | {torch.int8: 3}
+"""Also of weights whose rows have a scale each."""
 
 
 class LowRank(NamedTuple):

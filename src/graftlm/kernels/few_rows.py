@@ -19,30 +19,34 @@ MOST_ROWS = 32
 """With more rows than this the arithmetic outweighs the reading."""
 
 
-def few_rows_linear(x: Tensor, weight: Tensor) -> Tensor:
+def few_rows_linear(x: Tensor, weight: Tensor, row_scale: Tensor | None = None) -> Tensor:
     """``x Wᵀ``; not differentiable.
 
     Args:
         x: (..., D), a few rows.
-        weight: (V, D), of any floating-point type.
+        weight: (V, D), of any floating-point type, or int8 with ``row_scale``.
+        row_scale: (V,) float32, what multiplies each row of ``weight``.
 
     Returns:
         (..., V) in the type of ``x``; sums are float32.
     """
-    y: Tensor = _few_rows_linear(x, weight)
+    y: Tensor = _few_rows_linear(x, weight, row_scale)
     return y
 
 
-def _forward(x: Tensor, weight: Tensor) -> Tensor:
+def _forward(x: Tensor, weight: Tensor, row_scale: Tensor | None) -> Tensor:
     if x.shape[-1] != weight.shape[1]:
         raise ModelError(f"x has {x.shape[-1]} features: expected {weight.shape[1]}")
-    if native.takes(x) and native.takes(weight):
-        return native.dense_linear(x, weight)
-    return F.linear(x.float(), weight.float()).to(x.dtype)
+    if native.takes(x) and native.takes_rows(weight, row_scale):
+        return native.dense_linear(x, weight, row_scale)
+    y = F.linear(x.float(), weight.float())
+    return (y if row_scale is None else y * row_scale).to(x.dtype)
 
 
-def _fake(x: Tensor, weight: Tensor) -> Tensor:
+def _fake(x: Tensor, weight: Tensor, row_scale: Tensor | None) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
-_few_rows_linear = define("few_rows_linear(Tensor x, Tensor weight) -> Tensor", _forward, _fake)
+_few_rows_linear = define(
+    "few_rows_linear(Tensor x, Tensor weight, Tensor? row_scale) -> Tensor", _forward, _fake
+)

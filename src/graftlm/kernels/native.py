@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from graftlm.errors import ModelError
-from graftlm.kernels.crossing import TYPES, Factors, Frozen, LowRank, Stored
+from graftlm.kernels.crossing import TYPES, WEIGHT_TYPES, Factors, Frozen, LowRank, Stored
 from graftlm.nf4.codebook import grid_codes
 from graftlm.nf4.double_quant import GROUP_SIZE, mean_of
 from graftlm.nf4.weight import NF4Weight
@@ -32,6 +32,7 @@ __all__ = [
     "linear_backward",
     "quantize",
     "takes",
+    "takes_rows",
 ]
 
 _COMPUTE = {"float32": 0, "bfloat16": 1, "bfloat16x3": 2}
@@ -72,6 +73,13 @@ def absence() -> str:
 def takes(tensor: Tensor, dtype: torch.dtype | None = None) -> bool:
     """Whether a kernel exists for the device of this tensor and its type, or the one given."""
     return tensor.is_cpu and (dtype or tensor.dtype) in TYPES and extension() is not None
+
+
+def takes_rows(weight: Tensor, row_scale: Tensor | None) -> bool:
+    """Whether the kernels read this weight: as it is, or in 8 bits with its scales."""
+    if row_scale is None:
+        return takes(weight)
+    return weight.dtype == torch.int8 and takes(row_scale, torch.float32) and weight.is_cpu
 
 
 def quantize(w: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
@@ -208,14 +216,19 @@ def factor_gradient(
     return out
 
 
-def dense_linear(x: Tensor, weight: Tensor) -> Tensor:
-    """``x Wᵀ`` for few rows: (..., in_features) → (..., out_features) in the type of ``x``."""
+def dense_linear(x: Tensor, weight: Tensor, row_scale: Tensor | None = None) -> Tensor:
+    """``x Wᵀ`` for few rows: (..., in_features) → (..., out_features) in the type of ``x``.
+
+    ``row_scale`` (out_features,) float32: rows of W are that times rows of ``weight``, an int8.
+    """
     out_features, in_features = weight.shape
     x, weight = x.contiguous(), weight.detach().contiguous()
+    scales = None if row_scale is None else row_scale.contiguous()
     y = x.new_empty((*x.shape[:-1], out_features))
     kernels().dense_linear(
         weight.data_ptr(),
-        TYPES[weight.dtype],
+        WEIGHT_TYPES[weight.dtype],
+        0 if scales is None else scales.data_ptr(),
         out_features,
         in_features,
         x.data_ptr(),

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from graftlm.layers.gated_mlp import GatedMLP
+from graftlm.layers.int8_rows import Int8Embedding, Int8Output
 from graftlm.layers.lora_embedding import LoRAEmbedding
 from graftlm.layers.lora_linear import LoRALinear
 from graftlm.layers.nf4_linear import NF4Linear
 from graftlm.layers.output_linear import OutputLinear
 from graftlm.layers.rms_norm import RMSNorm
 
-__all__ = ["GatedMLP", "LoRAEmbedding", "LoRALinear", "NF4Linear", "OutputLinear", "RMSNorm"]
+__all__ = [
+    "GatedMLP",
+    "Int8Embedding",
+    "Int8Output",
+    "LoRAEmbedding",
+    "LoRALinear",
+    "NF4Linear",
+    "OutputLinear",
+    "RMSNorm",
+]

@@ -59,6 +59,7 @@ def linear_cross_entropy(
     softcap: float | None = None,
     label_smoothing: float = 0.0,
     logit_scale: float = 1.0,
+    row_scale: Tensor | None = None,
     tolerance: float = 1e-6,
 ) -> tuple[Tensor, CrossEntropyStatistics]:
     """Summed cross-entropy (nats) of ``softcap(logit_scale · (hidden weightᵀ + bias))``.
@@ -68,11 +69,13 @@ def linear_cross_entropy(
     Args:
         hidden: (N, D) hidden states of the supervised positions only, any floating-point type.
         weight: (V, D) output layer; a bfloat16 weight is converted tile by tile, never as a whole.
+            An int8 one, frozen, comes with ``row_scale``.
         targets: (N,) int64 in [0, V).
         bias: (V,) or ``None``.
         softcap: caps the logits at ±softcap smoothly (Gemma 2's ``final_logit_softcapping``).
         label_smoothing: share of the target spread evenly over the vocabulary.
         logit_scale: multiplies the logits before the cap.
+        row_scale: (V,) float32: row r of the layer is ``row_scale[r]`` times what ``weight`` holds.
         tolerance: with a frozen head, probabilities up to this may be left out of the gradient;
             the loss itself is always complete. 0 leaves nothing out.
 
@@ -87,6 +90,7 @@ def linear_cross_entropy(
         bias=None if bias is None else bias.detach(),
         softcap=softcap,
         scale=logit_scale,
+        row_scale=row_scale,
     )
     cross_entropy.check(hidden, head, targets, label_smoothing, tolerance)
     head_trains = weight.requires_grad or (bias is not None and bias.requires_grad)
@@ -123,7 +127,7 @@ class _LossSum(torch.autograd.Function):
             ctx.save_for_backward(walk.grad_hidden)
         else:
             ctx.softcap, ctx.scale, ctx.label_smoothing = head.softcap, head.scale, label_smoothing
-            ctx.save_for_backward(hidden, weight, bias, targets, walk.lse)
+            ctx.save_for_backward(hidden, weight, bias, targets, walk.lse, head.row_scale)
         return walk.loss.sum()
 
     @staticmethod
@@ -132,8 +136,8 @@ class _LossSum(torch.autograd.Function):
         if len(ctx.saved_tensors) == 1:
             (grad_hidden,) = ctx.saved_tensors
             return (grad_hidden * d_loss).to(ctx.dtype), *(None,) * 6
-        hidden, weight, bias, targets, lse = ctx.saved_tensors
-        head = Head(weight, bias, ctx.softcap, ctx.scale)
+        hidden, weight, bias, targets, lse, row_scale = ctx.saved_tensors
+        head = Head(weight, bias, ctx.softcap, ctx.scale, row_scale)
         grads = cross_entropy.backward(
             hidden, head, targets, lse, ctx.label_smoothing, ctx.needs_input_grad[:3]
         )

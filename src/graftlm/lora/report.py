@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+import torch
 from torch import nn
 
 from graftlm.layers import LoRAEmbedding, LoRALinear, NF4Linear
@@ -75,6 +76,7 @@ class ParameterCount(NamedTuple):
 def count_parameters(model: nn.Module) -> ParameterCount:
     """Count what trains, and everything."""
     stored = sum(m.weight4.numel for m in model.modules() if isinstance(m, NF4Linear))
+    stored += sum(b.numel() for b in model.buffers() if b.dtype == torch.int8)  # embeddings
     return ParameterCount(
         trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
         total=stored + sum(p.numel() for p in model.parameters()),

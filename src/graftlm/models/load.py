@@ -39,6 +39,7 @@ def load_model(
     dtype: str | torch.dtype = "auto",
     block_size: int = 64,
     double_quant: bool = True,
+    embeddings: Literal["keep", "int8"] = "keep",
     trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal language model and its tokenizer.
@@ -54,6 +55,7 @@ def load_model(
         dtype: type of the unquantised weights; ``"auto"`` keeps the checkpoint's.
         block_size: weights that share one NF4 scale.
         double_quant: whether the scales themselves are stored in 8 bits.
+        embeddings: ``"int8"`` stores embedding table and output head in 8 bits, a scale a row.
         trust_remote_code: run Python code the model folder brings along.
 
     Returns:
@@ -69,6 +71,7 @@ def load_model(
         dtype=dtype,
         block_size=block_size,
         double_quant=double_quant,
+        embeddings=embeddings,
         trust_remote_code=trust_remote_code,
     )
     return model, tokenizer
@@ -81,15 +84,19 @@ def load_weights(
     dtype: str | torch.dtype = "auto",
     block_size: int = 64,
     double_quant: bool = True,
+    embeddings: Literal["keep", "int8"] = "keep",
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """Load a model without its tokenizer; arguments, memory and errors as for `load_model`."""
     from graftlm.models.attention import quick_attention
     from graftlm.models.fuse import fuse_elementwise, quick_output
+    from graftlm.models.int8_rows import rows_in_int8
     from graftlm.models.streaming import StreamingConfig
 
     if quantize not in ("nf4", None):
         raise ModelError(f"quantize={quantize!r}: expected 'nf4' or None")
+    if embeddings not in ("keep", "int8"):
+        raise ModelError(f"embeddings={embeddings!r}: expected 'keep' or 'int8'")
     source = resolve(name, trust_remote_code=trust_remote_code)
     config = load_config(source.path, trust_remote_code)
     checkpoint = Checkpoint(source.path)
@@ -101,7 +108,10 @@ def load_weights(
         dtype=pick_dtype(dtype, config, checkpoint),
     )
     fuse_elementwise(model)
-    quick_output(model)
+    if embeddings == "int8":
+        rows_in_int8(model)
+    else:
+        quick_output(model)
     quick_attention(model)
     model.name_or_path = model.config._name_or_path = source.name
     return model

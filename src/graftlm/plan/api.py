@@ -198,7 +198,7 @@ def command(config: RunConfig, option: Option) -> str:
     data = config.data.train if isinstance(config.data.train, str) else ""
     words = ["graftlm", "train", "--model", config.model.name, "--data", data or "DATA"]
     words += ["--method", option.method]
-    defaults = RunConfig()
+    defaults, held = RunConfig(), option.setting.applied(config).model
     for name, value, default in (
         ("train.batch_size", config.train.batch_size, defaults.train.batch_size),
         (
@@ -210,6 +210,7 @@ def command(config: RunConfig, option: Option) -> str:
         ("train.gradient_checkpointing", option.gradient_checkpointing, False),
         ("data.max_length", option.max_length, defaults.data.max_length),
         ("lora.rank", config.lora.rank, defaults.lora.rank),
+        ("model.embeddings", held.embeddings, defaults.model.embeddings),
     ):
         if value != default:
             words += ["--set", f"{name}={str(value).lower()}"]

@@ -54,7 +54,10 @@ class Setting:
             }
         )
         data = config.data.model_copy(update={"max_length": self.max_length})
-        return config.model_copy(update={"method": self.method, "train": train, "data": data})
+        update = {"method": self.method, "train": train, "data": data}
+        if self.method == "full":  # trains them
+            update["model"] = config.model.model_copy(update={"embeddings": "keep"})
+        return config.model_copy(update=update)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +204,8 @@ class Planner:
         """Highest memory of the process before the first step."""
         if self._framework is None:
             return 0  # a GPU receives the finished model
-        extra = loading_bytes(self.folder, self.architecture, self._type(setting), setting.method)
+        settings = setting.applied(self.config)
+        extra = loading_bytes(self.folder, self.architecture, self._type(setting), settings)
         loaded = self._framework.resident_bytes + trace.weight_bytes + extra
         return max(self._framework.loading_peak_bytes, loaded)
 

@@ -13,6 +13,7 @@ from graftlm.layers.lora_linear import linear_shape
 from graftlm.lora import add_lora
 from graftlm.models.attention import quick_attention
 from graftlm.models.fuse import fuse_elementwise
+from graftlm.models.int8_rows import rows_in_int8
 from graftlm.models.load import empty_model
 from graftlm.models.streaming import linear_layers, unquantized_names
 from graftlm.nf4.double_quant import GROUP_SIZE
@@ -51,6 +52,8 @@ def build(
     with torch.utils._python_dispatch._disable_current_modes():
         model: Any = empty_model(architecture, config.model.trust_remote_code)
         fuse_elementwise(model)
+        if config.model.embeddings == "int8":
+            rows_in_int8(model, dtype)
         quick_attention(model)
         quantized = _quantized(model) if config.method == "qlora" else {}
     for name, layer in quantized.items():
@@ -105,8 +108,11 @@ def _materialise(model: Any, dtype: torch.dtype, device: torch.device) -> None:
                 made[id(parameter)] = nn.Parameter(fresh, requires_grad=False)
             module._parameters[key] = made[id(parameter)]
         for key, buffer in module._buffers.items():
-            if buffer is not None and _is_empty(buffer):
-                module._buffers[key] = torch.empty(buffer.shape, dtype=buffer.dtype, device=device)
+            if buffer is None or not _is_empty(buffer):
+                continue
+            if id(buffer) not in made:
+                made[id(buffer)] = torch.empty(buffer.shape, dtype=buffer.dtype, device=device)
+            module._buffers[key] = made[id(buffer)]
 
 
 def _is_empty(tensor: Tensor) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from transformers import PreTrainedModel
 
-from graftlm.layers import OutputLinear
+from graftlm.layers import Int8Output, OutputLinear
 
 __all__ = ["OutputHead", "output_head"]
 
@@ -34,9 +34,14 @@ class OutputHead:
         softcap: caps them smoothly; ``None`` for no cap.
     """
 
-    linear: nn.Linear
+    linear: nn.Linear | Int8Output
     scale: float
     softcap: float | None
+
+    @property
+    def row_scale(self) -> Tensor | None:
+        """What multiplies the rows of a weight in 8 bits."""
+        return self.linear.row_scale if isinstance(self.linear, Int8Output) else None
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) → (..., V); for the check only."""
@@ -64,7 +69,7 @@ def output_head(model: PreTrainedModel) -> OutputHead | None:
 
 def _from_config(model: PreTrainedModel) -> OutputHead | None:
     linear = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    if type(linear) not in (nn.Linear, OutputLinear) or model.base_model is model:
+    if type(linear) not in (nn.Linear, OutputLinear, Int8Output) or model.base_model is model:
         return None  # no head, an adapted one, or a model without a body of its own
     config = model.config.get_text_config()
     scale = float(getattr(config, "logit_scale", None) or 1.0)

@@ -28,7 +28,7 @@ from graftlm.data.pack import pack_examples
 from graftlm.data.packable import require_packable
 from graftlm.data.store import Examples
 from graftlm.errors import ConfigError, TargetError
-from graftlm.layers import NF4Linear
+from graftlm.layers import Int8Output, NF4Linear
 from graftlm.lora import add_lora, count_parameters, lora_config, lora_modules
 from graftlm.models import StoredTokenizer, load_tokenizer, load_weights, resolve
 from graftlm.system import release_freed_memory
@@ -57,6 +57,8 @@ def run(config: RunConfig, *, resume: bool = False, progress: bool = True) -> Ru
         if not value
     ]
     problems += _undecided(config)
+    if config.method == "full" and config.model.embeddings == "int8":
+        problems.append("model.embeddings=int8 cannot be trained: use keep with method=full")
     if problems:
         raise ConfigError(problems)
     base_path = resolve(config.model.name).path
@@ -89,6 +91,7 @@ def adapted_model(config: RunConfig) -> PreTrainedModel:
         dtype="float32" if config.method == "full" else config.model.dtype,
         block_size=config.model.block_size,
         double_quant=config.model.double_quant,
+        embeddings=config.model.embeddings,
         trust_remote_code=config.model.trust_remote_code,
     )
     # Seeded before the adapters are drawn, so that a seed names one run.
@@ -215,6 +218,8 @@ def _model_config_of(model: PreTrainedModel) -> ModelConfig:
         name=getattr(model.config, "_name_or_path", ""),
         dtype=str(model.dtype).removeprefix("torch."),
     )
+    if isinstance(model.get_output_embeddings(), Int8Output):
+        config = config.model_copy(update={"embeddings": "int8"})
     for module in model.modules():
         if isinstance(module, NF4Linear):
             stored = module.weight4

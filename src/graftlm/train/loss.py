@@ -45,6 +45,7 @@ def causal_lm_loss(model: PreTrainedModel, batch: Batch, tolerance: float = 0.0)
         bias=head.linear.bias,
         softcap=head.softcap,
         logit_scale=head.scale,
+        row_scale=head.row_scale,
         tolerance=tolerance,
     )
     return loss
