@@ -47,8 +47,8 @@ class ModelConfig(Settings):
     double_quant: bool = True
     """NF4: store the scales themselves in 8 bits."""
     embeddings: Literal["keep", "int8"] = "keep"
-    """`int8` stores the embedding table and the output head in 8 bits, a scale a row: half the memory.
-    They must be frozen: not with `full`, and no adapters on them."""
+    """`int8` stores the embedding table and the output head in 8 bits, a scale a row: half of what
+    16 bits take. They must be frozen: not with `full`, and no adapters on them."""
     trust_remote_code: bool = False
     """Run Python code that the model folder brings along. Only for sources you trust."""
 

@@ -139,6 +139,6 @@ def test_full_fine_tuning_of_them_is_refused(
     tiny_llama: Path, rows_file: Path, tmp_path: Path
 ) -> None:
     config = settings(tiny_llama, rows_file, tmp_path / "run", "full")
-    with pytest.raises(ConfigError, match="model.embeddings"):
+    with pytest.raises(ConfigError, match=r"model\.embeddings"):
         run(config, progress=False)
     assert not (tmp_path / "run").exists()

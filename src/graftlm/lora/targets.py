@@ -18,7 +18,7 @@ from torch import nn
 
 from graftlm.config import LoRAConfig
 from graftlm.errors import TargetError, near_matches
-from graftlm.layers import LoRAEmbedding, LoRALinear
+from graftlm.layers import Int8Embedding, Int8Output, LoRAEmbedding, LoRALinear
 from graftlm.layers.lora_linear import linear_shape
 
 __all__ = [
@@ -153,6 +153,8 @@ def select(model: nn.Module, config: LoRAConfig) -> list[Target]:
 
 def adaptable(module: nn.Module) -> bool:
     """Whether an adapter can stand beside the module: linear layers and token tables."""
+    if isinstance(module, Int8Embedding | Int8Output):
+        return False  # their 16-bit weights are gone: nothing to merge into
     if isinstance(module, nn.Embedding):  # a table of positions takes more than the ids
         return len(inspect.signature(type(module).forward).parameters) == 2
     return linear_shape(module) is not None

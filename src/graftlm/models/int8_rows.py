@@ -35,12 +35,15 @@ def rows_in_int8(model: Any, dtype: torch.dtype | None = None) -> None:
     table, head = model.get_input_embeddings(), model.get_output_embeddings()
     if not isinstance(table, nn.Embedding) or type(head) not in (nn.Linear, OutputLinear):
         raise ModelError(
-            f"model.embeddings=int8 needs an embedding table and a linear output head: "
-            f"{type(model).__name__} has {type(table).__name__} and {type(head).__name__}. Use keep."
+            "model.embeddings=int8 needs an embedding table and a linear output head; "
+            f"{type(model).__name__} has {type(table).__name__} and {type(head).__name__}. "
+            "Use model.embeddings=keep."
         )
     rows = _rows_of(table.weight)
     empty = table.weight.is_meta
-    factor = getattr(table, "scalar_embed_scale", None if empty else getattr(table, "embed_scale", 1))
+    factor = getattr(
+        table, "scalar_embed_scale", None if empty else getattr(table, "embed_scale", 1)
+    )
     new = Int8Embedding(rows, dtype or table.weight.dtype, float(factor or 1), table.padding_idx)
     if not empty and not _agree(table, new):
         raise ModelError(

@@ -54,7 +54,7 @@ class Setting:
             }
         )
         data = config.data.model_copy(update={"max_length": self.max_length})
-        update = {"method": self.method, "train": train, "data": data}
+        update: dict[str, object] = {"method": self.method, "train": train, "data": data}
         if self.method == "full":  # trains them
             update["model"] = config.model.model_copy(update={"embeddings": "keep"})
         return config.model_copy(update=update)

@@ -218,7 +218,7 @@ def _model_config_of(model: PreTrainedModel) -> ModelConfig:
         name=getattr(model.config, "_name_or_path", ""),
         dtype=str(model.dtype).removeprefix("torch."),
     )
-    if isinstance(model.get_output_embeddings(), Int8Output):
+    if any(isinstance(module, Int8Output) for module in model.modules()):
         config = config.model_copy(update={"embeddings": "int8"})
     for module in model.modules():
         if isinstance(module, NF4Linear):
