@@ -141,7 +141,8 @@ def _walk_without_data(
 define(
     "cross_entropy(Tensor hidden, Tensor weight, Tensor? row_scale, Tensor? bias, Tensor targets, "
     "float scale, float softcap, float label_smoothing, float tolerance, float max_dropped, "
-    "bool want_grad) -> (Tensor loss, Tensor lse, Tensor grad_hidden, Tensor dropped, Tensor counts)",
+    "bool want_grad) "
+    "-> (Tensor loss, Tensor lse, Tensor grad_hidden, Tensor dropped, Tensor counts)",
     _walk,
     _walk_without_data,
     backend="CPU",
