@@ -175,6 +175,13 @@ def left_open(config: RunConfig) -> list[str]:
     return [name for name, value in values.items() if value == "auto"]
 
 
+def contradictions(config: RunConfig) -> list[str]:
+    """A problem for each pair of settings that cannot be had together."""
+    if config.method == "full" and config.model.embeddings == "int8":
+        return ["method=full trains the embeddings, which model.embeddings=int8 freezes: use keep"]
+    return []
+
+
 def parse_override(text: str) -> tuple[list[str], Any]:
     """``"train.learning_rate=2e-4"`` → ``(["train", "learning_rate"], 2e-4)``; values are YAML."""
     path, equals, value = text.partition("=")

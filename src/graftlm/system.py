@@ -74,11 +74,11 @@ def return_freed_memory() -> None:
 
     glibc raises, while it runs, the size from which a block is given back when freed; from then on
     the blocks of a training step (up to 32 MB each) crumble its heap, and a process holds up to
-    1.5 times the memory of its tensors. Here that size is fixed. At 2 MB full fine-tuning still held
-    a tenth more than its tensors, at 8 MB QLoRA a fifth, which no plan can foresee; at 1 MB no more
-    than 4 %, at the same speed; at half of that steps are slower. torch asks for huge pages when
-    told to: what is larger than one comes back by one page fault for 2 MB instead of 512. Nothing
-    happens on other systems, or where the user has decided.
+    1.5 times the memory of its tensors. Here that size is fixed. At 2 MB full fine-tuning held a
+    tenth more than its tensors, at 8 MB QLoRA a fifth, which no plan can foresee; at half a
+    megabyte steps are slower than at one. torch asks for huge pages when told to: what is larger
+    than one comes back by one page fault for 2 MB instead of 512. Nothing happens on other systems,
+    or where the user has decided.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     user_decided = any(name in os.environ for name in ("MALLOC_MMAP_THRESHOLD_", "LD_PRELOAD"))

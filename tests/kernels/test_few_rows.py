@@ -9,7 +9,7 @@ from torch import nn
 from graftlm.errors import ModelError
 from graftlm.kernels.few_rows import MOST_ROWS, few_rows_linear
 from graftlm.layers import OutputLinear
-from graftlm.layers.int8_rows import quantize_rows
+from graftlm.layers.int8_rows import Int8Rows
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -30,16 +30,19 @@ def test_the_product_is_that_of_float64(
     torch.testing.assert_close(y.double(), truth, rtol=step, atol=1e-5 * shape[1] ** 0.5)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows", [1, 5, 13])
 @pytest.mark.parametrize("shape", [(1, 1), (37, 19), (2049, 640)])
 def test_a_weight_in_8_bits_is_multiplied_by_its_scales(
-    level: str, shape: tuple[int, int], rows: int
+    level: str, shape: tuple[int, int], rows: int, dtype: torch.dtype
 ) -> None:
     torch.manual_seed(0)
-    stored, x = quantize_rows(torch.randn(shape)), torch.randn(rows, shape[1])
+    stored, x = Int8Rows.of(torch.randn(shape)), torch.randn(rows, shape[1]).to(dtype)
     truth = x.double() @ (stored.codes.double() * stored.row_scale.double()[:, None]).T
     y = few_rows_linear(x, stored.codes, stored.row_scale)
-    torch.testing.assert_close(y.double(), truth, rtol=1e-6, atol=1e-5 * shape[1] ** 0.5)
+    assert y.dtype == dtype
+    step = torch.finfo(dtype).eps
+    torch.testing.assert_close(y.double(), truth, rtol=step, atol=1e-5 * shape[1] ** 0.5)
 
 
 def test_the_output_layer_shares_its_weight_and_gives_the_same_logits() -> None:
@@ -57,7 +60,9 @@ def test_the_output_layer_shares_its_weight_and_gives_the_same_logits() -> None:
 def test_opcheck_and_a_shape_that_does_not_fit() -> None:
     x, weight = torch.randn(2, 8), torch.randn(5, 8)
     torch.library.opcheck(torch.ops.graftlm.few_rows_linear, (x, weight, None))
-    stored = quantize_rows(weight)
-    torch.library.opcheck(torch.ops.graftlm.few_rows_linear, (x, *stored))
+    stored = Int8Rows.of(weight)
+    torch.library.opcheck(torch.ops.graftlm.few_rows_linear, (x, stored.codes, stored.row_scale))
     with pytest.raises(ModelError, match="expected 8"):
         few_rows_linear(torch.randn(2, 4), weight)
+    with pytest.raises(ModelError, match=r"expected \(5,\)"):
+        few_rows_linear(x, stored.codes, stored.row_scale[:4])

@@ -4,8 +4,9 @@
     onto "nf4":       W' = dequantize(quantize(W)) + s · B A    exactly what a QLoRA run trained
 
 In the second form every linear layer that the run held in 4 bits is written dequantised, adapted or
-not. The result keeps the tensor names of the base's checkpoint, loads with plain transformers, and
-brings the chat template the adapter was trained with.
+not; embeddings that it held in 8 bits are the checkpoint's own. The result keeps the tensor names
+of the base's checkpoint, loads with plain transformers, and brings the chat template the adapter
+was trained with.
 """
 
 from __future__ import annotations

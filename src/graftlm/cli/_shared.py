@@ -44,7 +44,7 @@ def stderr_console() -> Console:
 
 def open_model(model: str, adapter: str | None, quantize: str | None) -> tuple[Any, Any]:
     """Load ``model`` for use, with ``adapter``, if any, and the tokenizer it was trained with."""
-    from graftlm.artifacts import adapter_tokenizer, load_adapter, trained_on
+    from graftlm.artifacts import adapter_tokenizer, load_adapter, recorded_settings, trained_on
     from graftlm.errors import ConfigError
     from graftlm.models import load_model
 
@@ -52,7 +52,12 @@ def open_model(model: str, adapter: str | None, quantize: str | None) -> tuple[A
         raise ConfigError(f"--quantize {quantize!r}: expected nf4 or none")
     if quantize is None and adapter is not None:
         quantize = trained_on(Path(adapter))
-    loaded, tokenizer = load_model(model, quantize="nf4" if quantize == "nf4" else None)
+    run = recorded_settings(model, adapter)
+    loaded, tokenizer = load_model(
+        model,
+        quantize="nf4" if quantize == "nf4" else None,
+        embeddings=run.model.embeddings if run is not None else "keep",
+    )
     if adapter is not None:
         load_adapter(loaded, adapter)
         tokenizer = adapter_tokenizer(adapter, tokenizer)

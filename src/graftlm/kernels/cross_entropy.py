@@ -40,8 +40,13 @@ def check(hidden: Tensor, head: Head, targets: Tensor, smoothing: float, toleran
                 "pass supervised positions only"
             )
     scales = head.row_scale
-    if scales is not None and scales.shape != head.weight.shape[:1]:
-        problems.append(f"expected row_scale ({head.weight.shape[0]},), got {tuple(scales.shape)}")
+    if scales is not None and (
+        scales.shape != head.weight.shape[:1] or scales.dtype != torch.float32
+    ):
+        problems.append(
+            f"expected row_scale ({head.weight.shape[0]},) float32, got {tuple(scales.shape)} "
+            f"{scales.dtype}"
+        )
     if (head.weight.dtype == torch.int8) != (scales is not None):
         problems.append("a row_scale belongs to an int8 weight, and to no other")
     if head.bias is not None and head.bias.shape != head.weight.shape[:1]:

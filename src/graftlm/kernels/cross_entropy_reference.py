@@ -42,7 +42,9 @@ class Head:
     def rows(self, index: slice | Tensor, dtype: torch.dtype) -> Tensor:
         """Some rows of W in ``dtype``."""
         chosen = self.weight[index].to(dtype)
-        return chosen if self.row_scale is None else chosen * self.row_scale[index].unsqueeze(1)
+        if self.row_scale is None:
+            return chosen
+        return chosen.mul_(self.row_scale[index].unsqueeze(1))
 
     def tiles(self, step: int, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
         """Yield ``(rows, W[rows])`` in ``dtype``."""

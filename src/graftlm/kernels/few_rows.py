@@ -35,6 +35,8 @@ def few_rows_linear(x: Tensor, weight: Tensor, row_scale: Tensor | None = None) 
 
 
 def _forward(x: Tensor, weight: Tensor, row_scale: Tensor | None) -> Tensor:
+    if row_scale is not None and row_scale.shape != weight.shape[:1]:
+        raise ModelError(f"row_scale is {tuple(row_scale.shape)}: expected ({len(weight)},)")
     if x.shape[-1] != weight.shape[1]:
         raise ModelError(f"x has {x.shape[-1]} features: expected {weight.shape[1]}")
     if native.takes(x) and native.takes_rows(weight, row_scale):

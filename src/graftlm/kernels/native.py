@@ -79,7 +79,8 @@ def takes_rows(weight: Tensor, row_scale: Tensor | None) -> bool:
     """Whether the kernels read this weight: as it is, or in 8 bits with its scales."""
     if row_scale is None:
         return takes(weight)
-    return weight.dtype == torch.int8 and takes(row_scale, torch.float32) and weight.is_cpu
+    scaled = row_scale.dtype == torch.float32 and row_scale.shape == weight.shape[:1]
+    return scaled and weight.dtype == torch.int8 and weight.is_cpu and takes(row_scale)
 
 
 def quantize(w: Tensor, block_size: int) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from graftlm.layers.gated_mlp import GatedMLP
-from graftlm.layers.int8_rows import Int8Embedding, Int8Output
+from graftlm.layers.int8_rows import Int8Embedding, Int8Output, Int8Rows
 from graftlm.layers.lora_embedding import LoRAEmbedding
 from graftlm.layers.lora_linear import LoRALinear
 from graftlm.layers.nf4_linear import NF4Linear
@@ -14,6 +14,7 @@ __all__ = [
     "GatedMLP",
     "Int8Embedding",
     "Int8Output",
+    "Int8Rows",
     "LoRAEmbedding",
     "LoRALinear",
     "NF4Linear",

@@ -6,43 +6,62 @@ A row is a word: what is looked up is one code row times one scale, and the logi
 product with its code row times its scale. The error of a weight is at most s_r / 2, about 1 % of a
 row's spread. (Absmax quantisation by row: arXiv 2208.07339, section 2.)
 
-    W  weight      C  codes (named ``weight``)      s  row_scale
+    W  weight (V, D)      C  codes      s  row_scale
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from graftlm.kernels import native
 from graftlm.kernels.few_rows import MOST_ROWS, few_rows_linear
+from graftlm.layers.stored import Stored
 
-__all__ = ["Int8Embedding", "Int8Output", "Int8Rows", "quantize_rows"]
+__all__ = ["Int8Embedding", "Int8Output", "Int8Rows"]
 
 LARGEST = 127
 AT_ONCE = 4096
 """Rows that are quantised together: little beside the weight is in memory."""
 
 
-class Int8Rows(NamedTuple):
-    """A weight (V, D) as codes (V, D) int8 and scales (V,) float32."""
+class Int8Rows(Stored):
+    """A frozen weight (V, D), shared by a table and a head that are tied.
+
+    There is no `weight` here or in the layers: model code that reads one would take codes for it.
+
+    Args:
+        codes: (V, D) int8.
+        row_scale: (V,) float32.
+    """
 
     codes: Tensor
     row_scale: Tensor
 
+    def __init__(self, codes: Tensor, row_scale: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("codes", codes)
+        self.register_buffer("row_scale", row_scale)
 
-def quantize_rows(weight: Tensor) -> Int8Rows:
-    """Store a weight (V, D) of any floating-point type in 8 bits; a row of zeros stays one."""
-    codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
-    row_scale = torch.empty(len(weight), dtype=torch.float32, device=weight.device)
-    for start in range(0, len(weight), AT_ONCE):
-        rows = slice(start, start + AT_ONCE)
-        w = weight[rows].detach().float()
-        row_scale[rows] = w.abs().amax(1) / LARGEST
-        codes[rows] = (w / row_scale[rows].clamp_min(1e-30).unsqueeze(1)).round_().to(torch.int8)
-    return Int8Rows(codes, row_scale)
+    @classmethod
+    def of(cls, weight: Tensor) -> Int8Rows:
+        """Store a weight of any floating-point type; a row of zeros stays one."""
+        codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+        row_scale = torch.empty(len(weight), dtype=torch.float32, device=weight.device)
+        if weight.is_meta:
+            return cls(codes, row_scale)
+        for start in range(0, len(weight), AT_ONCE):
+            rows = slice(start, start + AT_ONCE)
+            w = weight[rows].detach().float()
+            row_scale[rows] = w.abs().amax(1) / LARGEST
+            steps = w / row_scale[rows].clamp_min(1e-30).unsqueeze(1)
+            codes[rows] = steps.round_().to(torch.int8)
+        return cls(codes, row_scale)
+
+    def forward(self) -> Tensor:
+        """The weight it stands for, in float32."""
+        return self.codes.float() * self.row_scale.unsqueeze(1)
 
 
 class Int8Embedding(nn.Module):
@@ -55,9 +74,6 @@ class Int8Embedding(nn.Module):
         padding_idx: kept for those who ask; nothing trains.
     """
 
-    weight: Tensor
-    row_scale: Tensor
-
     def __init__(
         self,
         rows: Int8Rows,
@@ -68,13 +84,12 @@ class Int8Embedding(nn.Module):
         super().__init__()
         self.num_embeddings, self.embedding_dim = rows.codes.shape
         self.dtype, self.factor, self.padding_idx = dtype, factor, padding_idx
-        self.register_buffer("weight", rows.codes)
-        self.register_buffer("row_scale", rows.row_scale)
+        self.rows = rows
 
     def forward(self, ids: Tensor) -> Tensor:
         """Look up ``ids``."""
-        looked_up = F.embedding(ids, self.weight).float()
-        e = (looked_up * self.row_scale[ids].unsqueeze(-1)).to(self.dtype)
+        looked_up = F.embedding(ids, self.rows.codes).float()
+        e = (looked_up * self.rows.row_scale[ids].unsqueeze(-1)).to(self.dtype)
         return e if self.factor == 1.0 else e * torch.tensor(self.factor, dtype=self.dtype)
 
     def extra_repr(self) -> str:
@@ -86,26 +101,26 @@ class Int8Output(nn.Module):
     """A frozen output layer ``(..., in_features) → (..., out_features)``.
 
     Args:
-        rows: the weight; a tied one is the table's own tensors.
+        rows: the weight; of a tied head the table's own.
         bias: (out_features,) or ``None``.
     """
-
-    weight: Tensor
-    row_scale: Tensor
 
     def __init__(self, rows: Int8Rows, bias: Tensor | None = None) -> None:
         super().__init__()
         self.out_features, self.in_features = rows.codes.shape
-        self.register_buffer("weight", rows.codes)
-        self.register_buffer("row_scale", rows.row_scale)
+        self.rows = rows
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of all words; training computes its loss without (`linear_cross_entropy`)."""
-        if x.numel() <= MOST_ROWS * x.shape[-1] and not torch.is_grad_enabled():
-            y = few_rows_linear(x, self.weight, self.row_scale)
+        """Logits of all words; training computes its loss without (`linear_cross_entropy`).
+
+        More than a few rows widen the weight for as long as they take.
+        """
+        few = x.numel() <= MOST_ROWS * x.shape[-1] and not torch.is_grad_enabled()
+        if few and native.takes(x):
+            y = few_rows_linear(x, self.rows.codes, self.rows.row_scale)
         else:
-            y = F.linear(x, self.weight.to(x.dtype)) * self.row_scale.to(x.dtype)
+            y = F.linear(x, self.rows().to(x.dtype))
         return y if self.bias is None else y + self.bias
 
     def extra_repr(self) -> str:

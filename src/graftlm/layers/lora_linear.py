@@ -17,6 +17,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from transformers.pytorch_utils import Conv1D
 
 from graftlm.kernels import native, ops
@@ -103,7 +104,8 @@ class LoRALinear(nn.Module):
         if type(self.base) is not nn.Linear or self.base.weight.requires_grad:
             return None
         weight = self.base.weight
-        plain = type(weight.data) is Tensor  # not a subclass with products of its own
+        # Not a subclass with products of its own; fake tensors are a plan's.
+        plain = type(weight.data) in (Tensor, FakeTensor)
         return weight if plain and native.takes(x) and native.takes(weight) else None
 
     @torch.no_grad()

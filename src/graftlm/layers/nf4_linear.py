@@ -6,17 +6,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor, nn
 
 from graftlm.kernels import ops
+from graftlm.layers.stored import Stored
 from graftlm.nf4.weight import NF4Weight
 
 __all__ = ["NF4Linear"]
 
 
-class NF4Linear(nn.Module):
+class NF4Linear(Stored):
     """A frozen linear layer `(..., in_features) → (..., out_features)` over an `NF4Weight`.
 
     The stored tensors are buffers, so that they move with `.to(device)` and appear in
@@ -68,18 +67,6 @@ class NF4Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(..., in_features)`` → ``(..., out_features)`` in the type of ``x``."""
         return ops.linear(x, self.weight4, self.bias)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NF4Linear:
-        stored = {id(buffer) for buffer in self.buffers(recurse=False)}
-
-        def move(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            if id(tensor) in stored and moved.dtype != tensor.dtype:
-                return tensor.to(moved.device)
-            return moved
-
-        super()._apply(move, recurse)  # type: ignore[no-untyped-call]
-        return self
 
     def extra_repr(self) -> str:
         """What `print(model)` shows inside the brackets."""

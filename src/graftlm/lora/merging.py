@@ -68,7 +68,8 @@ def merge_weight(
 def merge_adapters(model: nn.Module) -> MergeReport:
     """Fold every update into its weight, in place; what is left is a plain transformers model.
 
-    All 4-bit layers are dequantised, into the type the model computes in. A weight that is shared
+    All 4-bit layers are dequantised, into the type the model computes in; embeddings in 8 bits stay
+    so. A weight that is shared
     with a module which is not adapted is copied, never changed under it;
     ``config.tie_word_embeddings`` then becomes false.
     """

@@ -7,10 +7,9 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-import torch
 from torch import nn
 
-from graftlm.layers import LoRAEmbedding, LoRALinear, NF4Linear
+from graftlm.layers import Int8Embedding, Int8Rows, LoRAEmbedding, LoRALinear, NF4Linear
 from graftlm.layers.lora_linear import linear_shape
 from graftlm.lora.targets import base_modules, lora_modules, output_head
 
@@ -76,7 +75,7 @@ class ParameterCount(NamedTuple):
 def count_parameters(model: nn.Module) -> ParameterCount:
     """Count what trains, and everything."""
     stored = sum(m.weight4.numel for m in model.modules() if isinstance(m, NF4Linear))
-    stored += sum(b.numel() for b in model.buffers() if b.dtype == torch.int8)  # embeddings
+    stored += sum(m.codes.numel() for m in model.modules() if isinstance(m, Int8Rows))
     return ParameterCount(
         trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
         total=stored + sum(p.numel() for p in model.parameters()),
@@ -85,8 +84,9 @@ def count_parameters(model: nn.Module) -> ParameterCount:
 
 def tied_head(model: nn.Module) -> bool:
     """Whether the output head shares its frozen weight with the token table."""
-    weight = getattr(output_head(model), "weight", None)
-    return weight is not None and weight is getattr(_token_table(model), "weight", None)
+    head, table = output_head(model), _token_table(model)
+    shared = (getattr(head, name, None) is getattr(table, name, ()) for name in ("weight", "rows"))
+    return any(shared)
 
 
 def _token_table(model: nn.Module) -> nn.Module | None:
@@ -125,7 +125,7 @@ def _skipped(
             skipped[name] = "output head"
         elif linear_shape(module) is not None:
             skipped[name] = "not among the targets"
-        elif isinstance(module, nn.Embedding):
+        elif isinstance(module, nn.Embedding | Int8Embedding):
             skipped[name] = "embedding, not among the targets"
         else:
             own = max((p.ndim for p in module.parameters(recurse=False)), default=0)

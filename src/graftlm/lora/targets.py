@@ -231,7 +231,8 @@ def _unfit(targets: Iterable[Target]) -> list[str]:
     problems = []
     if unfit:
         problems.append(
-            f"only linear layers and token embeddings can be adapted, not {_listed(unfit)}. "
+            "only linear layers and token embeddings can be adapted (these not under "
+            f"model.embeddings=int8), not {_listed(unfit)}. "
             "Make the targets more precise, or exclude these."
         )
     if small:

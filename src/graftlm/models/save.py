@@ -34,16 +34,17 @@ def save_model(
         replace: whether an existing folder may be replaced.
 
     Raises:
-        ModelError: the model still has adapters or 4-bit layers.
+        ModelError: the model still has adapters, 4-bit layers or embeddings in 8 bits.
         ResourceError: the disk is too small, or ``out`` exists or cannot be written to.
     """
-    from graftlm.layers import LoRAEmbedding, LoRALinear, NF4Linear
+    from graftlm.layers import Int8Rows, LoRAEmbedding, LoRALinear, NF4Linear
 
     for name, module in model.named_modules():
-        if isinstance(module, (LoRALinear, LoRAEmbedding, NF4Linear)):
+        if isinstance(module, (LoRALinear, LoRAEmbedding, NF4Linear, Int8Rows)):
             raise ModelError(
                 f"{name} is a {type(module).__name__}: a plain model folder holds neither adapters "
-                "nor 4-bit layers. Merge the adapters first."
+                "nor 4-bit layers nor embeddings in 8 bits. Merge the adapters first: `graftlm "
+                "merge` takes 16-bit embeddings from the checkpoint."
             )
     storages = {tensor.untyped_storage().data_ptr(): tensor.nbytes for tensor in model.parameters()}
     require_free_space(out, sum(storages.values()) + SMALL_FILES_BYTES, "Saving the model")

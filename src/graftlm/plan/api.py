@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graftlm.config import RunConfig
+from graftlm.config import RunConfig, contradictions
 from graftlm.errors import ConfigError, ModelError, ResourceError
 from graftlm.plan.planner import METHODS, Method, Option, Planner, Setting, as_setting
 from graftlm.plan.recommend import Recommendation, recommend
@@ -171,6 +171,8 @@ def choose(config: RunConfig, lengths: Sequence[int] = ()) -> RunConfig:
     Raises:
         ResourceError: nothing fits; names what is missing and the cheapest change.
     """
+    if problems := contradictions(config):
+        raise ConfigError(problems)
     auto = config.method == "auto"
     plan = make_plan(
         config,

@@ -43,6 +43,9 @@ def loading_bytes(
         return len(shape) == 2 and (int8 if shape[0] == vocabulary else qlora)
 
     changing = [math.prod(shape) * kind.itemsize for kind, shape in sizes if changes(kind, shape)]
+    if int8:  # a table is loaded in `dtype` before it becomes codes
+        numel = vocabulary * architecture.get_text_config().hidden_size
+        changing.append(numel * dtype.itemsize)
     return max(changing, default=0)
 
 

@@ -108,11 +108,8 @@ def _materialise(model: Any, dtype: torch.dtype, device: torch.device) -> None:
                 made[id(parameter)] = nn.Parameter(fresh, requires_grad=False)
             module._parameters[key] = made[id(parameter)]
         for key, buffer in module._buffers.items():
-            if buffer is None or not _is_empty(buffer):
-                continue
-            if id(buffer) not in made:
-                made[id(buffer)] = torch.empty(buffer.shape, dtype=buffer.dtype, device=device)
-            module._buffers[key] = made[id(buffer)]
+            if buffer is not None and _is_empty(buffer):
+                module._buffers[key] = torch.empty(buffer.shape, dtype=buffer.dtype, device=device)
 
 
 def _is_empty(tensor: Tensor) -> bool:

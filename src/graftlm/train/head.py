@@ -39,9 +39,14 @@ class OutputHead:
     softcap: float | None
 
     @property
+    def weight(self) -> Tensor:
+        """(V, D), or its codes in 8 bits."""
+        return self.linear.rows.codes if isinstance(self.linear, Int8Output) else self.linear.weight
+
+    @property
     def row_scale(self) -> Tensor | None:
         """What multiplies the rows of a weight in 8 bits."""
-        return self.linear.row_scale if isinstance(self.linear, Int8Output) else None
+        return self.linear.rows.row_scale if isinstance(self.linear, Int8Output) else None
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) → (..., V); for the check only."""
@@ -55,7 +60,7 @@ def output_head(model: PreTrainedModel) -> OutputHead | None:
     if cached != ():
         return cached  # type: ignore[no-any-return]
     found = _from_config(model)
-    if found is not None and isinstance(found.linear.weight, FakeTensor):
+    if found is not None and isinstance(found.weight, FakeTensor):
         return found  # no values to compare; a plan assumes the config tells the truth
     if found is not None and not _agrees(model, found):
         logger.warning(
@@ -84,7 +89,7 @@ def _agrees(model: PreTrainedModel, head: OutputHead) -> bool:
     training = model.training
     model.train(False)
     try:
-        ids = torch.tensor([[0, 1]], device=head.linear.weight.device)
+        ids = torch.tensor([[0, 1]], device=head.weight.device)
         hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
         theirs = model(input_ids=ids, use_cache=False).logits.float()
         ours = head.logits(hidden).float()

@@ -19,6 +19,7 @@ from graftlm.config import (
     ModelConfig,
     RunConfig,
     TrainConfig,
+    contradictions,
     left_open,
 )
 from graftlm.data import audit
@@ -28,7 +29,7 @@ from graftlm.data.pack import pack_examples
 from graftlm.data.packable import require_packable
 from graftlm.data.store import Examples
 from graftlm.errors import ConfigError, TargetError
-from graftlm.layers import Int8Output, NF4Linear
+from graftlm.layers import Int8Embedding, NF4Linear
 from graftlm.lora import add_lora, count_parameters, lora_config, lora_modules
 from graftlm.models import StoredTokenizer, load_tokenizer, load_weights, resolve
 from graftlm.system import release_freed_memory
@@ -56,9 +57,7 @@ def run(config: RunConfig, *, resume: bool = False, progress: bool = True) -> Ru
         )
         if not value
     ]
-    problems += _undecided(config)
-    if config.method == "full" and config.model.embeddings == "int8":
-        problems.append("model.embeddings=int8 cannot be trained: use keep with method=full")
+    problems += _undecided(config) + contradictions(config)
     if problems:
         raise ConfigError(problems)
     base_path = resolve(config.model.name).path
@@ -207,6 +206,10 @@ def _method_of(model: PreTrainedModel) -> Literal["qlora", "lora", "full"]:
     if not adapters:
         if not any(p.requires_grad for p in model.parameters()):
             raise TargetError("nothing to train: call graftlm.add_lora(model, …) first")
+        if any(isinstance(module, Int8Embedding) for module in model.modules()):
+            raise TargetError(
+                "embeddings in 8 bits are frozen: load the model without embeddings=int8"
+            )
         return "full"
     on_nf4 = any(isinstance(module.base, NF4Linear) for module in adapters.values())
     return "qlora" if on_nf4 else "lora"
@@ -218,15 +221,15 @@ def _model_config_of(model: PreTrainedModel) -> ModelConfig:
         name=getattr(model.config, "_name_or_path", ""),
         dtype=str(model.dtype).removeprefix("torch."),
     )
-    if any(isinstance(module, Int8Output) for module in model.modules()):
-        config = config.model_copy(update={"embeddings": "int8"})
+    held: dict[str, Any] = {}
     for module in model.modules():
         if isinstance(module, NF4Linear):
             stored = module.weight4
-            return config.model_copy(
-                update={"block_size": stored.block_size, "double_quant": stored.double_quantized}
-            )
-    return config
+            held |= {"block_size": stored.block_size, "double_quant": stored.double_quantized}
+        elif isinstance(module, Int8Embedding):
+            # `model.dtype` is that of the first parameter, and without a table this is an adapter.
+            held |= {"embeddings": "int8", "dtype": str(module.dtype).removeprefix("torch.")}
+    return config.model_copy(update=held)
 
 
 def _named(config: DataConfig, data: Any, eval_data: Any) -> DataConfig:

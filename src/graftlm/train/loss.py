@@ -40,7 +40,7 @@ def causal_lm_loss(model: PreTrainedModel, batch: Batch, tolerance: float = 0.0)
     hidden = model.base_model(**inputs, use_cache=False).last_hidden_state[:, :-1]
     loss, _ = linear_cross_entropy(
         hidden[supervised],
-        head.linear.weight,
+        head.weight,
         targets[supervised],
         bias=head.linear.bias,
         softcap=head.softcap,
