@@ -27,7 +27,7 @@ from graftlm.system import versions
 __all__ = ["byte_tokenizer", "framework_memory"]
 
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "*.model", "chat_template*")
-VERSION = 10
+VERSION = 11
 """Raised when what is measured here changes."""
 
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from graftlm.data.batch import IGNORED, Batch
 from graftlm.layers.linear_cross_entropy import linear_cross_entropy
+from graftlm.system import trim_heap
 from graftlm.train.head import output_head
 
 __all__ = ["causal_lm_loss"]
@@ -38,6 +39,8 @@ def causal_lm_loss(model: PreTrainedModel, batch: Batch, tolerance: float = 0.0)
         logits = model(**inputs, use_cache=False).logits[:, :-1][supervised]
         return F.cross_entropy(logits.float(), targets[supervised], reduction="sum")
     hidden = model.base_model(**inputs, use_cache=False).last_hidden_state[:, :-1]
+    if hidden.is_cpu and hidden.requires_grad:
+        trim_heap()  # what this pass has kept is in memory until the backward pass: no more than it
     loss, _ = linear_cross_entropy(
         hidden[supervised],
         head.weight,

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from graftlm.data.batch import Batch
 from graftlm.errors import TrainingError
+from graftlm.system import trim_heap
 from graftlm.train.loss import causal_lm_loss
 
 __all__ = ["Interrupted", "StepResult", "train_step"]
@@ -76,6 +77,8 @@ def train_step(
         if stop_requested():
             optimizer.zero_grad(set_to_none=True)
             raise Interrupted
+        if batch.input_ids.is_cpu:
+            trim_heap()  # of what the last backward pass has freed
         loss = causal_lm_loss(model, batch, loss_tolerance)
         value = float(loss.detach())
         if not torch.isfinite(loss.detach()):
