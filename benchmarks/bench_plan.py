@@ -66,6 +66,7 @@ SETTINGS = [
     ("gemma3", "lora", True, 4, 256),
     ("gemma3", "qlora", False, 2, 256),
     ("gemma3", "qlora", True, 1, 1024),
+    ("gemma3", "qlora-int8", False, 2, 256),
 ]
 COLUMNS = [
     "model", "method", "checkpointing", "batch", "length", "predicted_mb", "measured_mb", "error",
@@ -87,8 +88,9 @@ def write_model(name: str, folder: Path, **changes: Any) -> None:
 
 
 def measure(path: str, method: str, checkpointing: bool, batch: int, length: int) -> dict[str, Any]:
+    method, _, int8 = method.partition("-")
     config = RunConfig(
-        model=ModelConfig(name=path),
+        model=ModelConfig(name=path, embeddings="int8" if int8 else "keep"),
         data=DataConfig(max_length=length),
         train=TrainConfig(batch_size=batch, gradient_checkpointing=checkpointing),
     )

