@@ -104,8 +104,8 @@ void linear_few(const Frozen& w, const Input& x, int64_t rows, const float* bias
   int64_t ld;
   const float* in = x.tile(0, rows, 0, w.cols, converted, ld);
   float* out = x.type == DType::f32 ? static_cast<float*>(y) : result.floats(rows * w.rows);
-  if (w.dense) dense_linear(w.dense, w.type, nullptr, w.rows, w.cols, in, DType::f32, rows, out, threads);
-  else gemv(w.stored, in, rows, out, threads);
+  if (!w.dense) gemv(w.stored, in, rows, out, threads);
+  else dense_linear(w.dense, w.type, nullptr, w.rows, w.cols, in, DType::f32, rows, out, threads);
   if (update) add_update(*update, w, in, x.type, rows, out);
   for (int64_t m = 0; m < rows; m++) add_bias(bias, w.rows, out + m * w.rows);
   if (x.type != DType::f32) level().from_float(out, rows * w.rows, y, x.type);

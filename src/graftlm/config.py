@@ -175,6 +175,14 @@ def left_open(config: RunConfig) -> list[str]:
     return [name for name, value in values.items() if value == "auto"]
 
 
+def with_method(config: RunConfig, method: Method) -> RunConfig:
+    """``config`` by another method; full fine-tuning trains the embeddings, so they are kept."""
+    model = config.model
+    if method == "full":
+        model = model.model_copy(update={"embeddings": "keep"})
+    return config.model_copy(update={"method": method, "model": model})
+
+
 def contradictions(config: RunConfig) -> list[str]:
     """A problem for each pair of settings that cannot be had together."""
     if config.method == "full" and config.model.embeddings == "int8":

@@ -45,6 +45,8 @@ _CGROUP_LIMITS = (
 RETURNED_FROM = 1 << 20
 """Blocks of this size go back to the system when freed, once `return_freed_memory` was called."""
 
+_returns_freed_memory = False
+
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's `mallopt`."""
 
@@ -82,6 +84,7 @@ def return_freed_memory() -> None:
     than one comes back by one page fault for 2 MB instead of 512. Nothing happens on other systems,
     or where the user has decided.
     """
+    global _returns_freed_memory
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     user_decided = any(name in os.environ for name in ("MALLOC_MMAP_THRESHOLD_", "LD_PRELOAD"))
     if sys.platform != "linux" or user_decided:
@@ -90,12 +93,13 @@ def return_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, RETURNED_FROM)
         mallopt(_M_TRIM_THRESHOLD, RETURNED_FROM)
+        _returns_freed_memory = True
 
 
 def release_freed_memory() -> None:
     """Give back what has been freed in small pieces, which the C library keeps for later."""
     gc.collect()
-    trim_heap()
+    _trim()
 
 
 def trim_heap() -> None:
@@ -103,8 +107,14 @@ def trim_heap() -> None:
 
     A training step fills its heap with what it keeps and what it frees again. The holes, of other
     sizes than what comes next, made a process hold 100 MB more than its tensors (a Qwen 2 of 96
-    million parameters); trimmed where one phase follows another, 10.
+    million parameters); trimmed where one phase follows another, 10. Without `return_freed_memory`
+    blocks of 32 MB are in the heap too, and the system would fill them anew each time: left alone.
     """
+    if _returns_freed_memory:
+        _trim()
+
+
+def _trim() -> None:
     trim = _malloc_trim()
     if trim is not None:
         trim(0)

@@ -13,7 +13,7 @@ from graftlm.config import LoRAConfig, ModelConfig, RunConfig, TrainConfig
 from graftlm.layers import NF4Linear
 from graftlm.lora import add_lora
 from graftlm.models.fuse import fuse_elementwise
-from graftlm.models.int8_rows import rows_in_int8
+from graftlm.models.int8_embeddings import rows_in_int8
 from graftlm.models.streaming import linear_layers, unquantized_names
 from graftlm.plan.trace import BatchShape, Trace, trace_step
 from graftlm.train.recompute import recompute_activations
@@ -135,6 +135,11 @@ def test_only_supervised_tokens_reach_the_output_layer() -> None:
         for n in (10, None)
     )
     assert all_of_them == few * (4 * 95) // 10
+
+
+def test_lora_is_traced_through_its_own_product() -> None:
+    flops = traced(settings("lora")).work.flops
+    assert flops["nf4_linear float32"] > 10 * flops.get("matmul float32", 0)
 
 
 def test_packed_rows_bring_a_mask() -> None:

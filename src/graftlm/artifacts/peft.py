@@ -21,7 +21,7 @@ from graftlm.artifacts.adapter_folder import adapter_folder
 from graftlm.artifacts.peft_config import CONFIG_NAME, AdapterConfig, adapter_config, read_config
 from graftlm.errors import ArtifactError, near_matches
 from graftlm.files import atomic_write, write_json
-from graftlm.layers import LoRAEmbedding
+from graftlm.layers import Int8Embedding, Int8Output, LoRAEmbedding
 from graftlm.layers.lora_linear import adapter_scaling, linear_shape
 from graftlm.lora import LoRAReport, lora_modules, remove
 from graftlm.lora.inject import attach
@@ -181,6 +181,9 @@ def _problems(
         problems.append("it holds no LoRA tensors")
     for name, pair in pairs.items():
         module = modules.get(name)
+        if isinstance(module, Int8Embedding | Int8Output):
+            problems.append(f"{name} is held in 8 bits here: load the model with embeddings=keep")
+            continue
         if module is None or not adaptable(module):
             hint = near_matches(name, [n for n, m in modules.items() if adaptable(m)])
             problems.append(f"unexpected: tensors for {name}, which is no such layer here{hint}")

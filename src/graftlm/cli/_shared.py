@@ -50,9 +50,10 @@ def open_model(model: str, adapter: str | None, quantize: str | None) -> tuple[A
 
     if quantize not in (None, "nf4", "none"):
         raise ConfigError(f"--quantize {quantize!r}: expected nf4 or none")
+    as_it_is = quantize == "none"
     if quantize is None and adapter is not None:
         quantize = trained_on(Path(adapter))
-    run = recorded_settings(model, adapter)
+    run = None if as_it_is else recorded_settings(model, adapter)
     loaded, tokenizer = load_model(
         model,
         quantize="nf4" if quantize == "nf4" else None,

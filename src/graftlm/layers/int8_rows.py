@@ -11,22 +11,26 @@ row's spread. (Absmax quantisation by row: arXiv 2208.07339, section 2.)
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, Self
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from graftlm.kernels import native
 from graftlm.kernels.few_rows import MOST_ROWS, few_rows_linear
-from graftlm.layers.stored import Stored
+from graftlm.layers.keeps_types import KeepsTypes
 
 __all__ = ["Int8Embedding", "Int8Output", "Int8Rows"]
 
 LARGEST = 127
 AT_ONCE = 4096
-"""Rows that are quantised together: little beside the weight is in memory."""
+"""Rows that are quantised, or widened, together: little beside the weight is in memory."""
 
 
-class Int8Rows(Stored):
+class Int8Rows(KeepsTypes):
     """A frozen weight (V, D), shared by a table and a head that are tied.
 
     There is no `weight` here or in the layers: model code that reads one would take codes for it.
@@ -59,9 +63,9 @@ class Int8Rows(Stored):
             codes[rows] = steps.round_().to(torch.int8)
         return cls(codes, row_scale)
 
-    def forward(self) -> Tensor:
-        """The weight it stands for, in float32."""
-        return self.codes.float() * self.row_scale.unsqueeze(1)
+    def forward(self, rows: slice = slice(None)) -> Tensor:
+        """Rows of the weight it stands for, in float32."""
+        return self.codes[rows].float().mul_(self.row_scale[rows].unsqueeze(1))
 
 
 class Int8Embedding(nn.Module):
@@ -92,9 +96,33 @@ class Int8Embedding(nn.Module):
         e = (looked_up * self.rows.row_scale[ids].unsqueeze(-1)).to(self.dtype)
         return e if self.factor == 1.0 else e * torch.tensor(self.factor, dtype=self.dtype)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype  # as that of a plain table
+        return self
+
     def extra_repr(self) -> str:
         """Sizes in ``print(model)``."""
         return f"{self.num_embeddings}, {self.embedding_dim}"
+
+
+class _ByTiles(torch.autograd.Function):
+    """``x Wᵀ`` with a part of the weight widened at a time, in both directions."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: Int8Rows) -> Tensor:
+        ctx.rows = rows
+        return torch.cat([F.linear(x, rows(part).to(x.dtype)) for part in _tiles(rows)], dim=-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
+        parts = _tiles(ctx.rows)
+        return sum(dy[..., part] @ ctx.rows(part).to(dy.dtype) for part in parts), None
+
+
+def _tiles(rows: Int8Rows) -> list[slice]:
+    return [slice(at, at + AT_ONCE) for at in range(0, len(rows.codes), AT_ONCE)]
 
 
 class Int8Output(nn.Module):
@@ -112,15 +140,12 @@ class Int8Output(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of all words; training computes its loss without (`linear_cross_entropy`).
-
-        More than a few rows widen the weight for as long as they take.
-        """
+        """Logits of all words; training computes its loss without (`linear_cross_entropy`)."""
         few = x.numel() <= MOST_ROWS * x.shape[-1] and not torch.is_grad_enabled()
         if few and native.takes(x):
             y = few_rows_linear(x, self.rows.codes, self.rows.row_scale)
         else:
-            y = F.linear(x, self.rows().to(x.dtype))
+            y = _ByTiles.apply(x, self.rows)  # type: ignore[no-untyped-call]
         return y if self.bias is None else y + self.bias
 
     def extra_repr(self) -> str:

@@ -9,13 +9,13 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from graftlm.kernels import ops
-from graftlm.layers.stored import Stored
+from graftlm.layers.keeps_types import KeepsTypes
 from graftlm.nf4.weight import NF4Weight
 
 __all__ = ["NF4Linear"]
 
 
-class NF4Linear(Stored):
+class NF4Linear(KeepsTypes):
     """A frozen linear layer `(..., in_features) → (..., out_features)` over an `NF4Weight`.
 
     The stored tensors are buffers, so that they move with `.to(device)` and appear in

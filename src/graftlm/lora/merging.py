@@ -66,12 +66,11 @@ def merge_weight(
 
 
 def merge_adapters(model: nn.Module) -> MergeReport:
-    """Fold every update into its weight, in place; what is left is a plain transformers model.
+    """Fold every update into its weight, in place.
 
-    All 4-bit layers are dequantised, into the type the model computes in; embeddings in 8 bits stay
-    so. A weight that is shared
-    with a module which is not adapted is copied, never changed under it;
-    ``config.tie_word_embeddings`` then becomes false.
+    What is left is a plain transformers model, but for embeddings in 8 bits. All 4-bit layers are
+    dequantised, into the type the model computes in. A weight shared with a module which is not
+    adapted is copied, never changed under it; ``config.tie_word_embeddings`` then becomes false.
     """
     dequantize_layers(model)
     tied = tied_head(model)

@@ -44,9 +44,10 @@ def load_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal language model and its tokenizer.
 
-    Peak memory is the loaded model plus one tensor. A folder that is in NF4 already (written by
-    `quantize_folder`, or by transformers with bitsandbytes) opens memory-mapped, as it is, whatever
-    ``quantize``, ``block_size`` and ``double_quant`` say.
+    Peak memory is the loaded model plus one tensor; with ``embeddings="int8"``, plus the table and
+    the head in the model's own type. A folder that is in NF4 already (written by `quantize_folder`,
+    or by transformers with bitsandbytes) opens memory-mapped, as it is, whatever ``quantize``,
+    ``block_size`` and ``double_quant`` say.
 
     Args:
         name: a folder, a Hub id, a `.gguf` file or a built-in name.
@@ -90,7 +91,7 @@ def load_weights(
     """Load a model without its tokenizer; arguments, memory and errors as for `load_model`."""
     from graftlm.models.attention import quick_attention
     from graftlm.models.fuse import fuse_elementwise, quick_output
-    from graftlm.models.int8_rows import rows_in_int8
+    from graftlm.models.int8_embeddings import rows_in_int8
     from graftlm.models.streaming import StreamingConfig
 
     if quantize not in ("nf4", None):
@@ -110,6 +111,7 @@ def load_weights(
     fuse_elementwise(model)
     if embeddings == "int8":
         rows_in_int8(model)
+        checkpoint.forget()  # the 16-bit rows, where the file is mapped
     else:
         quick_output(model)
     quick_attention(model)

@@ -121,6 +121,12 @@ class Checkpoint(Mapping[str, StoredTensor]):
         )
         return flat.view(stored.shape)
 
+    def forget(self) -> None:
+        """Let go of the mapped pages that were read; they come back when touched again."""
+        for mapped in self._maps.values():
+            if hasattr(mmap, "MADV_DONTNEED"):
+                mapped.madvise(mmap.MADV_DONTNEED)
+
     @property
     def dtype(self) -> torch.dtype:
         """The floating-point type that holds most of the bytes; float32 when there is none."""

@@ -31,22 +31,25 @@ def loading_bytes(
         text: Any = architecture.get_text_config()
         largest = text.vocab_size * text.hidden_size
         inner = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
-        return int(
-            dtype.itemsize * max(inner * text.hidden_size, 0 if qlora and not int8 else largest)
-        )
+        known = int(dtype.itemsize * max(inner * text.hidden_size, 0 if qlora else largest))
+        return max(known, _before_int8(architecture, dtype) if int8 else 0)
     vocabulary = architecture.get_text_config().vocab_size
 
     def changes(kind: torch.dtype, shape: tuple[int, ...]) -> bool:
-        """Embeddings and heads keep their type when the rest is quantised, unless in 8 bits."""
-        if kind != dtype:
-            return True
-        return len(shape) == 2 and (int8 if shape[0] == vocabulary else qlora)
+        """Embeddings and heads keep their type when the rest is quantised."""
+        return kind != dtype or (qlora and len(shape) == 2 and shape[0] != vocabulary)
 
     changing = [math.prod(shape) * kind.itemsize for kind, shape in sizes if changes(kind, shape)]
-    if int8:  # a table is loaded in `dtype` before it becomes codes
-        numel = vocabulary * architecture.get_text_config().hidden_size
-        changing.append(numel * dtype.itemsize)
-    return max(changing, default=0)
+    return max(*changing, _before_int8(architecture, dtype) if int8 else 0, 0)
+
+
+def _before_int8(architecture: PretrainedConfig, dtype: torch.dtype) -> int:
+    """What table and head take on top of their codes while the first of them becomes codes."""
+    text: Any = architecture.get_text_config()
+    numel = int(text.vocab_size * text.hidden_size)
+    tied = getattr(architecture, "tie_word_embeddings", False)
+    # Untied, both originals and the head's codes; later both codes.
+    return numel * (dtype.itemsize if tied else 2 * dtype.itemsize - 1)
 
 
 def _stored(folder: Path | None) -> list[tuple[torch.dtype, tuple[int, ...]]] | None:

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from graftlm.config import RunConfig
+from graftlm.config import RunConfig, with_method
 from graftlm.data.packable import takes_positions
+from graftlm.errors import ModelError
 from graftlm.models.attention import attends_by_blocks
 from graftlm.plan import skeleton
 from graftlm.plan.calibration import Calibration, calibrate
@@ -54,10 +55,7 @@ class Setting:
             }
         )
         data = config.data.model_copy(update={"max_length": self.max_length})
-        update: dict[str, object] = {"method": self.method, "train": train, "data": data}
-        if self.method == "full":  # trains them
-            update["model"] = config.model.model_copy(update={"embeddings": "keep"})
-        return config.model_copy(update=update)
+        return with_method(config, self.method).model_copy(update={"train": train, "data": data})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,7 +195,16 @@ class Planner:
         key = setting.method, setting.gradient_checkpointing, shape
         if key not in self._traces:
             config, dtype = setting.applied(self.config), self._type(setting)
-            self._traces[key] = trace_step(self.architecture, config, shape, dtype, self.device)
+            try:
+                trace = trace_step(self.architecture, config, shape, dtype, self.device)
+            except AttributeError as error:
+                if config.model.embeddings == "keep":
+                    raise
+                raise ModelError(  # there is no 16-bit weight for its own code to read
+                    f"this model cannot have its embeddings in 8 bits ({error}). "
+                    "Use model.embeddings=keep."
+                ) from error
+            self._traces[key] = trace
         return self._traces[key]
 
     def _loading(self, setting: Setting, trace: Trace) -> int:

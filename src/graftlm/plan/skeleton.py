@@ -13,7 +13,7 @@ from graftlm.layers.lora_linear import linear_shape
 from graftlm.lora import add_lora
 from graftlm.models.attention import quick_attention
 from graftlm.models.fuse import fuse_elementwise
-from graftlm.models.int8_rows import rows_in_int8
+from graftlm.models.int8_embeddings import rows_in_int8
 from graftlm.models.load import empty_model
 from graftlm.models.streaming import linear_layers, unquantized_names
 from graftlm.nf4.double_quant import GROUP_SIZE

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, cast
 
-from graftlm.config import RunConfig
+from graftlm.config import RunConfig, with_method
 from graftlm.errors import ConfigError
 
 __all__ = ["MEASURED", "METHODS", "Job", "Variant", "jobs", "variants"]
@@ -98,9 +98,8 @@ def jobs(base: RunConfig, columns: Sequence[Variant], seeds: int, out: Path) -> 
                 # The strength of the update, alpha / rank, stays what was asked for.
                 alpha = lora.alpha * variant.rank / lora.rank
                 lora = lora.model_copy(update={"rank": variant.rank, "alpha": alpha})
-            config = base.model_copy(
+            config = with_method(base, variant.method).model_copy(
                 update={
-                    "method": variant.method,
                     "out": str(out / "runs" / f"{variant.folder}-seed{seed}"),
                     "lora": lora,
                     "train": base.train.model_copy(update={"seed": seed}),

@@ -73,10 +73,12 @@ def _factor(table: Any) -> float:
 
 @torch.no_grad()
 def _logits(model: Any) -> Tensor:
-    """Of two words, for the comparison."""
-    training = model.training
+    """Of two words, without what all have in common and no softmax sees."""
+    training, device = model.training, next(model.parameters()).device
     model.train(False)
-    device = next(model.parameters()).device
-    logits: Tensor = model(input_ids=torch.tensor([[0, 1]], device=device), use_cache=False).logits
-    model.train(training)
-    return logits.float()
+    try:
+        ids = torch.tensor([[0, 1]], device=device)
+        logits: Tensor = model(input_ids=ids, use_cache=False).logits.float()
+    finally:
+        model.train(training)
+    return logits - logits.mean(-1, keepdim=True)

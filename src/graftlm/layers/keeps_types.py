@@ -7,10 +7,10 @@ from typing import Self
 
 from torch import Tensor, nn
 
-__all__ = ["Stored"]
+__all__ = ["KeepsTypes"]
 
 
-class Stored(nn.Module):
+class KeepsTypes(nn.Module):
     """A module whose own buffers move with `.to(device)` and keep their types.
 
     `.half()` or `.to(torch.bfloat16)` changes parameters, and nothing else.

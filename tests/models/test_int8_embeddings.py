@@ -11,7 +11,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, MambaConfig
+from transformers import (
+    AutoModelForCausalLM,
+    FalconConfig,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    MambaConfig,
+    OPTConfig,
+    PhiConfig,
+)
 
 import graftlm
 from graftlm.cli._shared import open_model
@@ -27,10 +36,11 @@ from graftlm.data.batch import Batch
 from graftlm.errors import ConfigError, ModelError, TargetError
 from graftlm.layers import Int8Embedding, Int8Output, Int8Rows
 from graftlm.lora.report import count_parameters, tied_head
-from graftlm.models import load_weights
-from graftlm.models.int8_rows import rows_in_int8
+from graftlm.models import load_weights, quantize_folder
+from graftlm.models.int8_embeddings import rows_in_int8
 from graftlm.models.save import save_model
 from graftlm.plan import choose
+from graftlm.report.compare.variants import jobs, variants
 from graftlm.train import run
 from graftlm.train.loss import causal_lm_loss
 
@@ -47,11 +57,25 @@ SIZES = {
 CONFIGS = {
     "gemma3": Gemma3TextConfig(**SIZES, tie_word_embeddings=True),  # √D times the table
     "llama": LlamaConfig(**SIZES, tie_word_embeddings=False),
+    "phi": PhiConfig(**SIZES),  # a bias in the head
+    "gpt2": GPT2Config(vocab_size=300, n_embd=64, n_layer=2, n_head=4),  # positions by a table
+    "opt": OPTConfig(
+        vocab_size=300,
+        hidden_size=64,
+        ffn_dim=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        word_embed_proj_dim=64,
+    ),
+    "falcon": FalconConfig(
+        vocab_size=300, hidden_size=64, num_hidden_layers=2, num_attention_heads=4
+    ),
 }
+TIED = {"gemma3", "gpt2", "opt", "falcon"}
 
 
 @given(
-    rows=st.integers(1, 9),
+    rows=st.integers(2, 9),
     columns=st.integers(1, 40),
     spread=st.floats(1e-6, 1e6),
     seed=st.integers(0, 99),
@@ -74,16 +98,20 @@ def made(family: str, dtype: torch.dtype = torch.float32) -> Any:
     model = AutoModelForCausalLM.from_config(CONFIGS[family], dtype=dtype).eval()
     for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
         nn.init.normal_(layer.weight, std=0.3)  # logits as far apart as a trained model's
+        if getattr(layer, "bias", None) is not None:
+            nn.init.normal_(layer.bias)
     return model
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("family", CONFIGS)
 def test_the_model_is_that_of_the_rounded_weights(family: str, dtype: torch.dtype) -> None:
     model, rounded = made(family, dtype), made(family, dtype)
     for layer in {rounded.get_input_embeddings(), rounded.get_output_embeddings()}:
         layer.weight.data = Int8Rows.of(layer.weight)().to(dtype)
     rows_in_int8(model)
+    table, head = model.get_input_embeddings(), model.get_output_embeddings()
+    assert (head.rows is table.rows) == (family in TIED)
     ids = torch.randint(1, 300, (2, 40))
     off = 1e-5 if dtype == torch.float32 else 0.02
     for few in (ids, ids[:1, :5]):
@@ -95,7 +123,7 @@ def test_the_model_is_that_of_the_rounded_weights(family: str, dtype: torch.dtyp
     gradients = []
     for one in (model, rounded):
         one.requires_grad_(False)
-        weight = one.model.layers[0].mlp.gate_proj.weight.requires_grad_(True)
+        weight = next(p for p in one.base_model.parameters() if p.ndim == 1).requires_grad_(True)
         loss = causal_lm_loss(one, batch)
         loss.backward()
         gradients.append((loss.detach(), weight.grad.float()))
@@ -111,6 +139,7 @@ def test_a_tied_head_is_the_table_wherever_it_goes() -> None:
     assert tied_head(model)
     for cast in (model.half, model.bfloat16, model.double, model.float):
         cast()
+        assert model(torch.tensor([[5, 6]])).logits.dtype == model.dtype
         assert head.rows is table.rows
         assert (head.rows.codes.dtype, head.rows.row_scale.dtype) == (torch.int8, torch.float32)
     assert count_parameters(model).total == count_parameters(made("gemma3")).total
@@ -126,6 +155,37 @@ def test_a_table_that_does_more_than_look_up_is_refused() -> None:
     model.set_input_embeddings(Doubled(300, 64, _weight=table.weight.detach()))
     with pytest.raises(ModelError, match="something of its own"):
         rows_in_int8(model)
+
+
+def test_an_offset_that_all_words_share_hides_nothing() -> None:
+    model = made("phi")
+    nn.init.constant_(model.lm_head.bias, -50.0)
+    with torch.no_grad():
+        model.lm_head.weight[:, 0] = 40.0  # steps of 8 bits that drown the rest of a row
+        model.model.final_layernorm.bias[0] = 5.0
+    with pytest.raises(ModelError, match="8 bits are too few"):
+        rows_in_int8(model)
+
+
+def test_many_rows_widen_the_head_by_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("graftlm.layers.int8_rows.AT_ONCE", 64)
+    head = Int8Output(Int8Rows.of(torch.randn(300, 16)), torch.randn(300))
+    x = torch.randn(40, 16, dtype=torch.float64, requires_grad=True)
+    y = head(x)
+    weight = head.rows().double()
+    torch.testing.assert_close(y, x @ weight.T + head.bias)
+    (gradient,) = torch.autograd.grad(y.sin().sum(), x)
+    torch.testing.assert_close(gradient, y.cos() @ weight)
+
+
+def test_a_folder_in_nf4_opens_with_them(tiny_llama: Path, tmp_path: Path) -> None:
+    quantize_folder(tiny_llama, tmp_path / "nf4")
+    model, _ = graftlm.load_model(tmp_path / "nf4", embeddings="int8")
+    plain, _ = graftlm.load_model(tmp_path / "nf4")
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        ours, theirs = model(ids).logits, plain(ids).logits
+    assert (ours - theirs).norm() < 0.05 * theirs.norm()
 
 
 def test_a_model_that_reads_the_weight_by_itself_is_refused() -> None:
@@ -187,8 +247,19 @@ def test_a_run_learns_and_its_adapter_fits_the_plain_model(
     assert sum(losses[-3:]) < 0.95 * sum(losses[:3])
     model, _ = open_model(str(tiny_llama), result.adapter, None)  # held as the run held it
     assert isinstance(model.get_output_embeddings(), Int8Output)
+    model, _ = open_model(str(tiny_llama), result.adapter, "none")
+    assert not isinstance(model.get_output_embeddings(), Int8Output)
     plain, _ = graftlm.load_model(tiny_llama, quantize=None)
     graftlm.load_adapter(plain, result.adapter)
+
+
+def test_a_comparison_trains_all_weights_with_plain_embeddings(tmp_path: Path) -> None:
+    base = RunConfig(model=ModelConfig(name="m", embeddings="int8"))
+    columns = variants(["full", "qlora"], [4])
+    held = {
+        job.config.method: job.config.model.embeddings for job in jobs(base, columns, 1, tmp_path)
+    }
+    assert held == {"full": "keep", "qlora": "int8"}
 
 
 def test_how_a_model_in_hand_is_held_is_recorded(
