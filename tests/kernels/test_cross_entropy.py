@@ -108,7 +108,7 @@ def test_rows_in_8_bits_are_the_weight_they_stand_for(
     rows = Int8Rows.of(weight)
     bias = torch.linspace(-1, 1, shape[1]) if options.get("bias") else None
     rest = (bias, options.get("softcap"), options.get("scale", 1.0))
-    stands_for = Head(rows(), *rest)
+    stands_for = Head(rows.codes.float() * rows.row_scale[:, None], *rest)
     walk = cross_entropy.forward(hidden, Head(rows.codes, *rest, rows.row_scale), targets)
     exact = cross_entropy_reference.forward(hidden.double(), stands_for, targets, 0.0, True)
     torch.testing.assert_close(walk.loss.double(), exact.loss, rtol=3e-5, atol=3e-4)

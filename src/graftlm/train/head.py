@@ -48,6 +48,12 @@ class OutputHead:
         """What multiplies the rows of a weight in 8 bits."""
         return self.linear.rows.row_scale if isinstance(self.linear, Int8Output) else None
 
+    def entering(self, hidden: Tensor) -> Tensor:
+        """What the rows are multiplied with: of a weight in 8 bits, the scaled hidden states."""
+        if isinstance(self.linear, Int8Output):
+            return hidden.float() * self.linear.rows.feature_scale
+        return hidden
+
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) → (..., V); for the check only."""
         raw = self.scale * self.linear(hidden)

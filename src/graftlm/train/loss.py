@@ -42,7 +42,7 @@ def causal_lm_loss(model: PreTrainedModel, batch: Batch, tolerance: float = 0.0)
     if hidden.is_cpu and hidden.requires_grad:
         trim_heap()  # what this pass has kept is in memory until the backward pass: no more than it
     loss, _ = linear_cross_entropy(
-        hidden[supervised],
+        head.entering(hidden[supervised]),
         head.weight,
         targets[supervised],
         bias=head.linear.bias,
