@@ -127,7 +127,8 @@ NB_MODULE(_native, m) {
       [](Address weight, int type, Address row_scale, int64_t vocabulary, int64_t dim,
          Address bias, float scale, float softcap, Address hidden, Address targets,
          int64_t tokens, bool exact_bf16, float label_smoothing, float tolerance,
-         float max_dropped, Address lse, Address target_logit, Address mean_row, Address grad, Address dropped, int threads) {
+         float max_dropped, Address lse, Address target_logit, Address mean_row, Address grad,
+         Address dropped, int threads) {
         const Head head = {at<void>(weight), DType(type), vocabulary, dim,
                            at<float>(bias),  scale,       softcap,    at<float>(row_scale)};
         return cross_entropy({head, at<float>(hidden), at<int64_t>(targets), tokens, exact_bf16,

@@ -19,6 +19,7 @@ from graftlm.errors import ConfigError, ModelError, ResourceError, TrainingError
 from graftlm.plan import choose, make_plan, rehearse
 from graftlm.plan.calibration import Calibration
 from graftlm.plan.framework import framework_memory
+from graftlm.plan.loading import loading_bytes
 from graftlm.plan.timeline import COMPONENTS
 from graftlm.train import run
 
@@ -246,3 +247,13 @@ def test_a_resumed_run_keeps_what_the_plan_decided(tiny_llama: Path, tmp_path: P
     assert decided_before(asked) == begun
     elsewhere = asked.model_copy(update={"out": str(tmp_path / "new")})
     assert decided_before(elsewhere) == elsewhere
+
+
+@pytest.mark.parametrize(("tied", "held"), [(True, 2), (False, 3)])
+def test_table_and_head_are_counted_while_they_become_codes(tied: bool, held: int) -> None:
+    architecture = LlamaConfig(
+        vocab_size=50_000, hidden_size=64, intermediate_size=128, tie_word_embeddings=tied
+    )
+    config = RunConfig(model=ModelConfig(embeddings="int8"))
+    found = loading_bytes(None, architecture, torch.bfloat16, config)
+    assert found == held * 50_000 * 64

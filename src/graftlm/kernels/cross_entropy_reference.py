@@ -41,10 +41,9 @@ class Head:
 
     def rows(self, index: slice | Tensor, dtype: torch.dtype) -> Tensor:
         """Some rows of W in ``dtype``."""
-        chosen = self.weight[index].to(dtype)
         if self.row_scale is None:
-            return chosen
-        return chosen.mul_(self.row_scale[index].unsqueeze(1))
+            return self.weight[index].to(dtype)
+        return self.weight[index] * self.row_scale[index].unsqueeze(1).to(dtype)
 
     def tiles(self, step: int, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
         """Yield ``(rows, W[rows])`` in ``dtype``."""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from graftlm.layers import Int8Embedding, Int8Rows, LoRAEmbedding, LoRALinear, NF4Linear
+from graftlm.layers import Int8Embedding, Int8Output, Int8Rows, LoRAEmbedding, LoRALinear, NF4Linear
 from graftlm.layers.lora_linear import linear_shape
 from graftlm.lora.targets import base_modules, lora_modules, output_head
 
@@ -84,9 +84,13 @@ def count_parameters(model: nn.Module) -> ParameterCount:
 
 def tied_head(model: nn.Module) -> bool:
     """Whether the output head shares its frozen weight with the token table."""
-    head, table = output_head(model), _token_table(model)
-    shared = (getattr(head, name, None) is getattr(table, name, ()) for name in ("weight", "rows"))
-    return any(shared)
+    head, table = (
+        getattr(module, "rows", None)
+        if isinstance(module, Int8Embedding | Int8Output)
+        else getattr(module, "weight", None)
+        for module in (output_head(model), _token_table(model))
+    )
+    return head is not None and head is table
 
 
 def _token_table(model: nn.Module) -> nn.Module | None:

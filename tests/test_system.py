@@ -1,0 +1,20 @@
+"""Memory that goes back to the system: who asks for it, and when not."""
+
+from __future__ import annotations
+
+import pytest
+
+from graftlm import system
+
+
+@pytest.mark.parametrize("goes_back", [False, True])
+def test_the_heap_is_trimmed_only_where_freed_blocks_go_back(
+    goes_back: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trimmed = []
+    monkeypatch.setattr(system, "_returns_freed_memory", goes_back)
+    monkeypatch.setattr(system, "_trim", lambda: trimmed.append(1))
+    system.trim_heap()
+    assert len(trimmed) == goes_back
+    system.release_freed_memory()  # asked for by name
+    assert len(trimmed) == goes_back + 1
