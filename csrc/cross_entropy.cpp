@@ -50,11 +50,11 @@ int64_t units(int64_t budget, int64_t bytes, int64_t unit) {
   return std::max<int64_t>(budget / bytes, 1) * unit;
 }
 
-Walk chosen_walk() {
+Walk chosen_walk(const CrossEntropy& request) {
 #if defined(GRAFTLM_X86)
   if (multiplies_bf16()) return amx_walk();
 #endif
-  return float_walk();
+  return tile_walk(request.exact_bf16 && request.head.type != DType::f32);
 }
 
 // One task's walk: rows of one partition for some tokens, with its own state and candidates.
@@ -62,7 +62,7 @@ class Part {
  public:
   void walk(const CrossEntropy& request, const void* hidden, const float* bound, int64_t row,
             int64_t row_end, int64_t token, int64_t token_end) {
-    const Walk kernels = chosen_walk();
+    const Walk kernels = chosen_walk(request);
     const Head& head = request.head;
     const size_t tokens = static_cast<size_t>(token_end - token);
     row_ = row;
@@ -159,7 +159,7 @@ class Group {
         threads_(threads),
         first_(first),
         tokens_(tokens),
-        padded_(divide_up(tokens, chosen_walk().panel) * chosen_walk().panel),
+        padded_(divide_up(tokens, chosen_walk(request).panel) * chosen_walk(request).panel),
         slices_(divide_up(padded_, kSliceTokens)),
         hidden_(request.hidden + first * request.head.dim),
         lse_(request.lse + first),
@@ -171,7 +171,7 @@ class Group {
     const Head& head = q_.head;
     const int64_t partitions = divide_up(head.vocabulary, kPartitionRows);
     parts_.resize(static_cast<size_t>(slices_ + partitions - 1));
-    packed_.bytes(chosen_walk().packed_bytes(padded_, head.dim, q_.exact_bf16));
+    packed_.bytes(chosen_walk(q_).packed_bytes(padded_, head.dim, q_.exact_bf16));
     parallel_for(slices_, threads_, [&](int64_t slice) { open(slice); });
     parallel_for(partitions - 1, threads_, [&](int64_t i) {
       const int64_t row = (i + 1) * kPartitionRows;
@@ -193,7 +193,7 @@ class Group {
   }
 
   void open(int64_t slice) {
-    const Walk kernels = chosen_walk();
+    const Walk kernels = chosen_walk(q_);
     const Head& head = q_.head;
     const int64_t token = slice * kSliceTokens, padded = std::min(token + kSliceTokens, padded_);
     const int64_t end = std::min(padded, tokens_);

@@ -26,7 +26,8 @@
 // Precision. AMX multiplies bfloat16. Weights that are bfloat16 are exact there; hidden states (and
 // float32 weights) are split in two, high + low, and low · low is dropped: 16 bits of mantissa for
 // twice the products, at several times the speed of float32 instructions. Weights of 8 bits are exact
-// there too: their scales are applied to the logits.
+// there too: their scales are applied to the logits. A level without AMX may round the factors where
+// both have less than float32 to begin with (gemm_int16.inl).
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -81,7 +82,7 @@ struct WalkPiece {
   WalkState state;
 };
 
-// How blocks of logits are made: with the level's float32 product, or with AMX. `exact_bf16` says
+// How blocks of logits are made: with a tile product of the level, or with AMX. `exact_bf16` says
 // that the hidden states are bfloat16 values, so that they need not be split.
 struct Walk {
   int64_t panel;  // tokens packed together
@@ -94,7 +95,7 @@ struct Walk {
   void (*walk)(const WalkPiece&, Candidates&);
 };
 
-Walk float_walk();
+Walk tile_walk(bool rounded);
 #if defined(GRAFTLM_X86)
 Walk amx_walk();
 #endif

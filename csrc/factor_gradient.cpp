@@ -11,7 +11,7 @@
 namespace graftlm {
 namespace {
 
-constexpr int64_t kColumns = 256, kSlice = 32;  // of x: a tile; rows converted at a time
+constexpr int64_t kColumns = 256, kSlice = 64;  // of x: a tile; rows converted at a time
 
 // All of tᵀ, one block of depth after another.
 const char* pack_upright(const Gemm& product, const Input& thin, int64_t rows, Buffer& packed) {

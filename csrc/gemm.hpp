@@ -20,7 +20,7 @@ struct Gemm {
   int64_t row_step;     // rows of A (and C) are padded to a multiple of this
   int64_t panel;        // columns of B (and C) are padded to a multiple of this
   int64_t depth_step;   // and the depth of each packed block to a multiple of this
-  int64_t element;      // packed bytes an element, all planes together
+  int64_t step_bytes;   // packed bytes of a line for each depth_step, all planes together
   int64_t depth_block;  // depth to give one call, so that a panel of B stays in the first cache
   bool plain_a;         // A is rows x depth floats as they are: they may be written in place
   int64_t row_tile;     // rows of A worth handing to one task
@@ -36,7 +36,9 @@ struct Gemm {
                    float* c, int64_t ldc);
 
   static int64_t up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
-  int64_t at(int64_t line, int64_t depth) const { return line * up(depth, depth_step) * element; }
+  int64_t at(int64_t line, int64_t depth) const {
+    return line * (up(depth, depth_step) / depth_step) * step_bytes;
+  }
   int64_t bytes(int64_t lines, int64_t depth, int64_t step) const {
     return at(up(lines, step), depth);
   }

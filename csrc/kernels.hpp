@@ -71,6 +71,7 @@ struct Level {
                          Gate gate, void* dg, void* du);
 
   Gemm f32;
+  Gemm rounded;  // factors rounded to less than float32 where that is faster, else f32 again
 };
 
 constexpr int kGemvRows = 8;

@@ -66,8 +66,7 @@ const Gemm& gemm(Compute compute) {
   if (choice().amx && compute == Compute::bf16) return amx_bf16();
   if (choice().amx && compute == Compute::bf16x3) return amx_bf16x3();
 #endif
-  (void)compute;
-  return level().f32;
+  return compute == Compute::bf16 ? level().rounded : level().f32;
 }
 
 bool multiplies_bf16() { return choice().amx; }

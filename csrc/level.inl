@@ -458,25 +458,31 @@ void pack_bt(const float* src, int64_t ld, int64_t cols, int64_t depth, void* b)
   }
 }
 
-template <int R, int V>
-void micro(int64_t depth, const float* a, int64_t lda, const float* b, float* c, int64_t ldc) {
-  F acc[R][V];
-  for (int r = 0; r < R; r++)
-    for (int v = 0; v < V; v++) acc[r][v] = Simd::zero();
-  for (int64_t p = 0; p < depth; p++, b += kPanel) {
-    F column[V];
-    for (int v = 0; v < V; v++) column[v] = Simd::load(b + v * W);
-    for (int r = 0; r < R; r++) {
-      F x = Simd::set1(a[r * lda + p]);
-      for (int v = 0; v < V; v++) acc[r][v] = Simd::fma(x, column[v], acc[r][v]);
+struct Float32Product {
+  static constexpr int64_t line_bytes(int64_t depth) { return 4 * depth; }
+
+  template <int R, int V>
+  static void micro(int64_t depth, const char* a_, const char* b_, float* c, int64_t ldc) {
+    const auto* a = reinterpret_cast<const float*>(a_);
+    const auto* b = reinterpret_cast<const float*>(b_);
+    F acc[R][V];
+    for (int r = 0; r < R; r++)
+      for (int v = 0; v < V; v++) acc[r][v] = Simd::zero();
+    for (int64_t p = 0; p < depth; p++, b += kPanel) {
+      F column[V];
+      for (int v = 0; v < V; v++) column[v] = Simd::load(b + v * W);
+      for (int r = 0; r < R; r++) {
+        F x = Simd::set1(a[r * depth + p]);
+        for (int v = 0; v < V; v++) acc[r][v] = Simd::fma(x, column[v], acc[r][v]);
+      }
     }
+    for (int r = 0; r < R; r++)
+      for (int v = 0; v < V; v++) {
+        float* out = c + r * ldc + v * W;
+        Simd::store(out, Simd::add(Simd::load(out), acc[r][v]));
+      }
   }
-  for (int r = 0; r < R; r++)
-    for (int v = 0; v < V; v++) {
-      float* out = c + r * ldc + v * W;
-      Simd::store(out, Simd::add(Simd::load(out), acc[r][v]));
-    }
-}
+};
 
 // Bytes wanted soon, brought to the second-level cache a slice at a time between other work: what is
 // first used from further away would otherwise hold up the products.
@@ -489,33 +495,34 @@ struct Ahead {
   }
 };
 
-template <int R, int V>
-void micro_rows(int64_t rows, int64_t depth, const float* a, const float* b, float* c, int64_t ldc,
+template <class Product, int R, int V>
+void micro_rows(int64_t rows, int64_t depth, const char* a, const char* b, float* c, int64_t ldc,
                 Ahead panel, Ahead tile) {
-  for (; rows >= R; rows -= R, a += R * depth, c += R * ldc) {
+  for (; rows >= R; rows -= R, a += R * Product::line_bytes(depth), c += R * ldc) {
     panel.fetch();
     tile.fetch();
-    micro<R, V>(depth, a, depth, b, c, ldc);
+    Product::template micro<R, V>(depth, a, b, c, ldc);
   }
   if constexpr (R > 1) {
     constexpr int fewer = R > 8 ? 8 : R > 4 ? 4 : R / 2;
-    if (rows) micro_rows<fewer, V>(rows, depth, a, b, c, ldc, Ahead{nullptr, 0}, Ahead{nullptr, 0});
+    constexpr Ahead nothing{nullptr, 0};
+    if (rows) micro_rows<Product, fewer, V>(rows, depth, a, b, c, ldc, nothing, nothing);
   }
 }
 
 // Panel by panel, all rows each; meanwhile the next panel, and with the first one the rows to come.
+template <class Product>
 void multiply(int64_t rows, int64_t cols, int64_t depth, const void* a, const void* b, float* c,
               int64_t ldc) {
-  constexpr int R = Simd::micro_rows;
-  const float* tile = static_cast<const float*>(a);
-  const int64_t panel_bytes = depth * kPanel * 4, step_bytes = depth * R * 4;
+  constexpr int R = Simd::micro_rows, V = Simd::micro_vectors;
+  const char* tile = static_cast<const char*>(a);
+  const int64_t line = Product::line_bytes(depth), panel_bytes = line * kPanel, step_bytes = line * R;
   for (int64_t j = 0; j < cols; j += kPanel) {
-    const float* panel = static_cast<const float*>(b) + j * depth;
-    Ahead next{reinterpret_cast<const char*>(panel) + panel_bytes,
-               j + kPanel < cols ? panel_bytes * R / larger(rows, R) : 0};
-    Ahead below{reinterpret_cast<const char*>(tile) + step_bytes, j ? 0 : step_bytes};
-    if (cols - j <= W) micro_rows<R, 1>(rows, depth, tile, panel, c + j, ldc, next, below);
-    else micro_rows<R, Simd::micro_vectors>(rows, depth, tile, panel, c + j, ldc, next, below);
+    const char* panel = static_cast<const char*>(b) + j * line;
+    Ahead next{panel + panel_bytes, j + kPanel < cols ? panel_bytes * R / larger(rows, R) : 0};
+    Ahead below{tile + step_bytes, j ? 0 : step_bytes};
+    if (cols - j <= W) micro_rows<Product, R, 1>(rows, depth, tile, panel, c + j, ldc, next, below);
+    else micro_rows<Product, R, V>(rows, depth, tile, panel, c + j, ldc, next, below);
   }
 }
 
@@ -523,15 +530,32 @@ void multiply(int64_t rows, int64_t cols, int64_t depth, const void* a, const vo
 }  // namespace graftlm
 
 #include "elementwise.inl"
+#include "gemm_int16.inl"
 
 namespace graftlm {
 namespace {
+
+constexpr Gemm float32_product() {
+  return Gemm{Simd::name, 1, kPanel, 1, 4, 256, true, 384, 384, pack_a, pack_b, pack_bt,
+              multiply<Float32Product>};
+}
+
+template <class S>
+constexpr Gemm rounded_product() {
+  if constexpr (S::multiplies_int16) {
+    using P = Int16<S>;
+    return Gemm{"int16", 1, kPanel, P::kDeep, P::kLine, 512, false, 384, 384,
+                P::pack_a, P::pack_b, P::pack_bt, multiply<P>};
+  } else {
+    return float32_product();
+  }
+}
 
 constexpr Level make_level() {
   return Level{Simd::name, quantize,    dequantize, dequantize_tile, gemv,      gemv_stride,
                gemv_pack,  dense_gemv, dot,         to_float,   from_float,      transpose,
                absorb_logits, gather_rows, rms_norm, rms_norm_backward, gated, gated_backward,
-               Gemm{Simd::name, 1, kPanel, 1, 4, 256, true, 384, 384, pack_a, pack_b, pack_bt, multiply}};
+               float32_product(), rounded_product<Simd>()};
 }
 
 }  // namespace

@@ -143,6 +143,42 @@ struct Simd {
     return _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), index);
   }
 
+  // Products of whole numbers of 16 bits: see gemm_int16.inl.
+  static constexpr bool multiplies_int16 = true;
+  static I pair(const char* p) {  // two of them in every lane
+    int word;
+    __builtin_memcpy(&word, p, 4);
+    return _mm256_set1_epi32(word);
+  }
+  static void add_products(I& sum, I a, I b) {
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
+    asm("" : "+x"(sum));  // or the compiler loads all factors before, and runs out of registers
+  }
+  static F to_float(I x) { return _mm256_cvtepi32_ps(x); }
+  static F as_float(I bits) { return _mm256_castsi256_ps(bits); }
+  // Magnitudes compare as their bits do, with what is not finite above all else.
+  static I magnitude_bits(F x) { return _mm256_castps_si256(magnitude(x)); }
+  static I larger_bits(I a, I b) { return _mm256_max_epi32(a, b); }
+  static float largest_bits(I x) {
+    __m128i m = _mm_max_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+    m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0x4e));
+    m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0xb1));
+    return _mm_cvtss_f32(_mm_castsi128_ps(m));
+  }
+  static F over(float numerator, F x, float tiny) {  // 0 where x is less than tiny
+    F large = _mm256_cmp_ps(x, _mm256_set1_ps(tiny), _CMP_GE_OQ);
+    return _mm256_and_ps(large, _mm256_div_ps(_mm256_set1_ps(numerator), x));
+  }
+  static void store_rounded(int16_t* p, F low, F high) {
+    I both = _mm256_packs_epi32(_mm256_cvtps_epi32(low), _mm256_cvtps_epi32(high));
+    both = _mm256_permute4x64_epi64(both, 0xd8);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), both);
+  }
+  static void store_pairs(char* p, F even, F odd) {
+    I words = _mm256_blend_epi16(_mm256_cvtps_epi32(even), _mm256_slli_epi32(_mm256_cvtps_epi32(odd), 16), 0xaa);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), words);
+  }
+
   static F magnitude(F x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x); }
   // b where either is NaN
   static F max(F a, F b) { return _mm256_max_ps(a, b); }

@@ -106,6 +106,7 @@ struct Simd {
     return _mm512_srli_epi32(x, bits);
   }
 
+  static constexpr bool multiplies_int16 = false;  // see gemm_int16.inl
   static constexpr bool has_planes = false;  // see simd_avx2.hpp
   static I index(const int* p) { return _mm512_loadu_si512(p); }
   static F pick(const float* table, I index) {  // reads 16 floats

@@ -73,6 +73,7 @@ struct Simd {
     if constexpr (bits == 0) return x;
     else return vshrq_n_u32(x, bits);
   }
+  static constexpr bool multiplies_int16 = false;  // see gemm_int16.inl
   static constexpr bool has_planes = false;  // see simd_avx2.hpp
   static I index(const int* p) { return vreinterpretq_u32_s32(vld1q_s32(p)); }
   static F pick(const float* table, I) { return vdupq_n_f32(table[0]); }  // 32 codes: one block

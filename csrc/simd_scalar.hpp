@@ -102,6 +102,7 @@ struct Simd {
     for (uint32_t& v : x.v) v >>= bits;
     return x;
   }
+  static constexpr bool multiplies_int16 = false;  // see gemm_int16.inl
   static constexpr bool has_planes = false;  // see simd_avx2.hpp
   static I index(const int* p) {
     return {{uint32_t(p[0]), uint32_t(p[1]), uint32_t(p[2]), uint32_t(p[3])}};

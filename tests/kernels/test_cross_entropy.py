@@ -111,7 +111,10 @@ def test_rows_in_8_bits_are_the_weight_they_stand_for(
     stands_for = Head(rows.codes.float() * rows.row_scale[:, None], *rest)
     walk = cross_entropy.forward(hidden, Head(rows.codes, *rest, rows.row_scale), targets)
     exact = cross_entropy_reference.forward(hidden.double(), stands_for, targets, 0.0, True)
-    torch.testing.assert_close(walk.loss.double(), exact.loss, rtol=3e-5, atol=3e-4)
+    rounded = dtype == torch.bfloat16  # the factors may be, too: csrc/gemm_int16.inl
+    torch.testing.assert_close(
+        walk.loss.double(), exact.loss, rtol=3e-5, atol=2e-3 if rounded else 3e-4
+    )
     close = 2e-3 * stands_for.weight.norm(dim=1).max()
     assert ((walk.grad_hidden.double() - exact.grad_hidden).norm(dim=1) <= close).all()
     again = cross_entropy.forward(

@@ -26,7 +26,7 @@ from graftlm.system import cpu_flags, versions
 
 __all__ = ["Calibration", "calibrate"]
 
-VERSION = 5
+VERSION = 6
 """Raised when what is measured here changes."""
 MODEL_ERROR = 0.25
 """Relative error of the formula above on a quiet machine (`benchmarks/bench_plan.py`)."""
