@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 
 from graftlm import system
@@ -18,3 +21,22 @@ def test_the_heap_is_trimmed_only_where_freed_blocks_go_back(
     assert len(trimmed) == goes_back
     system.release_freed_memory()  # asked for by name
     assert len(trimmed) == goes_back + 1
+
+
+def test_only_what_was_alive_before_is_set_aside() -> None:
+    class Node:
+        itself: object
+
+    def gone_after_a_collection() -> bool:
+        node = Node()
+        node.itself = node
+        last = weakref.ref(node)
+        del node
+        gc.collect()
+        return last() is None
+
+    before = gc.get_freeze_count()
+    with system.long_lived_objects_set_aside():
+        assert gc.get_freeze_count() > before
+        assert gone_after_a_collection()
+    assert gc.get_freeze_count() == 0

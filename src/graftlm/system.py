@@ -6,6 +6,7 @@ memory, file-backed ones included: the figure that `top` shows and that gets a p
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import gc
@@ -15,6 +16,7 @@ import platform
 import re
 import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ __all__ = [
     "available_memory",
     "cpu_flags",
     "fast_bfloat16",
+    "long_lived_objects_set_aside",
     "peak_resident",
     "release_freed_memory",
     "resident",
@@ -100,6 +103,22 @@ def release_freed_memory() -> None:
     """Give back what has been freed in small pieces, which the C library keeps for later."""
     gc.collect()
     _trim()
+
+
+@contextlib.contextmanager
+def long_lived_objects_set_aside() -> Iterator[None]:
+    """Spare Python's garbage collector what is alive already, while this context lasts.
+
+    A training step makes some ten thousand objects, so that Python looks every few steps through
+    all there are for cycles: half a million of the libraries and the model, on one thread, while
+    the others wait. That took 3 % of a step (Gemma, two cores).
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def trim_heap() -> None:

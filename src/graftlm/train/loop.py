@@ -19,7 +19,7 @@ from graftlm.artifacts.peft import save_adapter
 from graftlm.errors import ArtifactError
 from graftlm.files import write_json
 from graftlm.models import save_model
-from graftlm.system import peak_resident, resident
+from graftlm.system import long_lived_objects_set_aside, peak_resident, resident
 from graftlm.train import checkpoint
 from graftlm.train.checkpoint import TrainState
 from graftlm.train.evaluation import evaluate
@@ -51,6 +51,7 @@ def fit(run: Run, *, resume: bool = False, progress: bool = True) -> RunResult:
         MetricsLog(run.out, state.step, run.config.train.tensorboard) as log,
         progress_bar(run.total_steps, state.step, progress) as show,
         stop_on_signal() as stop_requested,
+        long_lived_objects_set_aside(),
     ):
         if run.eval_examples and state.eval_loss_before is None:
             state.eval_loss_before = _evaluate(run)
