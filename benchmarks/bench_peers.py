@@ -90,7 +90,7 @@ def worker(arguments: argparse.Namespace) -> None:
 
 
 def _as_in_training(side: str) -> contextlib.AbstractContextManager[None]:
-    """What `graftlm train` does around its steps."""
+    """What `graftlm train` does around its steps; peers run as their trainers do, without it."""
     if side != "graftlm":
         return contextlib.nullcontext()
     from graftlm.system import long_lived_objects_set_aside

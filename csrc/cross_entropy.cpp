@@ -52,9 +52,10 @@ int64_t units(int64_t budget, int64_t bytes, int64_t unit) {
 
 Walk chosen_walk(const CrossEntropy& request) {
 #if defined(GRAFTLM_X86)
-  if (multiplies_bf16()) return amx_walk();
+  if (has_bf16_tiles()) return amx_walk();
 #endif
-  return tile_walk(request.exact_bf16 && request.head.type != DType::f32);
+  const bool of_few_bits = request.head.type == DType::bf16 || request.head.type == DType::i8;
+  return tile_walk(request.exact_bf16 && of_few_bits);
 }
 
 // One task's walk: rows of one partition for some tokens, with its own state and candidates.
@@ -200,11 +201,9 @@ class Group {
     const int64_t row_end = std::min(kPartitionRows, head.vocabulary);
     kernels.pack(hidden_ + token * head.dim, end - token, head.dim, q_.exact_bf16,
                  packed_.bytes(0) + kernels.packed_bytes(token, head.dim, q_.exact_bf16));
-    std::vector<float> row(static_cast<size_t>(head.dim));
     for (int64_t t = token; t < end; t++) {
       const int64_t target = q_.targets[first_ + t];
-      level().to_float(head.row(target), head.type, head.dim, row.data());
-      float a = level().dot(hidden_ + t * head.dim, row.data(), head.dim);
+      float a = kernels.dot(head, target, hidden_ + t * head.dim, packed_.bytes(0), t);
       a = a * head.scale_of(target) + (head.bias ? head.bias[target] : 0.0f);
       const float z = a * head.scale;
       target_logit_[t] = head.softcap > 0 ? head.softcap * std::tanh(z / head.softcap) : z;

@@ -26,8 +26,8 @@
 // Precision. AMX multiplies bfloat16. Weights that are bfloat16 are exact there; hidden states (and
 // float32 weights) are split in two, high + low, and low · low is dropped: 16 bits of mantissa for
 // twice the products, at several times the speed of float32 instructions. Weights of 8 bits are exact
-// there too: their scales are applied to the logits. A level without AMX may round the factors where
-// both have less than float32 to begin with (gemm_int16.inl).
+// there too: their scales are applied to the logits. A level without AMX may round factors of bfloat16
+// and of 8 bits (gemm_int16.inl, where most of them are exact).
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -91,6 +91,9 @@ struct Walk {
   void (*pack)(const float* hidden, int64_t tokens, int64_t dim, bool exact_bf16, void* packed);
   int64_t (*prepared_bytes)(int64_t rows, int64_t dim);
   void (*prepare)(const Head&, int64_t row, int64_t row_end, void* prepared);
+  // One product alone, in the arithmetic of the walk as far as its roundings show: the loss is the
+  // difference of the log-sum-exp and the target's logit. Either form of the token may be used.
+  float (*dot)(const Head&, int64_t row, const float* hidden, const void* packed, int64_t token);
   // Room for a candidate an entry of the piece, and a vector more, is the caller's to give.
   void (*walk)(const WalkPiece&, Candidates&);
 };

@@ -41,6 +41,20 @@ void prepare(const Head& head, int64_t row, int64_t row_end, void* prepared) {
 }
 
 template <Compute compute>
+float dot(const Head& head, int64_t row, const float*, const void* packed, int64_t token) {
+  const Gemm& product = gemm(compute);
+  static thread_local Buffer prepared;
+  void* a = prepared.bytes(prepared_bytes<compute>(1, head.dim));
+  prepare<compute>(head, row, row + 1, a);
+  alignas(64) float z[kWidestPanel] = {};
+  const int64_t lane = token % product.panel;
+  product.multiply(1, product.panel, head.dim, a,
+                   static_cast<const char*>(packed) + product.at(token - lane, head.dim), z,
+                   product.panel);
+  return z[lane];
+}
+
+template <Compute compute>
 void walk(const WalkPiece& piece, Candidates& out) {
   const Gemm& product = gemm(compute);
   const int64_t dim = piece.head->dim;
@@ -61,7 +75,7 @@ void walk(const WalkPiece& piece, Candidates& out) {
 template <Compute compute>
 Walk walk_with() {
   return {gemm(compute).panel, kBlockRows, packed_bytes<compute>, pack<compute>,
-          prepared_bytes<compute>, prepare<compute>, walk<compute>};
+          prepared_bytes<compute>, prepare<compute>, dot<compute>, walk<compute>};
 }
 
 }  // namespace

@@ -4,8 +4,8 @@
 //
 // Packing takes float32 rows and pads with zeros up to row_step, panel and depth_step; B may be
 // given as its rows (pack_b) or as its columns (pack_bt: the other operand of an A Bᵀ product). Each
-// call of `multiply` sums `depth` products from zero and adds the sum to C once, so that a product
-// cut into depth blocks is a two-level sum; the order never depends on the number of threads.
+// call of `multiply` sums its `depth` products from zero, all at once or some 64 at a time, and adds
+// the sums to C: a two-level sum, whose order never depends on the number of threads.
 //
 //     a = aligned(gemm.bytes(rows, depth, gemm.row_step))     offset of row r: a + gemm.at(r, depth)
 //     b = aligned(gemm.bytes(cols, depth, gemm.panel))        offset of column c, c % panel == 0
@@ -14,6 +14,8 @@
 #include <cstdint>
 
 namespace graftlm {
+
+constexpr int64_t kPackedRows = 64;  // a multiple of every depth_step; every depth_block is one of it
 
 struct Gemm {
   const char* name;
@@ -27,7 +29,7 @@ struct Gemm {
   int64_t col_tile;     // columns of B worth handing to one task
 
   void (*pack_a)(const float* src, int64_t ld, int64_t rows, int64_t depth, void* a);
-  // Rows [first, first + count) of B, first % depth_step == 0.
+  // Rows [first, first + count) of B: kPackedRows of them from a multiple of it on, or the last ones.
   void (*pack_b)(const float* src, int64_t ld, int64_t first, int64_t count, int64_t depth,
                  int64_t cols, void* b);
   void (*pack_bt)(const float* src, int64_t ld, int64_t cols, int64_t depth, void* b);

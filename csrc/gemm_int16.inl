@@ -1,32 +1,35 @@
-// Tile products of 16-bit whole numbers, over `Simd`: half as many multiplications as in float32.
+// Tile products of 16-bit whole numbers, over `Simd`.
 //
-// An instruction multiplies pairs of 16-bit numbers and adds the two products, in twice the factors a
-// vector of float32 holds. So each line of a factor, a row of A or a column of B, is cut along the
-// depth into blocks of 64 numbers, which share a scale:
+// One instruction multiplies sixteen pairs of them and adds neighbouring products, one more adds to
+// the sum: two for sixteen products, as of float32, but the second runs where no product could, and
+// factors take half the bytes (measured on Zen 3: 1.1 to 1.3 times as fast). Each line of a factor,
+// a row of A or a column of B, is cut along the depth into blocks of 64 numbers that share a scale:
 //
-//     x ≈ q s,   s = max |x| / 5792,   |q| ≤ 5792:   64 products of such numbers fit 32 bits
-//     c += s_a s_b Σ q_a q_b           the sum is exact, a block at a time
+//     x ≈ q s,   |q| ≤ 5792: 64 products of such numbers fit 32 bits,   s the least such power of two
+//     c += s_a s_b Σ q_a q_b          the sum is exact, a block at a time
 //
-// What is rounded off is up to 1 / 11584 of the largest number of a block, a twentieth of what
-// rounding a factor to bfloat16 costs (2^-9 of each) in the sum over a block. Taken for inputs in
-// bfloat16 only, whose own rounding is larger than this one.
+// A bfloat16 number of at least a sixteenth of the largest in its block is exact, and so are codes of
+// 8 bits. Others are off by up to s / 2, 1 / 5792 of the largest. Taken where factors may be rounded
+// to bfloat16 (`Compute::bf16`), which is eight times as coarse in a sum of like terms; but one number
+// that dwarfs its block takes bits from the other 63, as bfloat16 does not.
 //
 //     A   rows:                 [depth / 64] blocks of [64 numbers][scale]
 //     B   panels of columns:    [depth / 64] blocks of [32 pairs][columns][2] and [columns] scales
 //
-// A block that is not finite gets a scale that is not, and so does what is made of it.
+// A block that is not finite has a scale that is not, and so is all that is made of it; the sign of an
+// infinity is lost.
 
 namespace graftlm {
 namespace {
 
 template <class S>
-struct Int16 {
+struct Int16Product {
   using F = typename S::F;
   using I = typename S::I;
   static constexpr int kDeep = 64, kPairs = kDeep / 2;
   static constexpr float kMost = 5792.0f;
-  static constexpr float kTiny = 1e-30f;  // a block of smaller numbers counts as zeros
-  static constexpr int64_t kLine = 2 * kDeep + 4;  // bytes of a block of one line
+  static constexpr float kTiny = 1e-34f;  // a block of a smaller scale counts as zeros
+  static constexpr int64_t kScaleAt = 2 * kDeep, kLine = kScaleAt + 4;  // bytes of a block of a line
 
   static constexpr int64_t blocks(int64_t depth) { return (depth + kDeep - 1) / kDeep; }
   static constexpr int64_t line_bytes(int64_t depth) { return blocks(depth) * kLine; }
@@ -40,11 +43,11 @@ struct Int16 {
     }
     I bits = S::magnitude_bits(S::load(x));
     for (int i = W; i < kDeep; i += W) bits = S::larger_bits(bits, S::magnitude_bits(S::load(x + i)));
-    const float peak = S::largest_bits(bits);
-    const F factor = S::set1(peak >= kTiny ? kMost / peak : 0.0f);
+    const F scale = S::next_power_of_two(S::set1(S::largest_bits(bits) / kMost));
+    const F factor = S::reciprocal(scale, kTiny);
     for (int i = 0; i < kDeep; i += 2 * W)
       S::store_rounded(q + i, S::mul(S::load(x + i), factor), S::mul(S::load(x + i + W), factor));
-    return peak / kMost;
+    return S::first(scale);
   }
 
   static void pack_a(const float* src, int64_t ld, int64_t rows, int64_t depth, void* a) {
@@ -54,22 +57,23 @@ struct Int16 {
         alignas(64) int16_t q[kDeep];
         const float scale = round_block(src + r * ld + k, smaller(kDeep, depth - k), q);
         __builtin_memcpy(to, q, sizeof q);
-        __builtin_memcpy(to + sizeof q, &scale, sizeof scale);
+        __builtin_memcpy(to + kScaleAt, &scale, sizeof scale);
       }
   }
 
-  static float* scales_of(char* block) { return reinterpret_cast<float*>(block + kPanel * 2 * kDeep); }
+  static float* scales_of(char* block) {  // of a panel
+    return reinterpret_cast<float*>(block + kPanel * kScaleAt);
+  }
 
   static void pack_bt(const float* src, int64_t ld, int64_t cols, int64_t depth, void* b) {
     char* to = static_cast<char*>(b);
     for (int64_t c = 0; c < cols; c += kPanel)
       for (int64_t k = 0; k < depth; k += kDeep, to += kPanel * kLine) {
-        alignas(64) float pairs[kPanel][kPairs] = {};
+        alignas(64) float pairs[kPanel][kPairs];
+        const int64_t deep = smaller(kDeep, depth - k);
         for (int64_t j = 0; j < kPanel; j++) {
-          alignas(64) int16_t q[kDeep];
-          const int64_t left = smaller(kDeep, depth - k);
-          if (c + j >= cols) { scales_of(to)[j] = 0.0f; continue; }
-          scales_of(to)[j] = round_block(src + (c + j) * ld + k, left, q);
+          alignas(64) int16_t q[kDeep] = {};
+          scales_of(to)[j] = c + j < cols ? round_block(src + (c + j) * ld + k, deep, q) : 0.0f;
           __builtin_memcpy(pairs[j], q, sizeof q);
         }
         transpose(pairs[0], kPairs, kPanel, kPairs, reinterpret_cast<float*>(to), kPanel);
@@ -81,9 +85,9 @@ struct Int16 {
     I bits = S::magnitude_bits(S::zero());
     for (int64_t p = 0; p < rows; p++)
       bits = S::larger_bits(bits, S::magnitude_bits(S::load(src + p * ld)));
-    const F peak = S::as_float(bits);
-    S::store(scales, S::mul(peak, S::set1(1.0f / kMost)));
-    const F factor = S::over(kMost, peak, kTiny);
+    const F scale = S::next_power_of_two(S::div(S::as_float(bits), S::set1(kMost)));
+    const F factor = S::reciprocal(scale, kTiny);
+    S::store(scales, scale);
     for (int64_t p = 0; p < kDeep; p += 2) {
       const F even = p < rows ? S::load(src + p * ld) : S::zero();
       const F odd = p + 1 < rows ? S::load(src + (p + 1) * ld) : S::zero();
@@ -130,10 +134,10 @@ struct Int16 {
           for (int v = 0; v < V; v++) S::add_products(acc[r][v], x, column[v]);
         }
       }
-      const float* scales = reinterpret_cast<const float*>(b + kPanel * 2 * kDeep);
+      const float* scales = reinterpret_cast<const float*>(b + kPanel * kScaleAt);
       for (int r = 0; r < R; r++) {
         float scale;
-        __builtin_memcpy(&scale, a + r * lda + 2 * kDeep, sizeof scale);
+        __builtin_memcpy(&scale, a + r * lda + kScaleAt, sizeof scale);
         for (int v = 0; v < V; v++) {
           float* out = c + r * ldc + v * W;
           const F s = S::mul(S::set1(scale), S::load(scales + v * W));

@@ -69,6 +69,6 @@ const Gemm& gemm(Compute compute) {
   return compute == Compute::bf16 ? level().rounded : level().f32;
 }
 
-bool multiplies_bf16() { return choice().amx; }
+bool has_bf16_tiles() { return choice().amx; }
 
 }  // namespace graftlm

@@ -7,13 +7,13 @@
 
 namespace graftlm {
 
-// The arithmetic of a tile product. What the machine has no instructions for is done in float32,
-// which is at least as accurate.
+// The arithmetic of a tile product. bf16 says that factors may be rounded to bfloat16: they are where
+// there are tiles for it (AMX), and more finely where that is faster than float32 (Level::rounded).
 enum class Compute : int { f32 = 0, bf16 = 1, bf16x3 = 2 };
 
 const Level& level();
 const Gemm& gemm(Compute compute);
-bool multiplies_bf16();  // whether the bf16 computations differ from float32 here
+bool has_bf16_tiles();  // AMX
 
 const char* level_name();
 std::vector<std::string> level_names();     // those this CPU can run, best first

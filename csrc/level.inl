@@ -421,10 +421,11 @@ float dot(const float* a, const float* b, int64_t n) {
   return sum;
 }
 
-// ---------------------------------------------------------------- float32 tile product
+// ---------------------------------------------------------------- tile product
 //
 // A stays row-major, its elements broadcast; B is cut into panels of `panel` columns, each panel
-// contiguous by depth; C of one panel and `micro_rows` rows stays in registers.
+// contiguous by depth; C of one panel and `micro_rows` rows stays in registers. What is float32's
+// alone is here, what is of rounded factors in gemm_int16.inl.
 
 constexpr int kPanel = Simd::micro_vectors * W;
 
@@ -543,7 +544,8 @@ constexpr Gemm float32_product() {
 template <class S>
 constexpr Gemm rounded_product() {
   if constexpr (S::multiplies_int16) {
-    using P = Int16<S>;
+    using P = Int16Product<S>;
+    static_assert(kPackedRows % P::kDeep == 0);
     return Gemm{"int16", 1, kPanel, P::kDeep, P::kLine, 512, false, 384, 384,
                 P::pack_a, P::pack_b, P::pack_bt, multiply<P>};
   } else {

@@ -165,9 +165,17 @@ struct Simd {
     m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0xb1));
     return _mm_cvtss_f32(_mm_castsi128_ps(m));
   }
-  static F over(float numerator, F x, float tiny) {  // 0 where x is less than tiny
+  static float first(F x) { return _mm256_cvtss_f32(x); }
+  // The least power of two that is not below x > 0; x itself where it is not finite.
+  static F next_power_of_two(F x) {
+    I up = _mm256_add_epi32(_mm256_castps_si256(x), _mm256_set1_epi32(0x007fffff));
+    F power = _mm256_castsi256_ps(_mm256_and_si256(up, _mm256_set1_epi32(0x7f800000)));
+    F finite = _mm256_cmp_ps(x, _mm256_set1_ps(3.4028235e38f), _CMP_LE_OQ);
+    return _mm256_blendv_ps(x, power, finite);
+  }
+  static F reciprocal(F x, float tiny) {  // 0 where x is less than tiny
     F large = _mm256_cmp_ps(x, _mm256_set1_ps(tiny), _CMP_GE_OQ);
-    return _mm256_and_ps(large, _mm256_div_ps(_mm256_set1_ps(numerator), x));
+    return _mm256_and_ps(large, _mm256_div_ps(_mm256_set1_ps(1.0f), x));
   }
   static void store_rounded(int16_t* p, F low, F high) {
     I both = _mm256_packs_epi32(_mm256_cvtps_epi32(low), _mm256_cvtps_epi32(high));
@@ -175,7 +183,8 @@ struct Simd {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), both);
   }
   static void store_pairs(char* p, F even, F odd) {
-    I words = _mm256_blend_epi16(_mm256_cvtps_epi32(even), _mm256_slli_epi32(_mm256_cvtps_epi32(odd), 16), 0xaa);
+    I high = _mm256_slli_epi32(_mm256_cvtps_epi32(odd), 16);
+    I words = _mm256_blend_epi16(_mm256_cvtps_epi32(even), high, 0xaa);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), words);
   }
 

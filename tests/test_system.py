@@ -35,8 +35,23 @@ def test_only_what_was_alive_before_is_set_aside() -> None:
         gc.collect()
         return last() is None
 
-    before = gc.get_freeze_count()
-    with system.long_lived_objects_set_aside():
-        assert gc.get_freeze_count() > before
-        assert gone_after_a_collection()
+    def fail_inside() -> None:
+        with system.long_lived_objects_set_aside():
+            assert gc.get_freeze_count() > 1000
+            assert gone_after_a_collection()
+            raise KeyError
+
+    gc.unfreeze()
+    with pytest.raises(KeyError):
+        fail_inside()
     assert gc.get_freeze_count() == 0
+
+
+def test_what_others_have_set_aside_stays_so() -> None:
+    gc.freeze()
+    try:
+        with system.long_lived_objects_set_aside(), system.long_lived_objects_set_aside():
+            pass
+        assert gc.get_freeze_count() > 1000
+    finally:
+        gc.unfreeze()

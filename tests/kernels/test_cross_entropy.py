@@ -111,7 +111,7 @@ def test_rows_in_8_bits_are_the_weight_they_stand_for(
     stands_for = Head(rows.codes.float() * rows.row_scale[:, None], *rest)
     walk = cross_entropy.forward(hidden, Head(rows.codes, *rest, rows.row_scale), targets)
     exact = cross_entropy_reference.forward(hidden.double(), stands_for, targets, 0.0, True)
-    rounded = dtype == torch.bfloat16  # the factors may be, too: csrc/gemm_int16.inl
+    rounded = level == "avx2" and dtype == torch.bfloat16  # csrc/gemm_int16.inl
     torch.testing.assert_close(
         walk.loss.double(), exact.loss, rtol=3e-5, atol=2e-3 if rounded else 3e-4
     )

@@ -91,7 +91,8 @@ def test_odd_shapes_and_types_agree_with_float64(
     (expected_grad,) = torch.autograd.grad(expected, truth)
     assert loss.dtype == torch.float32
     assert grad.dtype == dtype
-    torch.testing.assert_close(loss.double(), expected, rtol=2e-6, atol=1e-6 * n)
+    close = 1e-4 if dtype == torch.bfloat16 else 2e-6  # such factors may be rounded further
+    torch.testing.assert_close(loss.double(), expected, rtol=close, atol=close / 2 * n)
     # what was left out, times the largest row, bounds the error; the rest is the type's rounding
     bound = statistics.dropped_mass * weight.double().norm(dim=1).max() * 2
     rounding = torch.finfo(dtype).eps + 1e-5

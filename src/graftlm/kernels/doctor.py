@@ -23,7 +23,7 @@ def status() -> dict[str, str]:
     module = native.extension()
     if module is None:
         return {"runs": "PyTorch reference", "because": native.absence()}
-    tiles = "AMX tiles" if module.multiplies_bf16() else "float32, the CPU has no bfloat16 tiles"
+    rounded = {"amx bf16": "bfloat16, in AMX tiles", "int16": "whole numbers of 16 bits"}
     return {
         "runs": "native kernels",
         "level": module.level(),
@@ -32,7 +32,7 @@ def status() -> dict[str, str]:
             "threads": "started for each call: no OpenMP runtime found",
             "serial": "one: this is a forked process",
         }[module.thread_runtime()],
-        "bfloat16 products": tiles,
+        "bfloat16 products": rounded.get(module.rounded_product(), "float32"),
     }
 
 

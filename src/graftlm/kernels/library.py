@@ -56,8 +56,8 @@ def compute_type(compute: str, dtype: torch.dtype) -> str:
     as PyTorch's own products do: ``highest``, the default, is exact float32; ``high`` splits each
     factor in two bfloat16 and takes three products, nearly as exact; ``medium`` rounds to bfloat16.
     Without bfloat16 tiles (AMX) nothing is rounded to bfloat16, which would be slower than float32:
-    ``high`` is float32, and so is ``bfloat16`` but for AVX2, where it rounds to whole numbers of 16
-    bits, eight times as finely as bfloat16 and faster than float32 (csrc/gemm_int16.inl).
+    ``high`` is float32, and so is ``bfloat16`` but for AVX2: there factors become blocks of whole
+    numbers of 16 bits, eight times as fine and faster than float32 (csrc/gemm_int16.inl).
     """
     if compute != "auto":
         return compute
