@@ -91,9 +91,9 @@ struct Walk {
   void (*pack)(const float* hidden, int64_t tokens, int64_t dim, bool exact_bf16, void* packed);
   int64_t (*prepared_bytes)(int64_t rows, int64_t dim);
   void (*prepare)(const Head&, int64_t row, int64_t row_end, void* prepared);
-  // One product alone, in the arithmetic of the walk as far as its roundings show: the loss is the
-  // difference of the log-sum-exp and the target's logit. Either form of the token may be used.
-  float (*dot)(const Head&, int64_t row, const float* hidden, const void* packed, int64_t token);
+  // One product alone, rounded like those of the walk, for the loss is the difference of their
+  // log-sum-exp and the target's logit. Null: in float32, which is as close or closer.
+  float (*dot)(const Head&, int64_t row, const void* packed, int64_t token);
   // Room for a candidate an entry of the piece, and a vector more, is the caller's to give.
   void (*walk)(const WalkPiece&, Candidates&);
 };

@@ -6,9 +6,7 @@
 //
 // The parts are high and low. Two by two tiles of logits stay in registers over the whole depth.
 #include "simd_avx512.hpp"
-#include "buffer.hpp"
 #include "cross_entropy.inl"
-#include "level.hpp"
 
 namespace graftlm {
 namespace {
@@ -130,14 +128,6 @@ void walk_parts(const WalkPiece& piece, Candidates& out) {
   }
 }
 
-// In float32: factors that the tiles split differ by less than its sum is rounded.
-float dot(const Head& head, int64_t row, const float* hidden, const void*, int64_t) {
-  static thread_local Buffer wide;
-  float* values = wide.floats(head.dim);
-  level().to_float(head.row(row), head.type, head.dim, values);
-  return level().dot(hidden, values, head.dim);
-}
-
 void walk(const WalkPiece& piece, Candidates& out) {
   static constexpr TileConfig ours;
   TileConfig before;  // another library's on this thread (oneDNN's): leave it as it was
@@ -159,6 +149,6 @@ void walk(const WalkPiece& piece, Candidates& out) {
 
 }  // namespace
 
-Walk amx_walk() { return {kLanes, kRows, packed_bytes, pack, prepared_bytes, prepare, dot, walk}; }
+Walk amx_walk() { return {kLanes, kRows, packed_bytes, pack, prepared_bytes, prepare, nullptr, walk}; }
 
 }  // namespace graftlm

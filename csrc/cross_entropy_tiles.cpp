@@ -41,7 +41,7 @@ void prepare(const Head& head, int64_t row, int64_t row_end, void* prepared) {
 }
 
 template <Compute compute>
-float dot(const Head& head, int64_t row, const float*, const void* packed, int64_t token) {
+float dot(const Head& head, int64_t row, const void* packed, int64_t token) {
   const Gemm& product = gemm(compute);
   static thread_local Buffer prepared;
   void* a = prepared.bytes(prepared_bytes<compute>(1, head.dim));

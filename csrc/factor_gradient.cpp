@@ -11,7 +11,7 @@
 namespace graftlm {
 namespace {
 
-constexpr int64_t kColumns = 256;  // of x: a tile
+constexpr int64_t kColumns = 256, kSlice = 32;  // of x: a tile; rows converted at a time
 
 // All of tᵀ, one block of depth after another.
 const char* pack_upright(const Gemm& product, const Input& thin, int64_t rows, Buffer& packed) {
@@ -34,8 +34,8 @@ void factor_gradient(const void* t, const void* x, DType type, int64_t rows, int
                      int64_t cols, float scaling, bool turned, float* out, Compute compute,
                      int threads) {
   if (rank == 0 || cols == 0) return;
-  // Rounded to blocks only in tiles of bfloat16: a block would be 64 tokens, which may differ in size
-  // by orders of magnitude; and with so few rows of tᵀ, packing x that way costs what it saves.
+  // In float32 without bfloat16 tiles: blocks of whole numbers would be of 64 tokens, which may differ
+  // in size by orders of magnitude; and for so few rows of tᵀ, packing x so costs what it saves.
   const Gemm& product = gemm(has_bf16_tiles() ? compute : Compute::f32);
   const Input thin{t, type, rank}, wide{x, type, cols};
   const int64_t lines = Gemm::up(rank, product.row_step);
@@ -50,8 +50,8 @@ void factor_gradient(const void* t, const void* x, DType type, int64_t rows, int
     char* b = panel.bytes(product.bytes(count, product.depth_block, product.panel));
     for (int64_t k = 0; k < rows; k += product.depth_block) {
       const int64_t depth = std::min(product.depth_block, rows - k);
-      for (int64_t p = 0; p < depth; p += kPackedRows) {
-        const int64_t some = std::min(kPackedRows, depth - p);
+      for (int64_t p = 0; p < depth; p += kSlice) {
+        const int64_t some = std::min(kSlice, depth - p);
         int64_t ld;
         const float* from = wide.tile(k + p, some, c0, count, converted, ld);
         product.pack_b(from, ld, p, some, depth, count, b);

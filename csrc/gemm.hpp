@@ -15,21 +15,19 @@
 
 namespace graftlm {
 
-constexpr int64_t kPackedRows = 64;  // a multiple of every depth_step; every depth_block is one of it
-
 struct Gemm {
   const char* name;
   int64_t row_step;     // rows of A (and C) are padded to a multiple of this
   int64_t panel;        // columns of B (and C) are padded to a multiple of this
   int64_t depth_step;   // and the depth of each packed block to a multiple of this
   int64_t step_bytes;   // packed bytes of a line for each depth_step, all planes together
-  int64_t depth_block;  // depth to give one call, so that a panel of B stays in the first cache
+  int64_t depth_block;  // depth to give one call, a multiple of 64: a panel of B in the first cache
   bool plain_a;         // A is rows x depth floats as they are: they may be written in place
   int64_t row_tile;     // rows of A worth handing to one task
   int64_t col_tile;     // columns of B worth handing to one task
 
   void (*pack_a)(const float* src, int64_t ld, int64_t rows, int64_t depth, void* a);
-  // Rows [first, first + count) of B: kPackedRows of them from a multiple of it on, or the last ones.
+  // Rows [first, first + count) of B: whole multiples of depth_step both, but for the last rows.
   void (*pack_b)(const float* src, int64_t ld, int64_t first, int64_t count, int64_t depth,
                  int64_t cols, void* b);
   void (*pack_bt)(const float* src, int64_t ld, int64_t cols, int64_t depth, void* b);

@@ -10,8 +10,8 @@
 //
 // A bfloat16 number of at least a sixteenth of the largest in its block is exact, and so are codes of
 // 8 bits. Others are off by up to s / 2, 1 / 5792 of the largest. Taken where factors may be rounded
-// to bfloat16 (`Compute::bf16`), which is eight times as coarse in a sum of like terms; but one number
-// that dwarfs its block takes bits from the other 63, as bfloat16 does not.
+// to bfloat16 (`Compute::bf16`), which costs a sum of like float32 factors eight times as much; but one
+// number that dwarfs its block takes bits from the other 63, as bfloat16 does not.
 //
 //     A   rows:                 [depth / 64] blocks of [64 numbers][scale]
 //     B   panels of columns:    [depth / 64] blocks of [32 pairs][columns][2] and [columns] scales
@@ -122,10 +122,11 @@ struct Int16Product {
   static void micro(int64_t depth, const char* a, const char* b, float* c, int64_t ldc) {
     const int64_t lda = line_bytes(depth);
     for (int64_t k = 0; k < depth; k += kDeep, a += kLine, b += kPanel * kLine) {
+      const int64_t pairs = smaller(kPairs, (depth - k + 1) / 2);  // the rest of a block is zeros
       I acc[R][V];
       for (int r = 0; r < R; r++)
         for (int v = 0; v < V; v++) acc[r][v] = S::zero_index();
-      for (int p = 0; p < kPairs; p++) {
+      for (int64_t p = 0; p < pairs; p++) {
         I column[V];
         for (int v = 0; v < V; v++)
           column[v] = S::words(reinterpret_cast<const uint8_t*>(b) + (p * kPanel + v * W) * 4);

@@ -545,7 +545,6 @@ template <class S>
 constexpr Gemm rounded_product() {
   if constexpr (S::multiplies_int16) {
     using P = Int16Product<S>;
-    static_assert(kPackedRows % P::kDeep == 0);
     return Gemm{"int16", 1, kPanel, P::kDeep, P::kLine, 512, false, 384, 384,
                 P::pack_a, P::pack_b, P::pack_bt, multiply<P>};
   } else {

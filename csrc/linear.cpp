@@ -228,7 +228,7 @@ void forward_chunk(const Frozen& w, const Gemm& gemm, const char* packed, int64_
 void backward_chunk(const Frozen& w, const Gemm& gemm, const char* packed, int64_t r, int64_t rows,
                     void* dx, DType type, const LowRank* update, const char* thin, int threads) {
   const int64_t tile = even_tile(w.cols, gemm.col_tile, 2 * gemm.panel, threads);
-  constexpr int64_t slice = kPackedRows;  // dequantised at a time
+  const int64_t slice = std::max<int64_t>(32, gemm.depth_step);  // rows dequantised at a time
   parallel_for(ceil_div(w.cols, tile), threads, [&](int64_t task) {
     const int64_t k0 = task * tile, cols = std::min(tile, w.cols - k0), ldc = Gemm::up(cols, gemm.panel);
     static thread_local Buffer sums, panel, rows_of_w;

@@ -50,6 +50,9 @@ RETURNED_FROM = 1 << 20
 
 _returns_freed_memory = False
 
+_SET_ASIDE_BY_OTHERS = 1000
+"""More objects than Python sets aside of itself; `gc.freeze` sets aside all there are."""
+
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's `mallopt`."""
 
@@ -112,10 +115,10 @@ def long_lived_objects_set_aside() -> Iterator[None]:
     A training step makes some ten thousand objects, so that Python looks every few steps through
     all there are for cycles: half a million of the libraries and the model, on one thread, while
     the others wait. That took 3 % of a step (Gemma, two cores). What is alive now is not looked
-    through until the end. Where something is set aside already, by whoever it was, it stays so:
-    Python cannot tell the one from the other.
+    through until the end. What somebody else has set aside stays so: Python has one place for all
+    such objects, so nothing is added to it then. (A few may be there by themselves.)
     """
-    if gc.get_freeze_count():
+    if gc.get_freeze_count() > _SET_ASIDE_BY_OTHERS:
         yield
         return
     gc.collect()

@@ -13,6 +13,7 @@ from torch import Tensor
 from graftlm.kernels import cross_entropy, cross_entropy_reference, native
 from graftlm.kernels.cross_entropy import Head
 from graftlm.layers.int8_rows import Int8Rows
+from tests.oracles.products import rounds_to_int16
 
 pytestmark = pytest.mark.skipif(native.extension() is None, reason="no native kernels here")
 
@@ -111,7 +112,7 @@ def test_rows_in_8_bits_are_the_weight_they_stand_for(
     stands_for = Head(rows.codes.float() * rows.row_scale[:, None], *rest)
     walk = cross_entropy.forward(hidden, Head(rows.codes, *rest, rows.row_scale), targets)
     exact = cross_entropy_reference.forward(hidden.double(), stands_for, targets, 0.0, True)
-    rounded = level == "avx2" and dtype == torch.bfloat16  # csrc/gemm_int16.inl
+    rounded = rounds_to_int16(dtype)
     torch.testing.assert_close(
         walk.loss.double(), exact.loss, rtol=3e-5, atol=2e-3 if rounded else 3e-4
     )

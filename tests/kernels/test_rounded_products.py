@@ -9,6 +9,7 @@ from torch import Tensor
 from graftlm import nf4
 from graftlm.kernels import cross_entropy, ops
 from graftlm.kernels.cross_entropy_reference import Head
+from tests.oracles.products import rounds_to_int16
 
 BLOCK = 64
 ROUNDING = {"amx": 5e-3, "avx2": 4e-4}
@@ -92,13 +93,13 @@ def test_a_large_number_costs_its_own_block_alone(level: str) -> None:
     y = ops.linear(x, w4, compute="bfloat16") - 1000.0 * nf4.dequantize(w4)[:, 70]
     x[:, 70] = 0.0
     found = error(y, x, nf4.dequantize(w4))
-    # In steps of an eighth for 63 of 640 numbers; the large one itself is rounded, as is W.
+    # In steps of a quarter for 63 of 640 numbers; the large one itself is rounded, as is W.
     assert found <= {"amx": 0.2, "avx2": 0.05}.get(level, 1e-4)
 
 
 def test_the_largest_sums_do_not_overflow(level: str) -> None:
     for sign in (1.0, -1.0):
-        for size in (0.5, 0.999 * 5792 / 4096):  # the last one fills 5792 steps but for a few
+        for size in (0.5, *(limit * 5792 / 4096 for limit in (0.999, 1.001)), 1.999):
             w4 = nf4.quantize(torch.full((128, 640), size), double_quant=False)
             x = torch.full((12, 640), size * sign)
             y, dx = ops.linear(x, w4, compute="bfloat16"), backward(x[:, :128], w4)
@@ -156,16 +157,16 @@ def test_logits_of_bfloat16_states_are_close(level: str, dtype: torch.dtype) -> 
     walk = cross_entropy.forward(hidden, Head(weight), targets)
     z = hidden.double() @ weight.double().T
     exact = torch.nn.functional.cross_entropy(z, targets, reduction="none")
-    rounded = level == "avx2" and dtype == torch.bfloat16
+    rounded = rounds_to_int16(dtype)
     torch.testing.assert_close(walk.loss.double(), exact, rtol=1e-5, atol=1e-3 if rounded else 3e-4)
 
 
 def test_a_certain_token_costs_nothing(level: str) -> None:
-    """A token that is certain has the logit of the whole sum, which another product made."""
+    """A token that is certain has the logit of the whole sum, rounded alike."""
     weight = draw(300, 200, seed=0).bfloat16()
     targets = torch.arange(300)
     walk = cross_entropy.forward(weight * 2, Head(weight), targets)
-    assert walk.loss.min() >= -1e-4  # a last bit of logits of 400
+    assert walk.loss.min() >= -4e-4  # some last bits of logits of 400
     assert walk.loss.max() <= 2e-3
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from graftlm.errors import RequestError
 from graftlm.layers.linear_cross_entropy import linear_cross_entropy
+from tests.oracles.products import rounds_to_int16
 
 VARIANTS = [
     {},
@@ -91,7 +92,7 @@ def test_odd_shapes_and_types_agree_with_float64(
     (expected_grad,) = torch.autograd.grad(expected, truth)
     assert loss.dtype == torch.float32
     assert grad.dtype == dtype
-    close = 1e-4 if dtype == torch.bfloat16 else 2e-6  # such factors may be rounded further
+    close = 1e-4 if rounds_to_int16(dtype) else 2e-6
     torch.testing.assert_close(loss.double(), expected, rtol=close, atol=close / 2 * n)
     # what was left out, times the largest row, bounds the error; the rest is the type's rounding
     bound = statistics.dropped_mass * weight.double().norm(dim=1).max() * 2

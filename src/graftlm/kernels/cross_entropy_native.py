@@ -203,8 +203,8 @@ def _exact_gradient(
 
     The logits are walked again, a tile at a time, in the arithmetic of the first walk, whose
     log-sum-exp this needs: in AMX tiles products of bfloat16 factors are exact, others are split;
-    on AVX2 those of bfloat16 are rounded alike, others float32. Only there, and only up to 8
-    positions or a tile in 8 bits, logits are a little closer than those of the walk.
+    on AVX2 those of bfloat16 are rounded alike, others float32. Up to 8 positions, and for a tile
+    in 8 bits, the logits are a little closer than those of the walk.
     """
     logits: Compute = "bfloat16x3"
     if exact_bf16 and head.weight.dtype == torch.bfloat16:

@@ -23,7 +23,11 @@ def status() -> dict[str, str]:
     module = native.extension()
     if module is None:
         return {"runs": "PyTorch reference", "because": native.absence()}
-    rounded = {"amx bf16": "bfloat16, in AMX tiles", "int16": "whole numbers of 16 bits"}
+    products = {
+        "amx bf16": "bfloat16, in AMX tiles",
+        "int16": "whole numbers of 16 bits",
+        "float32": "float32",
+    }
     return {
         "runs": "native kernels",
         "level": module.level(),
@@ -32,7 +36,7 @@ def status() -> dict[str, str]:
             "threads": "started for each call: no OpenMP runtime found",
             "serial": "one: this is a forked process",
         }[module.thread_runtime()],
-        "bfloat16 products": rounded.get(module.rounded_product(), "float32"),
+        "bfloat16 products": products[module.rounded_product()],
     }
 
 

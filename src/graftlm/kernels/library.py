@@ -57,7 +57,8 @@ def compute_type(compute: str, dtype: torch.dtype) -> str:
     factor in two bfloat16 and takes three products, nearly as exact; ``medium`` rounds to bfloat16.
     Without bfloat16 tiles (AMX) nothing is rounded to bfloat16, which would be slower than float32:
     ``high`` is float32, and so is ``bfloat16`` but for AVX2: there factors become blocks of whole
-    numbers of 16 bits, eight times as fine and faster than float32 (csrc/gemm_int16.inl).
+    numbers of 16 bits, which are faster than float32 and lose an eighth of what rounding to
+    bfloat16 does (csrc/gemm_int16.inl says what of numbers that are bfloat16 already).
     """
     if compute != "auto":
         return compute
