@@ -203,9 +203,10 @@ class Group {
                  packed_.bytes(0) + kernels.packed_bytes(token, head.dim, q_.exact_bf16));
     for (int64_t t = token; t < end; t++) {
       const int64_t target = q_.targets[first_ + t];
+      const float* hidden = hidden_ + t * head.dim;
       float a;
       if (kernels.dot) a = kernels.dot(head, target, packed_.bytes(0), t);
-      else level().dense_gemv(head.row(target), head.type, 0, 1, head.dim, hidden_ + t * head.dim, 1, &a, 1);
+      else level().dense_gemv(head.row(target), head.type, 0, 1, head.dim, hidden, 1, &a, 1);
       a = a * head.scale_of(target) + (head.bias ? head.bias[target] : 0.0f);
       const float z = a * head.scale;
       target_logit_[t] = head.softcap > 0 ? head.softcap * std::tanh(z / head.softcap) : z;

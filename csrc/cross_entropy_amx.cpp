@@ -149,6 +149,8 @@ void walk(const WalkPiece& piece, Candidates& out) {
 
 }  // namespace
 
-Walk amx_walk() { return {kLanes, kRows, packed_bytes, pack, prepared_bytes, prepare, nullptr, walk}; }
+Walk amx_walk() {
+  return {kLanes, kRows, packed_bytes, pack, prepared_bytes, prepare, nullptr, walk};
+}
 
 }  // namespace graftlm
