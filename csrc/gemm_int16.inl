@@ -27,15 +27,15 @@ struct Int16Product {
   using F = typename S::F;
   using I = typename S::I;
   static constexpr int kDeep = 64, kPairs = kDeep / 2;
-  static constexpr float kMost = 5792.0f;
-  static constexpr float kTiny = 1e-34f;  // a block of a smaller scale counts as zeros
+  static constexpr int kMost = 5792;
+  static constexpr int kLeast = -112;  // a block of a scale below two to this counts as zeros
   static constexpr int64_t kScaleAt = 2 * kDeep, kLine = kScaleAt + 4;  // bytes of a block of a line
 
   static constexpr int64_t blocks(int64_t depth) { return (depth + kDeep - 1) / kDeep; }
   static constexpr int64_t line_bytes(int64_t depth) { return blocks(depth) * kLine; }
 
-  // Up to 64 numbers → whole numbers; gives their scale.
-  static float round_block(const float* x, int64_t n, int16_t* q) {
+  // Up to 64 numbers → 64 whole numbers; gives their scale.
+  static float round_block(const float* x, int64_t n, char* q) {
     alignas(64) float padded[kDeep];
     if (n < kDeep) {
       for (int64_t i = 0; i < kDeep; i++) padded[i] = i < n ? x[i] : 0.0f;
@@ -43,10 +43,10 @@ struct Int16Product {
     }
     I bits = S::magnitude_bits(S::load(x));
     for (int i = W; i < kDeep; i += W) bits = S::larger_bits(bits, S::magnitude_bits(S::load(x + i)));
-    const F scale = S::next_power_of_two(S::set1(S::largest_bits(bits) / kMost));
-    const F factor = S::reciprocal(scale, kTiny);
+    F factor;
+    const F scale = S::template int16_scale<kMost, kLeast>(S::largest_bits(bits), factor);
     for (int i = 0; i < kDeep; i += 2 * W)
-      S::store_rounded(q + i, S::mul(S::load(x + i), factor), S::mul(S::load(x + i + W), factor));
+      S::store_rounded(q + 2 * i, S::mul(S::load(x + i), factor), S::mul(S::load(x + i + W), factor));
     return S::first(scale);
   }
 
@@ -54,9 +54,7 @@ struct Int16Product {
     char* to = static_cast<char*>(a);
     for (int64_t r = 0; r < rows; r++)
       for (int64_t k = 0; k < depth; k += kDeep, to += kLine) {
-        alignas(64) int16_t q[kDeep];
-        const float scale = round_block(src + r * ld + k, smaller(kDeep, depth - k), q);
-        __builtin_memcpy(to, q, sizeof q);
+        const float scale = round_block(src + r * ld + k, smaller(kDeep, depth - k), to);
         __builtin_memcpy(to + kScaleAt, &scale, sizeof scale);
       }
   }
@@ -72,9 +70,9 @@ struct Int16Product {
         alignas(64) float pairs[kPanel][kPairs];
         const int64_t deep = smaller(kDeep, depth - k);
         for (int64_t j = 0; j < kPanel; j++) {
-          alignas(64) int16_t q[kDeep] = {};
-          scales_of(to)[j] = c + j < cols ? round_block(src + (c + j) * ld + k, deep, q) : 0.0f;
-          __builtin_memcpy(pairs[j], q, sizeof q);
+          char* line = reinterpret_cast<char*>(pairs[j]);
+          if (c + j >= cols) __builtin_memset(line, 0, sizeof pairs[j]);
+          scales_of(to)[j] = c + j < cols ? round_block(src + (c + j) * ld + k, deep, line) : 0.0f;
         }
         transpose(pairs[0], kPairs, kPanel, kPairs, reinterpret_cast<float*>(to), kPanel);
       }
@@ -85,8 +83,8 @@ struct Int16Product {
     I bits = S::magnitude_bits(S::zero());
     for (int64_t p = 0; p < rows; p++)
       bits = S::larger_bits(bits, S::magnitude_bits(S::load(src + p * ld)));
-    const F scale = S::next_power_of_two(S::div(S::as_float(bits), S::set1(kMost)));
-    const F factor = S::reciprocal(scale, kTiny);
+    F factor;
+    const F scale = S::template int16_scale<kMost, kLeast>(bits, factor);
     S::store(scales, scale);
     for (int64_t p = 0; p < kDeep; p += 2) {
       const F even = p < rows ? S::load(src + p * ld) : S::zero();

@@ -159,25 +159,28 @@ struct Simd {
   // Magnitudes compare as their bits do, with what is not finite above all else.
   static I magnitude_bits(F x) { return _mm256_castps_si256(magnitude(x)); }
   static I larger_bits(I a, I b) { return _mm256_max_epi32(a, b); }
-  static float largest_bits(I x) {
-    __m128i m = _mm_max_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
-    m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0x4e));
-    m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0xb1));
-    return _mm_cvtss_f32(_mm_castsi128_ps(m));
+  static I largest_bits(I x) {  // in every lane
+    x = larger_bits(x, _mm256_permute2x128_si256(x, x, 1));
+    x = larger_bits(x, _mm256_shuffle_epi32(x, 0x4e));
+    return larger_bits(x, _mm256_shuffle_epi32(x, 0xb1));
   }
   static float first(F x) { return _mm256_cvtss_f32(x); }
-  // The least power of two that is not below x > 0; x itself where it is not finite.
-  static F next_power_of_two(F x) {
-    I up = _mm256_add_epi32(_mm256_castps_si256(x), _mm256_set1_epi32(0x007fffff));
-    F power = _mm256_castsi256_ps(_mm256_and_si256(up, _mm256_set1_epi32(0x7f800000)));
-    F finite = _mm256_cmp_ps(x, _mm256_set1_ps(3.4028235e38f), _CMP_LE_OQ);
-    return _mm256_blendv_ps(x, power, finite);
+  // The least power of two s with x ≤ most s, from the bits of x ≥ 0, and 1 / s. Both are 0 where s
+  // would be below 2^least; where x is not finite, s is x, and 1 / s is 0. Without a division: the
+  // exponent of x / most is that of x less that of most, and one more if its fraction is larger.
+  template <int most, int least>
+  static F int16_scale(I x, F& inverse) {
+    constexpr int log2 = 31 - __builtin_clz(most), fraction = most << (23 - log2) & 0x007fffff;
+    const I up = _mm256_add_epi32(x, _mm256_set1_epi32(0x007fffff - fraction));
+    const I power = _mm256_and_si256(up, _mm256_set1_epi32(0x7f800000));
+    const I scale = _mm256_sub_epi32(power, _mm256_set1_epi32(log2 << 23));
+    const I large = _mm256_cmpgt_epi32(scale, _mm256_set1_epi32(((least + 127) << 23) - 1));
+    const I infinite = _mm256_cmpgt_epi32(x, _mm256_set1_epi32(0x7f7fffff));
+    const I one_over = _mm256_sub_epi32(_mm256_set1_epi32(254 << 23), scale);
+    inverse = as_float(_mm256_andnot_si256(infinite, _mm256_and_si256(large, one_over)));
+    return as_float(_mm256_blendv_epi8(_mm256_and_si256(large, scale), x, infinite));
   }
-  static F reciprocal(F x, float tiny) {  // 0 where x is less than tiny
-    F large = _mm256_cmp_ps(x, _mm256_set1_ps(tiny), _CMP_GE_OQ);
-    return _mm256_and_ps(large, _mm256_div_ps(_mm256_set1_ps(1.0f), x));
-  }
-  static void store_rounded(int16_t* p, F low, F high) {
+  static void store_rounded(char* p, F low, F high) {
     I both = _mm256_packs_epi32(_mm256_cvtps_epi32(low), _mm256_cvtps_epi32(high));
     both = _mm256_permute4x64_epi64(both, 0xd8);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), both);
