@@ -18,6 +18,7 @@ from graftlm.errors import ConfigError, near_matches
 
 __all__ = [
     "DataConfig",
+    "Embeddings",
     "LoRAConfig",
     "ModelConfig",
     "RunConfig",
@@ -26,6 +27,7 @@ __all__ = [
     "parse_override",
 ]
 
+Embeddings = Literal["keep", "int8"]
 Method = Literal["qlora", "lora", "full", "auto"]
 
 
@@ -46,11 +48,17 @@ class ModelConfig(Settings):
     """NF4: weights that share one scale."""
     double_quant: bool = True
     """NF4: store the scales themselves in 8 bits."""
-    embeddings: Literal["keep", "int8"] = "keep"
+    embeddings: Literal["auto", "keep", "int8"] = "auto"
     """`int8` stores the embedding table and the output head in 8 bits, a scale a row: half of what
-    16 bits take. They must be frozen: not with `full`, and no adapters on them."""
+    16 bits take. They must be frozen: not with `full`, and no adapters on them. `auto` keeps their
+    type, unless a plan (`memory`, or another `auto`) finds that 8 bits make the run fit."""
     trust_remote_code: bool = False
     """Run Python code that the model folder brings along. Only for sources you trust."""
+
+    @property
+    def embeddings_held(self) -> Embeddings:
+        """`auto` comes to ``keep`` where no plan has decided."""
+        return "int8" if self.embeddings == "int8" else "keep"
 
 
 class DataConfig(Settings):
@@ -157,7 +165,8 @@ class RunConfig(Settings):
     """`qlora`: adapters over a 4-bit base; `lora`: over a 16/32-bit base; `full`: all weights;
     `auto`: LoRA where it fits in memory, else QLoRA, as `graftlm plan` says."""
     memory: str | None = None
-    """Do not start what would need more than this, such as `2GB`; `None` does not ask."""
+    """Do not start what would need more than this, such as `2GB`; `None` does not ask. What is
+    `auto` is decided so that it fits."""
     out: str = "runs/latest"
     """The run folder."""
     model: ModelConfig = ModelConfig()
@@ -176,10 +185,12 @@ def left_open(config: RunConfig) -> list[str]:
 
 
 def with_method(config: RunConfig, method: Method) -> RunConfig:
-    """``config`` by another method; full fine-tuning trains the embeddings, so they are kept."""
-    model = config.model
-    if method == "full":
-        model = model.model_copy(update={"embeddings": "keep"})
+    """``config`` by another method, with what it leaves open about the embeddings settled.
+
+    Full fine-tuning trains them, so they are kept.
+    """
+    held = "keep" if method == "full" else config.model.embeddings_held
+    model = config.model.model_copy(update={"embeddings": held})
     return config.model_copy(update={"method": method, "model": model})
 
 

@@ -42,6 +42,7 @@ from graftlm.models.save import save_model
 from graftlm.plan import choose
 from graftlm.report.compare.variants import jobs, variants
 from graftlm.train import run
+from graftlm.train.job import adapted_model
 from graftlm.train.loss import causal_lm_loss
 
 SIZES = {
@@ -271,6 +272,19 @@ def test_how_a_model_in_hand_is_held_is_recorded(
     graftlm.train(model, tokenizer, rows_file, TrainConfig(steps=1), out=tmp_path / "run")
     recorded = load_run_config(tmp_path / "run" / "config.yaml").model
     assert (recorded.embeddings, recorded.dtype) == ("int8", "bfloat16")
+
+
+def test_left_open_they_are_kept_when_no_plan_was_made(
+    tiny_llama: Path, rows_file: Path, tmp_path: Path
+) -> None:
+    config = settings(tiny_llama, rows_file, tmp_path / "run", "lora")
+    open_ = config.model.model_copy(update={"embeddings": "auto"})
+    config = config.model_copy(update={"model": open_})
+    assert type(adapted_model(config).get_input_embeddings()) is nn.Embedding
+    assert run(config, progress=False).finished
+    recorded = load_run_config(tmp_path / "run" / "config.yaml")
+    assert recorded.model.embeddings == "keep"
+    assert run(config, resume=True, progress=False).finished  # what is left open is no change
 
 
 def test_full_fine_tuning_of_them_is_refused(

@@ -14,12 +14,21 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from graftlm.cli.train import decided_before
-from graftlm.config import DataConfig, ModelConfig, RunConfig, TrainConfig, load_run_config
+from graftlm.config import (
+    DataConfig,
+    LoRAConfig,
+    ModelConfig,
+    RunConfig,
+    TrainConfig,
+    load_run_config,
+    with_method,
+)
 from graftlm.errors import ConfigError, ModelError, ResourceError, TrainingError
 from graftlm.plan import choose, make_plan, rehearse
 from graftlm.plan.calibration import Calibration
 from graftlm.plan.framework import framework_memory
 from graftlm.plan.loading import loading_bytes
+from graftlm.plan.planner import ROOM
 from graftlm.plan.timeline import COMPONENTS
 from graftlm.train import run
 
@@ -117,6 +126,7 @@ def test_a_recommended_command_parses_back_to_the_option(tiny_llama: Path) -> No
     ]
     again = load_run_config(None, overrides)
     option = plan.recommendation.option
+    assert again.model.embeddings_held == option.embeddings
     assert again.train.batch_size == config.train.batch_size
     assert again.train.micro_batch_tokens == option.micro_batch_tokens
     assert again.train.gradient_checkpointing == option.gradient_checkpointing
@@ -139,7 +149,7 @@ def test_auto_takes_what_fits_and_refuses_what_cannot(tiny_llama: Path) -> None:
     with pytest.raises(ResourceError, match=r"nothing fits in 100 MB: .* more memory would do"):
         choose(auto.model_copy(update={"memory": "100MB"}))
     asked = run_of(tiny_llama).model_copy(update={"method": "full", "memory": "8GB"})
-    assert choose(asked) == asked
+    assert choose(asked) == with_method(asked, "full")
 
 
 @pytest.mark.parametrize(
@@ -204,6 +214,40 @@ def test_checkpointing_is_taken_where_it_is_needed(small_model: Path) -> None:
         choose(asked.model_copy(update={"memory": between}))
 
 
+def lora_peak(config: RunConfig, embeddings: str) -> int:
+    model = config.model.model_copy(update={"embeddings": embeddings})
+    said = config.model_copy(update={"model": model})
+    plan = make_plan(said, memory="100GB", methods=["lora"])
+    return plan.recommendation.option.predicted_peak_bytes
+
+
+def limit_over(peak: float) -> str:
+    return f"{peak / (1 - ROOM) / 1e6:.3f}MB"
+
+
+def test_embeddings_in_8_bits_are_taken_where_they_make_lora_fit(small_model: Path) -> None:
+    asked = run_of(small_model).model_copy(update={"method": "auto"})
+    kept, coded = lora_peak(asked, "keep"), lora_peak(asked, "int8")
+    assert kept - coded == pytest.approx(2 * 4096 * 512, rel=0.05)  # a byte less for each weight
+    asked = asked.model_copy(update={"memory": limit_over((kept + coded) / 2)})
+    chosen = choose(asked)
+    assert (chosen.method, chosen.model.embeddings) == ("lora", "int8")
+    by_hand = choose(asked.model_copy(update={"method": "lora"}))  # what keeps the update is first
+    assert (by_hand.model.embeddings, by_hand.train.micro_batch_tokens) == ("keep", 64)
+    said = asked.model.model_copy(update={"embeddings": "keep"})
+    chosen = choose(asked.model_copy(update={"model": said}))
+    assert (chosen.method, chosen.model.embeddings) == ("qlora", "keep")
+    assert choose(asked.model_copy(update={"memory": "100GB"})).model.embeddings == "keep"
+
+
+def test_embeddings_that_are_adapted_are_never_put_in_8_bits(small_model: Path) -> None:
+    lora = LoRAConfig(targets=("embed_tokens", "q_proj"))
+    asked = run_of(small_model).model_copy(update={"method": "auto", "lora": lora})
+    short = limit_over(lora_peak(asked, "keep") - 1_000_000)
+    chosen = choose(asked.model_copy(update={"memory": short}))
+    assert (chosen.method, chosen.model.embeddings) == ("qlora", "keep")
+
+
 def test_a_tokenizer_may_know_more_tokens_than_the_stand_in_for_a_model(tmp_path: Path) -> None:
     vocabulary = {f"unused{i}": i for i in range(5000)}
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -238,13 +282,20 @@ def test_a_resumed_run_keeps_what_the_plan_decided(tiny_llama: Path, tmp_path: P
     train = begun.train.model_copy(
         update={"gradient_checkpointing": True, "micro_batch_tokens": 64}
     )
-    begun = begun.model_copy(update={"train": train})
+    held = begun.model.model_copy(update={"embeddings": "int8"})
+    begun = begun.model_copy(update={"train": train, "model": held})
     (tmp_path / "config.yaml").write_text(json.dumps(begun.model_dump(mode="json")))
     train = begun.train.model_copy(
         update={"gradient_checkpointing": "auto", "micro_batch_tokens": None}
     )
-    asked = begun.model_copy(update={"method": "auto", "train": train})
+    open_ = begun.model.model_copy(update={"embeddings": "auto"})
+    asked = begun.model_copy(update={"method": "auto", "train": train, "model": open_})
     assert decided_before(asked) == begun
+    by_hand = begun.model_copy(update={"train": train, "model": open_})
+    assert decided_before(by_hand) == begun
+    kept = begun.model.model_copy(update={"embeddings": "keep"})
+    said = begun.model_copy(update={"method": "lora", "model": kept})
+    assert decided_before(said) == said  # what was said stays, for the run to refuse
     elsewhere = asked.model_copy(update={"out": str(tmp_path / "new")})
     assert decided_before(elsewhere) == elsewhere
 

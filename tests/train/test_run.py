@@ -81,7 +81,8 @@ def test_loss_falls_and_the_run_folder_is_complete(
     provenance = json.loads((out / "provenance.json").read_text())
     assert len(provenance["base"]["sha256"]) == 64
     assert len(provenance["data"][str(rows_file)]) == 64
-    assert graftlm.config.load_run_config(out / "config.yaml") == config
+    settled = graftlm.config.with_method(config, method)
+    assert graftlm.config.load_run_config(out / "config.yaml") == settled
 
 
 @pytest.mark.parametrize("method", ["lora", "qlora", "full"])

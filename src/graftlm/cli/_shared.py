@@ -57,7 +57,7 @@ def open_model(model: str, adapter: str | None, quantize: str | None) -> tuple[A
     loaded, tokenizer = load_model(
         model,
         quantize="nf4" if quantize == "nf4" else None,
-        embeddings=run.model.embeddings if run is not None else "keep",
+        embeddings=run.model.embeddings_held if run is not None else "keep",
     )
     if adapter is not None:
         load_adapter(loaded, adapter)

@@ -16,6 +16,15 @@ if TYPE_CHECKING:
 __all__ = ["plan"]
 
 _HIDE = {"show_default": False}
+_COLUMNS = (
+    "method",
+    "checkpointing",
+    "embeddings",
+    "rows × length",
+    "peak memory",
+    "time a step",
+    "fits",
+)
 
 
 def plan(
@@ -108,7 +117,7 @@ def _table(found: Plan) -> Any:
 
     title = f"{found.model} on {found.device}, limit {format_size(found.limit)}"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for name in ("method", "checkpointing", "rows × length", "peak memory", "time a step", "fits"):
+    for name in _COLUMNS:
         right = name in ("rows × length", "peak memory", "time a step")
         table.add_column(name, justify="right" if right else "left", no_wrap=True)
     for option in found.options:
@@ -116,6 +125,7 @@ def _table(found: Plan) -> Any:
         table.add_row(
             option.method,
             "yes" if option.gradient_checkpointing else "no",
+            option.embeddings,
             f"{option.rows} × {option.length}",
             format_size(option.predicted_peak_bytes),
             _time(option),
@@ -130,12 +140,14 @@ def _verified_table(found: Plan) -> Any:
     from graftlm.plan import format_size
 
     table = Table(title="run for real", title_justify="left", box=None, pad_edge=False)
-    for name in ("method", "checkpointing", "predicted", "measured", "error", "time a step"):
-        table.add_column(name, justify="left" if name in ("method", "checkpointing") else "right")
+    said = ("method", "checkpointing", "embeddings")
+    for name in (*said, "predicted", "measured", "error", "time a step"):
+        table.add_column(name, justify="left" if name in said else "right")
     for entry in found.verified:
         table.add_row(
             entry.option.method,
             "yes" if entry.option.gradient_checkpointing else "no",
+            entry.option.embeddings,
             format_size(entry.option.predicted_peak_bytes),
             format_size(entry.measured.peak_bytes),
             f"{entry.error:+.1%}",

@@ -70,7 +70,7 @@ def train(
     from graftlm.system import return_freed_memory
 
     return_freed_memory()
-    if resume and left_open(settings):
+    if resume:
         settings = decided_before(settings)
     if left_open(settings) or (settings.memory is not None and not resume):
         settings = planned(settings)
@@ -98,16 +98,29 @@ def report(out: Path) -> str:
 
 
 def decided_before(settings: RunConfig) -> RunConfig:
-    """The settings with what the plan decided when the run was started."""
+    """The settings, with what they leave open taken from the run as it was started.
+
+    The length of rows was the plan's to decide only under ``method: auto``.
+    """
     from graftlm.config import load_run_config
-    from graftlm.plan.planner import as_setting
 
     saved = Path(settings.out) / "config.yaml"
     if not saved.exists():
         return settings
     begun = load_run_config(saved)
-    checkpointing = bool(begun.train.gradient_checkpointing)
-    return as_setting(begun, begun.method, checkpointing).applied(settings)  # type: ignore[arg-type]
+    if settings.method == "auto":
+        data = settings.data.model_copy(update={"max_length": begun.data.max_length})
+        settings = settings.model_copy(update={"method": begun.method, "data": data})
+    for section, name, open_value in (
+        ("model", "embeddings", "auto"),
+        ("train", "gradient_checkpointing", "auto"),
+        ("train", "micro_batch_tokens", None),
+    ):
+        given = getattr(settings, section)
+        if getattr(given, name) == open_value:
+            decided = given.model_copy(update={name: getattr(getattr(begun, section), name)})
+            settings = settings.model_copy(update={section: decided})
+    return settings
 
 
 def choice(settings: RunConfig) -> RunConfig:
@@ -118,7 +131,7 @@ def choice(settings: RunConfig) -> RunConfig:
 
 
 def planned(settings: RunConfig) -> RunConfig:
-    """The settings with the method, batch and checkpointing that fit, said on stderr.
+    """The settings with what was left open decided so that it fits, said on stderr.
 
     Planned in a process of its own: what planning leaves behind (a tokenizer, a traced model, the
     libraries of both) would count in the memory of the run it was to keep small.
@@ -133,9 +146,10 @@ def planned(settings: RunConfig) -> RunConfig:
     tokens = chosen.train.micro_batch_tokens
     at_once = f", {tokens} at once" if tokens is not None else ""
     checkpointed = ", gradient checkpointing" if chosen.train.gradient_checkpointing else ""
+    held = ", embeddings in 8 bits" if chosen.model.embeddings == "int8" else ""
     stderr_console().print(
         f"planned: {chosen.method}, batches of {chosen.train.batch_size} rows, each of at most "
-        f"{chosen.data.max_length} tokens{at_once}{checkpointed}"
+        f"{chosen.data.max_length} tokens{at_once}{checkpointed}{held}"
     )
     return chosen
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graftlm.config import RunConfig, contradictions
-from graftlm.errors import ConfigError, ModelError, ResourceError
+from graftlm.config import Embeddings, RunConfig, contradictions
+from graftlm.errors import ConfigError, ModelError, ResourceError, TargetError
 from graftlm.plan.planner import METHODS, Method, Option, Planner, Setting, as_setting
 from graftlm.plan.recommend import Recommendation, recommend
 from graftlm.plan.rehearsal import Measured, rehearse
@@ -103,7 +103,8 @@ def make_plan(
         device: ``cpu`` or ``cuda``; the machine need not have it.
         methods: what may be recommended.
         lengths: tokens of each row; by default every row is as long as ``max_length``.
-        verify: run each option of the table for real, in a process of its own.
+        verify: run the options of the table and what is recommended for real, each in a process
+            of its own.
         progress: is told what is being done.
 
     Raises:
@@ -131,11 +132,30 @@ def make_plan(
             made[setting] = planner.option(setting)
         return made[setting]
 
+    impossible: set[Embeddings] = set()
+
+    def predict_if_possible(setting: Setting) -> Option | None:
+        """Embeddings that were left open may be of a kind that cannot be in 8 bits, or adapted."""
+        if setting.embeddings in impossible:
+            return None
+        try:
+            return predict(setting)
+        except (ModelError, TargetError):
+            if config.model.embeddings != "auto" or setting.embeddings == "keep":
+                raise
+            impossible.add(setting.embeddings)
+            return None
+
     table = [predict(as_setting(config, m, c)) for m in methods for c in (False, True)]
     asked = as_setting(config, methods[0], config.train.gradient_checkpointing is True)
-    chosen = recommend(asked, methods, limit, planner.at_once(asked), predict)
+    chosen = recommend(
+        asked, methods, limit, planner.at_once(asked), predict_if_possible, _embeddings(config)
+    )
     verified = []
-    for option in table if verify else ():
+    to_verify = [*table] if verify else []
+    if verify and chosen.option not in table and not chosen.missing:
+        to_verify.append(chosen.option)
+    for option in to_verify:
         progress(f"running {option.method}, {option.rows} × {option.length}")
         shape = planner.shape(option.setting)
         length = option.length // shape.sequences if shape.rows == 1 else option.length
@@ -152,11 +172,23 @@ def make_plan(
     )
 
 
+def _embeddings(config: RunConfig) -> tuple[Embeddings, ...]:
+    """How the settings let embeddings be held, best first."""
+    said = config.model.embeddings
+    return ("keep", "int8") if said == "auto" else (said,)
+
+
 def _different(options: Iterable[Option]) -> Iterator[Option]:
     """The options without those that come to the same: a long row is not cut into parts."""
     seen = set()
     for option in options:
-        key = option.method, option.gradient_checkpointing, option.rows, option.length
+        key = (
+            option.method,
+            option.gradient_checkpointing,
+            option.embeddings,
+            option.rows,
+            option.length,
+        )
         if key not in seen:
             seen.add(key)
             yield option
@@ -165,8 +197,9 @@ def _different(options: Iterable[Option]) -> Iterator[Option]:
 def choose(config: RunConfig, lengths: Sequence[int] = ()) -> RunConfig:
     """Settings that fit `config.memory` (or what is free), for ``auto`` or what was asked for.
 
-    ``method: auto`` leaves everything to the plan; ``gradient_checkpointing: auto`` that alone. How
-    much of a batch is computed at once is the plan's to say unless `micro_batch_tokens` is set.
+    ``method: auto`` leaves everything to the plan; ``gradient_checkpointing: auto`` leaves that.
+    How much of a batch is computed at once is the plan's to say unless `micro_batch_tokens` is set,
+    and so is how the embeddings are held unless `embeddings` is.
 
     Raises:
         ResourceError: nothing fits; names what is missing and the cheapest change.
@@ -190,6 +223,8 @@ def choose(config: RunConfig, lengths: Sequence[int] = ()) -> RunConfig:
     asked = as_setting(config, setting.method, checkpointing)
     if asked.micro_batch_tokens is None:
         asked = dataclasses.replace(asked, micro_batch_tokens=setting.micro_batch_tokens)
+    if config.model.embeddings == "auto":
+        asked = dataclasses.replace(asked, embeddings=setting.embeddings)
     if not auto and setting != asked:
         raise ResourceError(f"as asked it does not fit: {chosen.why}. Run: {plan.command}")
     return setting.applied(config)
@@ -200,7 +235,7 @@ def command(config: RunConfig, option: Option) -> str:
     data = config.data.train if isinstance(config.data.train, str) else ""
     words = ["graftlm", "train", "--model", config.model.name, "--data", data or "DATA"]
     words += ["--method", option.method]
-    defaults, held = RunConfig(), option.setting.applied(config).model
+    defaults = RunConfig()
     for name, value, default in (
         ("train.batch_size", config.train.batch_size, defaults.train.batch_size),
         (
@@ -212,7 +247,7 @@ def command(config: RunConfig, option: Option) -> str:
         ("train.gradient_checkpointing", option.gradient_checkpointing, False),
         ("data.max_length", option.max_length, defaults.data.max_length),
         ("lora.rank", config.lora.rank, defaults.lora.rank),
-        ("model.embeddings", held.embeddings, defaults.model.embeddings),
+        ("model.embeddings", option.embeddings, "keep"),
     ):
         if value != default:
             words += ["--set", f"{name}={str(value).lower()}"]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from graftlm.config import RunConfig, with_method
+from graftlm.config import Embeddings, RunConfig, with_method
 from graftlm.data.packable import takes_positions
 from graftlm.errors import ModelError
 from graftlm.models.attention import attends_by_blocks
@@ -45,6 +45,7 @@ class Setting:
     gradient_checkpointing: bool
     micro_batch_tokens: int | None
     max_length: int
+    embeddings: Embeddings = "keep"
 
     def applied(self, config: RunConfig) -> RunConfig:
         """``config`` with this setting in it."""
@@ -55,7 +56,10 @@ class Setting:
             }
         )
         data = config.data.model_copy(update={"max_length": self.max_length})
-        return with_method(config, self.method).model_copy(update={"train": train, "data": data})
+        model = config.model.model_copy(update={"embeddings": self.embeddings})
+        return config.model_copy(
+            update={"method": self.method, "model": model, "train": train, "data": data}
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +81,7 @@ class Option:
     gradient_checkpointing: bool
     micro_batch_tokens: int | None
     max_length: int
+    embeddings: Embeddings
     rows: int
     length: int
     predicted_peak_bytes: int
@@ -119,7 +124,7 @@ class Planner:
         self.architecture, self.config, self.dtype = architecture, config, dtype
         self.folder, self.limit, self.device = folder, limit, device
         self.lengths = sorted(lengths)
-        self._traces: dict[tuple[Method, bool, BatchShape], Trace] = {}
+        self._traces: dict[tuple[Method, bool, Embeddings, BatchShape], Trace] = {}
 
     @functools.cached_property
     def _framework(self) -> Measured | None:
@@ -192,13 +197,13 @@ class Planner:
         )
 
     def _trace(self, setting: Setting, shape: BatchShape) -> Trace:
-        key = setting.method, setting.gradient_checkpointing, shape
+        key = setting.method, setting.gradient_checkpointing, setting.embeddings, shape
         if key not in self._traces:
             config, dtype = setting.applied(self.config), self._type(setting)
             try:
                 trace = trace_step(self.architecture, config, shape, dtype, self.device)
             except AttributeError as error:
-                if config.model.embeddings == "keep":
+                if setting.embeddings == "keep":
                     raise
                 raise ModelError(  # there is no 16-bit weight for its own code to read
                     f"this model cannot have its embeddings in 8 bits ({error}). "
@@ -229,4 +234,5 @@ def as_setting(config: RunConfig, method: Method, checkpointing: bool) -> Settin
         checkpointing,
         config.train.micro_batch_tokens,
         config.data.max_length,
+        with_method(config, method).model.embeddings_held,
     )

@@ -1,13 +1,17 @@
 """Which setting to take: the first of a ladder that fits.
 
     1. LoRA as asked                  nothing is lost, and it is the fastest
-    2. QLoRA as asked                 the base in 4 bits
-    3. QLoRA, half as much at a time  the same update, up to a fifth more time; unless it was said
-    4. LoRA, then QLoRA, with gradient checkpointing      a third more time
-    5. QLoRA, checkpointing, ever less at a time
-    6. … and shorter rows             what is learned changes, so it comes last
+    2. … with embeddings in 8 bits    hardly anything is lost; only if they were left open
+    3. QLoRA as asked                 the base in 4 bits
+    4. … and half as much at a time   the same update, up to a fifth more time; unless it was said
+    5. 3 and 4 with embeddings in 8 bits
+    6. 1 to 5 with gradient checkpointing      a third more time
+    7. QLoRA, checkpointing, ever less at a time
+    8. … and shorter rows             what is learned changes, so it comes last
 
-The ladder is climbed only until something fits, so that few settings are traced.
+Where one method is left, 1 and 2 are skipped. From 7 on embeddings are tried both ways each time:
+in 8 bits they take less in a step, but more while they are loaded. The ladder is climbed only until
+something fits, so that few settings are traced.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
+from graftlm.config import Embeddings
 from graftlm.plan.planner import ROOM, Method, Option, Setting
 from graftlm.plan.sizes import format_size
 
@@ -44,35 +49,57 @@ class Recommendation:
     tried: tuple[Option, ...]
 
 
-def ladder(asked: Setting, methods: Sequence[Method], at_once: int) -> Iterator[Setting]:
-    """Settings from best to smallest, each once; ``at_once``: positions of a pass as asked."""
+def ladder(
+    asked: Setting,
+    methods: Sequence[Method],
+    at_once: int,
+    embeddings: Sequence[Embeddings] = ("keep",),
+) -> Iterator[Setting]:
+    """Settings from best to smallest, each once.
+
+    Args:
+        asked: what everything else is taken from.
+        methods: what may be used.
+        at_once: positions of a pass as asked.
+        embeddings: how they may be held, best first; ``full`` always keeps them.
+    """
     preferred: list[Method] = [method for method in methods if method != "full"]
-    preferred = preferred or list(methods)
+    if not preferred:
+        preferred, embeddings = list(methods), ("keep",)
     seen = set()
-    for setting in _rungs(asked, preferred, at_once):
+    for setting in _rungs(asked, preferred, at_once, embeddings):
         if setting not in seen:
             seen.add(setting)
             yield setting
 
 
-def _rungs(asked: Setting, methods: Sequence[Method], at_once: int) -> Iterator[Setting]:
+def _rungs(
+    asked: Setting, methods: Sequence[Method], at_once: int, embeddings: Sequence[Embeddings]
+) -> Iterator[Setting]:
+    halved = asked.micro_batch_tokens is None and at_once // 2 >= LEAST_AT_ONCE
     for checkpointing in (asked.gradient_checkpointing, True):
         for method in methods:
-            setting = dataclasses.replace(
-                asked, method=method, gradient_checkpointing=checkpointing
-            )
-            yield setting
-        if asked.micro_batch_tokens is None and at_once // 2 >= LEAST_AT_ONCE:
-            yield dataclasses.replace(setting, micro_batch_tokens=at_once // 2)
+            for held in embeddings:
+                setting = dataclasses.replace(
+                    asked, method=method, gradient_checkpointing=checkpointing, embeddings=held
+                )
+                yield setting
+                if halved and method == methods[-1]:
+                    yield dataclasses.replace(setting, micro_batch_tokens=at_once // 2)
     smallest, tokens = setting, at_once // 2
     while tokens >= LEAST_AT_ONCE:
         smallest = dataclasses.replace(smallest, micro_batch_tokens=tokens)
         tokens //= 2
-        yield smallest
+        yield from _each_way(smallest, embeddings)
     while smallest.max_length > SHORTEST:
         shorter = max(SHORTEST, smallest.max_length // 2)
         smallest = dataclasses.replace(smallest, max_length=shorter)
-        yield smallest
+        yield from _each_way(smallest, embeddings)
+
+
+def _each_way(setting: Setting, embeddings: Sequence[Embeddings]) -> Iterator[Setting]:
+    for held in embeddings:
+        yield dataclasses.replace(setting, embeddings=held)
 
 
 def recommend(
@@ -80,12 +107,18 @@ def recommend(
     methods: Sequence[Method],
     limit: int,
     at_once: int,
-    predict: Callable[[Setting], Option],
+    predict: Callable[[Setting], Option | None],
+    embeddings: Sequence[Embeddings] = ("keep",),
 ) -> Recommendation:
-    """Climb down the ladder until a setting fits; ``at_once``: positions of a pass as asked."""
+    """Climb down the `ladder` until a setting fits in ``limit`` bytes.
+
+    ``predict`` gives ``None`` for what the model cannot have, which is passed over.
+    """
     tried: list[Option] = []
-    for setting in ladder(asked, methods, at_once):
+    for setting in ladder(asked, methods, at_once, embeddings):
         option = predict(setting)
+        if option is None:
+            continue
         tried.append(option)
         if option.fits:
             return Recommendation(option, _why(asked, tried, limit), 0, tuple(tried))
@@ -115,6 +148,8 @@ def _why(asked: Setting, tried: Sequence[Option], limit: int) -> str:
     changes = []
     if chosen.micro_batch_tokens != asked.micro_batch_tokens:
         changes.append("the parts of a batch add up to the same update")
+    if chosen.embeddings != tried[0].embeddings:
+        changes.append("8 bits for the embeddings and the output head lose hardly anything")
     if chosen.max_length != asked.max_length:
         changes.append(f"rows longer than {chosen.max_length} tokens are dropped or cut")
     if chosen.gradient_checkpointing and not asked.gradient_checkpointing:
@@ -128,8 +163,10 @@ def _why(asked: Setting, tried: Sequence[Option], limit: int) -> str:
 
 def _named(option: Option) -> str:
     names = {"lora": "LoRA", "qlora": "QLoRA", "full": "full fine-tuning"}
-    checkpointed = " with checkpointing" if option.gradient_checkpointing else ""
-    return f"{names[option.method]}{checkpointed} at {option.rows} × {option.length}"
+    extras = ["checkpointing"] if option.gradient_checkpointing else []
+    extras += ["embeddings in 8 bits"] if option.embeddings == "int8" else []
+    given = f" with {' and '.join(extras)}" if extras else ""
+    return f"{names[option.method]}{given} at {option.rows} × {option.length}"
 
 
 def _heaviest(option: Option) -> str:

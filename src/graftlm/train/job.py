@@ -21,6 +21,7 @@ from graftlm.config import (
     TrainConfig,
     contradictions,
     left_open,
+    with_method,
 )
 from graftlm.data import audit
 from graftlm.data.batch import Example
@@ -60,6 +61,7 @@ def run(config: RunConfig, *, resume: bool = False, progress: bool = True) -> Ru
     problems += _undecided(config) + contradictions(config)
     if problems:
         raise ConfigError(problems)
+    config = with_method(config, config.method)
     base_path = resolve(config.model.name).path
     check_run(Path(config.out), config, resume)
     # The rows first: once they are tokens, the tokenizer need not be in memory beside the model.
@@ -90,7 +92,7 @@ def adapted_model(config: RunConfig) -> PreTrainedModel:
         dtype="float32" if config.method == "full" else config.model.dtype,
         block_size=config.model.block_size,
         double_quant=config.model.double_quant,
-        embeddings=config.model.embeddings,
+        embeddings=config.model.embeddings_held,
         trust_remote_code=config.model.trust_remote_code,
     )
     # Seeded before the adapters are drawn, so that a seed names one run.
@@ -220,6 +222,7 @@ def _model_config_of(model: PreTrainedModel) -> ModelConfig:
     config = ModelConfig(
         name=getattr(model.config, "_name_or_path", ""),
         dtype=str(model.dtype).removeprefix("torch."),
+        embeddings="keep",
     )
     held: dict[str, Any] = {}
     for module in model.modules():

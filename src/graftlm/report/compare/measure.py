@@ -179,6 +179,6 @@ def _base(config: RunConfig, dtype: str | None = None) -> tuple[Any, Any]:
         dtype=dtype or ("float32" if config.method == "full" else config.model.dtype),
         block_size=config.model.block_size,
         double_quant=config.model.double_quant,
-        embeddings=config.model.embeddings,
+        embeddings=config.model.embeddings_held,
         trust_remote_code=config.model.trust_remote_code,
     )
