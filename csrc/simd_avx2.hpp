@@ -167,7 +167,7 @@ struct Simd {
   static float first(F x) { return _mm256_cvtss_f32(x); }
   // The least power of two s with x ≤ most s, from the bits of x ≥ 0, and 1 / s. Both are 0 where s
   // would be below 2^least; where x is not finite, s is x, and 1 / s is 0. Without a division: the
-  // exponent of x / most is that of x less that of most, and one more if its fraction is larger.
+  // exponent of s is that of x less that of most, and one more if x has the larger fraction.
   template <int most, int least>
   static F int16_scale(I x, F& inverse) {
     constexpr int log2 = 31 - __builtin_clz(most), fraction = most << (23 - log2) & 0x007fffff;

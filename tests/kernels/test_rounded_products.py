@@ -61,6 +61,23 @@ def test_numbers_of_eight_bits_are_exact(level: str) -> None:
     assert error(y, x, w) <= FLOAT32
 
 
+@pytest.mark.parametrize(("largest", "step"), [(5792, 1), (5794, 2), (8190, 2)])
+@pytest.mark.parametrize("exponent", [-110, -20, 0, 100])
+def test_whole_numbers_up_to_5792_are_exact_and_even_ones_up_to_twice_that(
+    level: str, largest: int, step: int, exponent: int
+) -> None:
+    if level == "amx":
+        return  # bfloat16 has eight bits
+    numbers = torch.arange(0, largest + 1, step).flip(0)[: 15 * BLOCK].reshape(15, BLOCK)
+    numbers[:, 0] = largest  # in every block, as the one that its scale is made from
+    x = numbers.float() * 2.0**exponent
+    w = torch.eye(BLOCK)
+    A, B = torch.zeros(1, BLOCK), torch.zeros(BLOCK, 1)
+    torch.testing.assert_close(
+        ops.lora_linear(x, w, None, A, B, 1.0, "bfloat16"), x, rtol=0, atol=0
+    )
+
+
 @pytest.mark.parametrize("rank", [1, 33, 80])
 def test_updates_of_any_rank_ride_along(level: str, rank: int) -> None:
     w4 = nf4.quantize(draw(700, 96, seed=0))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -285,6 +286,19 @@ def test_left_open_they_are_kept_when_no_plan_was_made(
     recorded = load_run_config(tmp_path / "run" / "config.yaml")
     assert recorded.model.embeddings == "keep"
     assert run(config, resume=True, progress=False).finished  # what is left open is no change
+    saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    del saved["model"]["embeddings"]  # as a run that is older than the setting recorded it
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(saved))
+    assert run(config, resume=True, progress=False).finished
+
+
+def test_a_model_that_does_not_say_where_they_are_is_refused() -> None:
+    class Silent(nn.Module):
+        def get_input_embeddings(self) -> nn.Module:
+            raise NotImplementedError
+
+    with pytest.raises(ModelError, match=r"Silent has NoneType.*embeddings=keep"):
+        rows_in_int8(Silent())
 
 
 def test_full_fine_tuning_of_them_is_refused(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from graftlm.config import (
     RunConfig,
     TrainConfig,
     load_run_config,
+    parse_override,
     with_method,
 )
 from graftlm.errors import ConfigError, ModelError, ResourceError, TrainingError
@@ -115,18 +117,20 @@ def test_seventy_billion_parameters_are_planned_from_the_config_alone() -> None:
     assert option.seconds_per_step is None
 
 
-def test_a_recommended_command_parses_back_to_the_option(tiny_llama: Path) -> None:
+@pytest.mark.parametrize("embeddings", ["auto", "int8"])
+def test_a_recommended_command_parses_back_to_the_option(tiny_llama: Path, embeddings: str) -> None:
     config = run_of(tiny_llama, length=4096, batch=6)
+    said = config.model.model_copy(update={"embeddings": embeddings})
+    config = config.model_copy(update={"model": said})
     plan = make_plan(config, memory="650MB", methods=["qlora"])
-    words = plan.command.split()
+    words = shlex.split(plan.command)
     overrides = [
-        (word.partition("=")[0].split("."), json.loads(word.partition("=")[2]))
-        for flag, word in itertools.pairwise(words)
-        if flag == "--set"
+        parse_override(word) for flag, word in itertools.pairwise(words) if flag == "--set"
     ]
     again = load_run_config(None, overrides)
     option = plan.recommendation.option
     assert again.model.embeddings_held == option.embeddings
+    assert option.embeddings == ("int8" if embeddings == "int8" else "keep")
     assert again.train.batch_size == config.train.batch_size
     assert again.train.micro_batch_tokens == option.micro_batch_tokens
     assert again.train.gradient_checkpointing == option.gradient_checkpointing
@@ -291,8 +295,12 @@ def test_a_resumed_run_keeps_what_the_plan_decided(tiny_llama: Path, tmp_path: P
     open_ = begun.model.model_copy(update={"embeddings": "auto"})
     asked = begun.model_copy(update={"method": "auto", "train": train, "model": open_})
     assert decided_before(asked) == begun
+    shorter = asked.data.model_copy(update={"max_length": 32})
+    assert decided_before(asked.model_copy(update={"data": shorter})) == begun
     by_hand = begun.model_copy(update={"train": train, "model": open_})
     assert decided_before(by_hand) == begun
+    by_hand = by_hand.model_copy(update={"data": shorter})
+    assert decided_before(by_hand) == begun.model_copy(update={"data": shorter})
     kept = begun.model.model_copy(update={"embeddings": "keep"})
     said = begun.model_copy(update={"method": "lora", "model": kept})
     assert decided_before(said) == said  # what was said stays, for the run to refuse

@@ -18,10 +18,10 @@ __all__ = ["plan"]
 _HIDE = {"show_default": False}
 _COLUMNS = (
     "method",
-    "checkpointing",
+    "recompute",
     "embeddings",
     "rows × length",
-    "peak memory",
+    "peak",
     "time a step",
     "fits",
 )
@@ -118,7 +118,7 @@ def _table(found: Plan) -> Any:
     title = f"{found.model} on {found.device}, limit {format_size(found.limit)}"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for name in _COLUMNS:
-        right = name in ("rows × length", "peak memory", "time a step")
+        right = name in ("rows × length", "peak", "time a step")
         table.add_column(name, justify="right" if right else "left", no_wrap=True)
     for option in found.options:
         mark = " ←" if option == found.recommendation.option and option.fits else ""
@@ -140,7 +140,7 @@ def _verified_table(found: Plan) -> Any:
     from graftlm.plan import format_size
 
     table = Table(title="run for real", title_justify="left", box=None, pad_edge=False)
-    said = ("method", "checkpointing", "embeddings")
+    said = ("method", "recompute", "embeddings")
     for name in (*said, "predicted", "measured", "error", "time a step"):
         table.add_column(name, justify="left" if name in said else "right")
     for entry in found.verified:

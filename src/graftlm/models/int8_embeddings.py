@@ -34,8 +34,11 @@ def rows_in_int8(model: Any, dtype: torch.dtype | None = None) -> None:
     Raises:
         ModelError: the model cannot have them in 8 bits; it is of no more use.
     """
-    table, head = model.get_input_embeddings(), model.get_output_embeddings()
     kind = type(model).__name__
+    try:
+        table, head = model.get_input_embeddings(), model.get_output_embeddings()
+    except NotImplementedError:  # its author has not said which they are
+        table = head = None
     if not isinstance(table, nn.Embedding) or type(head) not in (nn.Linear, OutputLinear):
         raise ModelError(
             "model.embeddings=int8 needs an embedding table and a linear output head; "
@@ -69,7 +72,9 @@ def rows_in_int8(model: Any, dtype: torch.dtype | None = None) -> None:
 
 def _factor(table: Any) -> float:
     """What a table multiplies its words by (Gemma's √D); without values, whether it does."""
-    factor = getattr(table, "scalar_embed_scale", getattr(table, "embed_scale", 1.0))
+    factor = getattr(table, "scalar_embed_scale", getattr(table, "embed_scale", None))
+    if factor is None:
+        return 1.0
     return 2.0 if isinstance(factor, Tensor) and factor.is_meta else float(factor)
 
 

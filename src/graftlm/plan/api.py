@@ -128,7 +128,9 @@ def make_plan(
 
     def predict(setting: Setting) -> Option:
         if setting not in made:
-            progress(f"{setting.method}, rows of {setting.max_length}")
+            progress(
+                f"{setting.method}, embeddings {setting.embeddings}, {setting.max_length} long"
+            )
             made[setting] = planner.option(setting)
         return made[setting]
 

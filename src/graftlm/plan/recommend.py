@@ -9,9 +9,9 @@
     7. QLoRA, checkpointing, ever less at a time
     8. … and shorter rows             what is learned changes, so it comes last
 
-Where one method is left, 1 and 2 are skipped. From 7 on embeddings are tried both ways each time:
-in 8 bits they take less in a step, but more while they are loaded. The ladder is climbed only until
-something fits, so that few settings are traced.
+Where one method may be used, it takes the place of QLoRA in 3 to 8. From 7 on embeddings are tried
+both ways each time: in 8 bits they take less in a step, but more while they are loaded. The ladder
+is climbed only until something fits, so that few settings are traced.
 """
 
 from __future__ import annotations
