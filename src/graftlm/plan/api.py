@@ -184,13 +184,8 @@ def _different(options: Iterable[Option]) -> Iterator[Option]:
     """The options without those that come to the same: a long row is not cut into parts."""
     seen = set()
     for option in options:
-        key = (
-            option.method,
-            option.gradient_checkpointing,
-            option.embeddings,
-            option.rows,
-            option.length,
-        )
+        shape = option.rows, option.length
+        key = option.method, option.gradient_checkpointing, option.embeddings, shape
         if key not in seen:
             seen.add(key)
             yield option
