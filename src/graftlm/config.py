@@ -185,13 +185,18 @@ def left_open(config: RunConfig) -> list[str]:
 
 
 def with_method(config: RunConfig, method: Method) -> RunConfig:
-    """``config`` by another method, with what it leaves open about the embeddings settled.
+    """``config`` by another method; its embeddings are `settled`."""
+    return settled(config.model_copy(update={"method": method}))
 
-    Full fine-tuning trains them, so they are kept.
+
+def settled(config: RunConfig) -> RunConfig:
+    """``config`` with embeddings that are still ``auto`` kept, as no plan has put them in 8 bits.
+
+    Full fine-tuning trains them, so it keeps them whatever was said.
     """
-    held = "keep" if method == "full" else config.model.embeddings_held
+    held = "keep" if config.method == "full" else config.model.embeddings_held
     model = config.model.model_copy(update={"embeddings": held})
-    return config.model_copy(update={"method": method, "model": model})
+    return config.model_copy(update={"model": model})
 
 
 def contradictions(config: RunConfig) -> list[str]:

@@ -81,8 +81,7 @@ def test_loss_falls_and_the_run_folder_is_complete(
     provenance = json.loads((out / "provenance.json").read_text())
     assert len(provenance["base"]["sha256"]) == 64
     assert len(provenance["data"][str(rows_file)]) == 64
-    settled = graftlm.config.with_method(config, method)
-    assert graftlm.config.load_run_config(out / "config.yaml") == settled
+    assert graftlm.config.load_run_config(out / "config.yaml") == graftlm.config.settled(config)
 
 
 @pytest.mark.parametrize("method", ["lora", "qlora", "full"])

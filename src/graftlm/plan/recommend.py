@@ -53,7 +53,7 @@ def ladder(
     asked: Setting,
     methods: Sequence[Method],
     at_once: int,
-    embeddings: Sequence[Embeddings] = ("keep",),
+    embeddings: Sequence[Embeddings],
 ) -> Iterator[Setting]:
     """Settings from best to smallest, each once.
 
@@ -108,7 +108,7 @@ def recommend(
     limit: int,
     at_once: int,
     predict: Callable[[Setting], Option | None],
-    embeddings: Sequence[Embeddings] = ("keep",),
+    embeddings: Sequence[Embeddings],
 ) -> Recommendation:
     """Climb down the `ladder` until a setting fits in ``limit`` bytes.
 

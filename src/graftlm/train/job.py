@@ -21,7 +21,7 @@ from graftlm.config import (
     TrainConfig,
     contradictions,
     left_open,
-    with_method,
+    settled,
 )
 from graftlm.data import audit
 from graftlm.data.batch import Example
@@ -61,7 +61,7 @@ def run(config: RunConfig, *, resume: bool = False, progress: bool = True) -> Ru
     problems += _undecided(config) + contradictions(config)
     if problems:
         raise ConfigError(problems)
-    config = with_method(config, config.method)  # what is still open comes to its default
+    config = settled(config)
     base_path = resolve(config.model.name).path
     check_run(Path(config.out), config, resume)
     # The rows first: once they are tokens, the tokenizer need not be in memory beside the model.

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from graftlm.config import RunConfig, load_run_config, with_method
+from graftlm.config import RunConfig, load_run_config, settled
 from graftlm.errors import ArtifactError, ConfigError, ResourceError
 from graftlm.files import atomic_write, require_writable, write_json
 from graftlm.system import versions
@@ -38,9 +38,8 @@ def check_run(out: Path, config: RunConfig, resume: bool) -> None:
     if resume:
         if not saved.exists():
             raise ArtifactError(f"{out} holds no run to resume: {saved} is missing")
-        begun = load_run_config(saved)
         # A run that is older than a setting with an `auto` began with what that comes to.
-        _require_same_settings(with_method(begun, begun.method), config)
+        _require_same_settings(settled(load_run_config(saved)), config)
     elif saved.exists():
         raise ResourceError(
             f"{out} already holds a run. Add --resume to go on with it, or choose another --out."
