@@ -130,15 +130,25 @@ NB_MODULE(_native, m) {
       [](Address weight, int type, Address row_scale, int64_t vocabulary, int64_t dim,
          Address bias, float scale, float softcap, Address hidden, Address targets,
          int64_t tokens, bool exact_bf16, float label_smoothing, float tolerance,
-         float max_dropped, Address lse, Address target_logit, Address mean_row, Address grad,
+         float max_dropped, Address mean_row, Address lse, Address target_logit, Address grad,
          Address dropped, int threads) {
         const Head head = {at<void>(weight), DType(type), vocabulary, dim,
                            at<float>(bias),  scale,       softcap,    at<float>(row_scale)};
         return cross_entropy({head, at<float>(hidden), at<int64_t>(targets), tokens, exact_bf16,
-                              label_smoothing, tolerance, max_dropped, at<float>(lse),
-                              at<float>(target_logit), at<float>(mean_row), at<float>(grad),
+                              label_smoothing, tolerance, max_dropped, at<float>(mean_row),
+                              at<float>(lse), at<float>(target_logit), at<float>(grad),
                               at<float>(dropped)},
                              threads);
+      },
+      Free());
+
+  m.def(
+      "mean_row",
+      [](Address weight, int type, Address row_scale, int64_t vocabulary, int64_t dim,
+         Address mean, int threads) {
+        const Head head = {at<void>(weight), DType(type), vocabulary, dim, nullptr, 1.0f, 0.0f,
+                           at<float>(row_scale)};
+        mean_row(head, at<float>(mean), threads);
       },
       Free());
 

@@ -95,15 +95,6 @@ class Part {
     }
   }
 
-  // Σ of the rows of this part, for the mean row.
-  void sum_rows(const Head& head, int64_t row, int64_t row_end) {
-    std::vector<uint32_t> rows(static_cast<size_t>(row_end - row));
-    std::iota(rows.begin(), rows.end(), static_cast<uint32_t>(row));
-    const std::vector<float> ones(rows.size(), 1.0f);
-    row_sum.assign(static_cast<size_t>(head.dim), 0.0f);
-    level().gather_rows(head, rows.data(), ones.data(), row_end - row, row_sum.data());
-  }
-
   bool flat(int64_t token) const { return bound_[token - first_] == kInfinity; }
   float peak(int64_t token) const { return peak_[token - first_]; }
   float sum(int64_t token) const { return sum_[token - first_]; }
@@ -132,8 +123,6 @@ class Part {
       logits[at] = logits_.data[i];
     }
   }
-
-  std::vector<float> row_sum;
 
  private:
   int64_t token_of(size_t i) const { return keys_.data[i] / kPartitionRows; }
@@ -177,11 +166,8 @@ class Group {
     parallel_for(partitions - 1, threads_, [&](int64_t i) {
       const int64_t row = (i + 1) * kPartitionRows;
       const int64_t end = std::min(row + kPartitionRows, head.vocabulary);
-      Part& part = parts_[slices_ + i];
-      part.walk(q_, packed_.bytes(0), bound_.data(), row, end, 0, padded_);
-      if (first_ == 0 && q_.mean_row) part.sum_rows(head, row, end);
+      parts_[slices_ + i].walk(q_, packed_.bytes(0), bound_.data(), row, end, 0, padded_);
     });
-    if (first_ == 0 && q_.mean_row) average_rows();
     for (int64_t t = 0; t < tokens_; t++) close(t);
     return q_.grad ? gradient() : 0;
   }
@@ -217,16 +203,6 @@ class Group {
     for (int64_t t = token; t < end && q_.grad; t++)
       bound_[t] = part.flat(t) ? kInfinity
                                : std::max(bound_[t], part.peak(t) + std::log(part.sum(t)));
-    if (slice == 0 && first_ == 0 && q_.mean_row) part.sum_rows(head, 0, row_end);
-  }
-
-  void average_rows() {
-    for (int64_t d = 0; d < q_.head.dim; d++) {
-      double sum = parts_[0].row_sum[d];
-      for (size_t i = static_cast<size_t>(slices_); i < parts_.size(); i++)
-        sum += parts_[i].row_sum[d];
-      q_.mean_row[d] = static_cast<float>(sum / static_cast<double>(q_.head.vocabulary));
-    }
   }
 
   void close(int64_t token) {
@@ -328,6 +304,24 @@ class Group {
 };
 
 }  // namespace
+
+void mean_row(const Head& head, float* mean, int threads) {
+  const int64_t partitions = divide_up(head.vocabulary, kPartitionRows);
+  std::vector<std::vector<float>> sums(static_cast<size_t>(partitions));
+  parallel_for(partitions, threads, [&](int64_t i) {
+    const int64_t row = i * kPartitionRows, end = std::min(row + kPartitionRows, head.vocabulary);
+    std::vector<uint32_t> rows(static_cast<size_t>(end - row));
+    std::iota(rows.begin(), rows.end(), static_cast<uint32_t>(row));
+    const std::vector<float> ones(rows.size(), 1.0f);
+    sums[i].assign(static_cast<size_t>(head.dim), 0.0f);
+    level().gather_rows(head, rows.data(), ones.data(), end - row, sums[i].data());
+  });
+  for (int64_t d = 0; d < head.dim; d++) {
+    double sum = 0;
+    for (const auto& part : sums) sum += part[d];
+    mean[d] = static_cast<float>(sum / static_cast<double>(head.vocabulary));
+  }
+}
 
 int64_t cross_entropy(const CrossEntropy& request, int threads) {
   int64_t kept = 0;

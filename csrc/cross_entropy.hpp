@@ -112,15 +112,18 @@ struct CrossEntropy {
   float label_smoothing;  // without a softcap only
   float tolerance;        // probabilities up to it are dropped from the gradient
   float max_dropped;      // but no more than this in all: beyond, a token gets no gradient
+  const float* mean_row;  // [dim]: see below; needed for grad
 
   float* lse;           // [tokens]
   float* target_logit;  // [tokens]
-  float* mean_row;      // [dim]: the mean of the rows of W; or null
-  float* grad;          // [tokens][dim] or null; needs mean_row
+  float* grad;          // [tokens][dim] or null
   float* dropped;       // [tokens], with grad: the probability dropped, or kTooFlat
 };
 
 constexpr float kTooFlat = 2.0f;  // more than any probability: too many candidates, no gradient
+
+// mean[dim]: the mean of the rows of W. Separate, for it is the same for every walk.
+void mean_row(const Head& head, float* mean, int threads);
 
 // Returns how many entries of the softmax the gradients were made of.
 int64_t cross_entropy(const CrossEntropy& request, int threads);

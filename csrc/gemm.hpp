@@ -15,6 +15,9 @@
 
 namespace graftlm {
 
+struct Weight;
+enum class DType : int;
+
 struct Gemm {
   const char* name;
   int64_t row_step;     // rows of A (and C) are padded to a multiple of this
@@ -31,6 +34,15 @@ struct Gemm {
   void (*pack_b)(const float* src, int64_t ld, int64_t first, int64_t count, int64_t depth,
                  int64_t cols, void* b);
   void (*pack_bt)(const float* src, int64_t ld, int64_t cols, int64_t depth, void* b);
+
+  // From what a frozen weight is stored in, with no float32 between; null where that is no shorter.
+  // A stored one has whole blocks a row, of `direct_block` or more elements; `start`, an element, and
+  // `col` lie on a multiple of that and of the panel. Otherwise as pack_a and pack_b.
+  static constexpr int64_t direct_block = 64;
+  void (*pack_a_stored)(const Weight& w, int64_t start, int64_t rows, int64_t depth, void* a);
+  void (*pack_b_stored)(const Weight& w, int64_t row, int64_t col, int64_t first, int64_t count,
+                        int64_t depth, int64_t cols, void* b);
+  void (*pack_a_dense)(const void* src, DType type, int64_t ld, int64_t rows, int64_t depth, void* a);
   // ldc >= cols padded to panel; C has rows padded to row_step.
   void (*multiply)(int64_t rows, int64_t cols, int64_t depth, const void* a, const void* b,
                    float* c, int64_t ldc);

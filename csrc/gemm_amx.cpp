@@ -231,7 +231,8 @@ void multiply(int64_t rows, int64_t cols, int64_t depth, const void* a, const vo
 template <int planes>
 constexpr Gemm make_gemm(const char* name, int64_t depth_block) {
   return Gemm{name, kRows, kRows, kDeep, 2 * kDeep * planes, depth_block, false, 384, 384,
-              pack_a<planes>, pack_b<planes>, pack_bt<planes>, multiply<planes>};
+              pack_a<planes>, pack_b<planes>, pack_bt<planes>, nullptr, nullptr, nullptr,
+              multiply<planes>};
 }
 
 }  // namespace

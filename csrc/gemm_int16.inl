@@ -16,6 +16,12 @@
 //     A   rows:                 [depth / 64] blocks of [64 numbers][scale]
 //     B   panels of columns:    [depth / 64] blocks of [32 pairs][columns][2] and [columns] scales
 //
+// A frozen weight is taken as it is stored where that is shorter. NF4 levels become whole numbers by a
+// table. Along a row that is all, for a block of 64 has one maximum already; down the rows its blocks
+// have a maximum each, and the greatest of 64 is what they share:
+//
+//     q = round(5792 level)   s = maximum / 5792        q = round(5792 level · maximum / greatest)
+//
 // A block that is not finite has a scale that is not, and so is all that is made of it; the sign of an
 // infinity is lost.
 
@@ -33,6 +39,10 @@ struct Int16Product {
 
   static constexpr int64_t blocks(int64_t depth) { return (depth + kDeep - 1) / kDeep; }
   static constexpr int64_t line_bytes(int64_t depth) { return blocks(depth) * kLine; }
+
+  static void put_scale(char* block, float scale) {
+    __builtin_memcpy(block + kScaleAt, &scale, sizeof scale);
+  }
 
   // Up to 64 numbers → 64 whole numbers; gives their scale.
   static float round_block(const float* x, int64_t n, char* q) {
@@ -54,8 +64,60 @@ struct Int16Product {
     char* to = static_cast<char*>(a);
     for (int64_t r = 0; r < rows; r++)
       for (int64_t k = 0; k < depth; k += kDeep, to += kLine) {
-        const float scale = round_block(src + r * ld + k, smaller(kDeep, depth - k), to);
-        __builtin_memcpy(to + kScaleAt, &scale, sizeof scale);
+        put_scale(to, round_block(src + r * ld + k, smaller(kDeep, depth - k), to));
+      }
+  }
+
+  static float round_whole(const uint16_t* x, char* q) {  // 64 bfloat16
+    F factor;
+    const F scale = S::template int16_scale<kMost, kLeast>(S::largest_bits_of_64(x), factor);
+    for (int i = 0; i < kDeep; i += 2 * W) S::store_rounded(q + 2 * i, x + i, factor);
+    return S::first(scale);
+  }
+  static float round_whole(const int8_t* x, char* q) {  // whole numbers already
+    for (int i = 0; i < kDeep; i += 2 * W) S::store_rounded(q + 2 * i, x + i);
+    return 1.0f;
+  }
+
+  template <class T>
+  static void pack_a_as(const T* src, int64_t ld, int64_t rows, int64_t depth, char* to) {
+    for (int64_t r = 0; r < rows; r++)
+      for (int64_t k = 0; k < depth; k += kDeep, to += kLine) {
+        const T* x = src + r * ld + k;
+        T padded[kDeep] = {};
+        if (depth - k < kDeep) {
+          for (int64_t i = 0; i < depth - k; i++) padded[i] = x[i];
+          x = padded;
+        }
+        put_scale(to, round_whole(x, to));
+      }
+  }
+
+  static void pack_a_dense(const void* src, DType type, int64_t ld, int64_t rows, int64_t depth,
+                           void* a) {
+    char* to = static_cast<char*>(a);
+    if (type == DType::f32) return pack_a(static_cast<const float*>(src), ld, rows, depth, a);
+    if (type == DType::bf16)
+      return pack_a_as(static_cast<const uint16_t*>(src), ld, rows, depth, to);
+    if (type == DType::i8) return pack_a_as(static_cast<const int8_t*>(src), ld, rows, depth, to);
+    const auto* x = static_cast<const uint16_t*>(src);
+    for (int64_t r = 0; r < rows; r++)
+      for (int64_t k = 0; k < depth; k += kDeep, to += kLine) {
+        const int64_t n = smaller(kDeep, depth - k);
+        alignas(64) float wide[kDeep];
+        to_float(x + r * ld + k, type, n, wide);
+        put_scale(to, round_block(wide, n, to));
+      }
+  }
+
+  static void pack_a_stored(const Weight& w, int64_t start, int64_t rows, int64_t depth, void* a) {
+    char* to = static_cast<char*>(a);
+    for (int64_t r = 0; r < rows; r++)
+      for (int64_t k = 0; k < depth; k += kDeep, to += kLine) {
+        const int64_t at = start + r * w.cols + k;
+        S::template store_levels<kMost>(to, w.codes + at / 2);
+        S::template store_levels<kMost>(to + kDeep, w.codes + at / 2 + kDeep / 4);
+        put_scale(to, w.scale(at >> w.block_shift) * (1.0f / kMost));
       }
   }
 
@@ -112,6 +174,51 @@ struct Int16Product {
         }
         for (int v = 0; v < kPanel; v += W)
           round_columns(from + v, from_ld, rows, to + 4 * v, scales_of(to) + v);
+      }
+    }
+  }
+
+  // One block of 64 rows or less, and two panels of columns, which lie in one block of each row.
+  static void stored_columns(const Weight& w, int64_t row, int64_t rows, int64_t col, char* to,
+                             int64_t next_panel) {
+    float maxima[kDeep] = {}, greatest = 0.0f, poison = 0.0f;
+    for (int64_t i = 0; i < rows; i++) {
+      maxima[i] = w.scale(((row + i) * w.cols + col) >> w.block_shift);
+      const float m = __builtin_fabsf(maxima[i]);
+      greatest = m > greatest ? m : greatest;
+      poison += 0.0f * m;  // NaN if any maximum is not finite
+    }
+    const float per_unit = greatest > 0.0f ? S::kShareOne * kMost / greatest : 0.0f;
+    for (int v = 0; v < kPanel; v += W) {
+      const F scale = S::set1(greatest * (1.0f / kMost) + poison);
+      S::store(scales_of(to) + v, scale);
+      S::store(scales_of(to + next_panel) + v, scale);
+    }
+    static_assert(S::micro_vectors * S::width == 16, "store_level_pairs fills two panels");
+    uint8_t zeros[16];
+    __builtin_memset(zeros, kZeroCode * 0x11, sizeof zeros);
+    const uint8_t* codes = w.codes + (row * w.cols + col) / 2;
+    for (int64_t p = 0; p < rows; p += 2, codes += w.cols) {
+      const uint8_t* odd = p + 1 < rows ? codes + w.cols / 2 : zeros;
+      const I shares = S::shares(maxima[p] * per_unit, maxima[p + 1] * per_unit);
+      char* at = to + p / 2 * kPanel * 4;
+      S::store_level_pairs(at, at + next_panel, codes, odd, shares);
+    }
+    for (int64_t p = (rows + 1) / 2; p < kPairs; p++)
+      for (int v = 0; v < kPanel; v += W) {
+        S::store(reinterpret_cast<float*>(to) + p * kPanel + v, S::zero());
+        S::store(reinterpret_cast<float*>(to + next_panel) + p * kPanel + v, S::zero());
+      }
+  }
+
+  static void pack_b_stored(const Weight& w, int64_t row, int64_t col, int64_t first, int64_t count,
+                            int64_t depth, int64_t cols, void* b) {
+    const int64_t next_panel = kPanel * line_bytes(depth);
+    for (int64_t c = 0; c < cols; c += 2 * kPanel) {
+      char* panel = static_cast<char*>(b) + c * line_bytes(depth);
+      for (int64_t p = 0; p < count; p += kDeep) {
+        char* to = panel + (first + p) / kDeep * kPanel * kLine;
+        stored_columns(w, row + p, smaller(kDeep, count - p), col + c, to, next_panel);
       }
     }
   }

@@ -538,7 +538,7 @@ namespace {
 
 constexpr Gemm float32_product() {
   return Gemm{Simd::name, 1, kPanel, 1, 4, 256, true, 384, 384, pack_a, pack_b, pack_bt,
-              multiply<Float32Product>};
+              nullptr, nullptr, nullptr, multiply<Float32Product>};
 }
 
 template <class S>
@@ -546,7 +546,8 @@ constexpr Gemm rounded_product() {
   if constexpr (S::multiplies_int16) {
     using P = Int16Product<S>;
     return Gemm{"int16", 1, kPanel, P::kDeep, P::kLine, 512, false, 384, 384,
-                P::pack_a, P::pack_b, P::pack_bt, multiply<P>};
+                P::pack_a, P::pack_b, P::pack_bt, P::pack_a_stored, P::pack_b_stored,
+                P::pack_a_dense, multiply<P>};
   } else {
     return float32_product();
   }

@@ -39,6 +39,13 @@ void read(const Frozen& w, int64_t start, int64_t count, float* to) {
   level().to_float(from, w.type, count, to);
 }
 
+// Whether it can be packed as it is stored: see gemm.hpp.
+bool direct(const Frozen& w, const Gemm& gemm) {
+  if (w.dense || !gemm.pack_a_stored) return false;
+  const int64_t block = w.stored.block();
+  return block >= Gemm::direct_block && w.cols % block == 0;
+}
+
 // What a tile reads next is a few lines here and there, which no hardware foresees. Inlined by force:
 // the compiler takes a function that only prefetches for one without effect, and drops the call.
 [[gnu::always_inline]] inline void prefetch(const Frozen& w, int64_t start, int64_t count) {
@@ -47,6 +54,32 @@ void read(const Frozen& w, int64_t start, int64_t count, float* to) {
                              : reinterpret_cast<const char*>(w.stored.codes);
   const int64_t end = std::min(start + count, w.rows * w.cols) * bits / 8;
   for (int64_t i = start * bits / 8; i < end; i += 64) __builtin_prefetch(from + i);
+}
+
+// `rows` lines of W from element `start` on, as rows of A.
+void pack_rows(const Frozen& w, const Gemm& gemm, int64_t start, int64_t rows, int64_t depth, char* a) {
+  for (int64_t i = 0; i < rows; i++) prefetch(w, start + i * w.cols + depth, gemm.depth_block);
+  if (direct(w, gemm)) return gemm.pack_a_stored(w.stored, start, rows, depth, a);
+  if (w.dense && gemm.pack_a_dense) {
+    const char* from = static_cast<const char*>(w.dense) + start * int64_t(size_of(w.type));
+    return gemm.pack_a_dense(from, w.type, w.cols, rows, depth, a);
+  }
+  static thread_local Buffer space;
+  float* to = gemm.plain_a ? reinterpret_cast<float*>(a) : space.floats(rows * depth);
+  for (int64_t i = 0; i < rows; i++) read(w, start + i * w.cols, depth, to + i * depth);
+  if (!gemm.plain_a) gemm.pack_a(to, depth, rows, depth, a);
+}
+
+// Columns [col, col + cols) of `count` rows of W from `row` on, as rows of B from `first` on.
+void pack_columns(const Frozen& w, const Gemm& gemm, int64_t row, int64_t col, int64_t first,
+                  int64_t count, int64_t depth, int64_t cols, char* b) {
+  const int64_t start = row * w.cols + col;
+  for (int64_t i = 0; i < count; i++) prefetch(w, start + (count + i) * w.cols, cols);
+  if (direct(w, gemm)) return gemm.pack_b_stored(w.stored, row, col, first, count, depth, cols, b);
+  static thread_local Buffer space;
+  float* to = space.floats(count * cols);
+  for (int64_t i = 0; i < count; i++) read(w, start + i * w.cols, cols, to + i * cols);
+  gemm.pack_b(to, cols, first, count, depth, cols, b);
 }
 
 void add_bias(const float* bias, int64_t n, float* y) {
@@ -197,21 +230,14 @@ void forward_chunk(const Frozen& w, const Gemm& gemm, const char* packed, int64_
   const int64_t ldc = Gemm::up(rows, gemm.panel);
   parallel_for(ceil_div(w.rows, tile), threads, [&](int64_t task) {
     const int64_t n0 = task * tile, lines = std::min(tile, w.rows - n0);
-    static thread_local Buffer sums, panel, row;
+    static thread_local Buffer sums, panel;
     float* c = sums.zeros(Gemm::up(lines, gemm.row_step) * ldc);
     char* a = panel.bytes(gemm.bytes(lines, gemm.depth_block, gemm.row_step));
-    float* space = row.floats(gemm.row_step * gemm.depth_block);
     for (int64_t k = 0; k < w.cols; k += gemm.depth_block) {
       const int64_t depth = std::min(gemm.depth_block, w.cols - k);
       for (int64_t n = 0; n < lines; n += gemm.row_step) {
         const int64_t group = std::min(gemm.row_step, lines - n);
-        float* to = gemm.plain_a ? reinterpret_cast<float*>(a + gemm.at(n, depth)) : space;
-        for (int64_t i = 0; i < group; i++) {
-          const int64_t start = (n0 + n + i) * w.cols + k;
-          read(w, start, depth, to + i * depth);
-          prefetch(w, start + depth, gemm.depth_block);
-        }
-        if (!gemm.plain_a) gemm.pack_a(space, depth, group, depth, a + gemm.at(n, depth));
+        pack_rows(w, gemm, (n0 + n) * w.cols + k, group, depth, a + gemm.at(n, depth));
       }
       gemm.multiply(lines, rows, depth, a, packed + gemm.bytes(rows, k, gemm.panel), c, ldc);
     }
@@ -231,20 +257,14 @@ void backward_chunk(const Frozen& w, const Gemm& gemm, const char* packed, int64
   const int64_t slice = std::max<int64_t>(32, gemm.depth_step);  // rows dequantised at a time
   parallel_for(ceil_div(w.cols, tile), threads, [&](int64_t task) {
     const int64_t k0 = task * tile, cols = std::min(tile, w.cols - k0), ldc = Gemm::up(cols, gemm.panel);
-    static thread_local Buffer sums, panel, rows_of_w;
+    static thread_local Buffer sums, panel;
     float* c = sums.zeros(Gemm::up(rows, gemm.row_step) * ldc);
     char* b = panel.bytes(gemm.bytes(cols, gemm.depth_block, gemm.panel));
-    float* space = rows_of_w.floats(slice * cols);
     for (int64_t n = 0; n < w.rows; n += gemm.depth_block) {
       const int64_t depth = std::min(gemm.depth_block, w.rows - n);
       for (int64_t p = 0; p < depth; p += slice) {
         const int64_t count = std::min(slice, depth - p);
-        for (int64_t i = 0; i < count; i++) {
-          const int64_t start = (n + p + i) * w.cols + k0;
-          read(w, start, cols, space + i * cols);
-          prefetch(w, start + slice * w.cols, cols);
-        }
-        gemm.pack_b(space, cols, p, count, depth, cols, b);
+        pack_columns(w, gemm, n + p, k0, p, count, depth, cols, b);
       }
       gemm.multiply(rows, cols, depth, packed + gemm.bytes(rows, n, gemm.row_step), b, c, ldc);
     }

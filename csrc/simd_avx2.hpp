@@ -21,6 +21,19 @@ struct Planes {
 };
 constexpr Planes kPlanes;
 
+// The bytes of `one` times every level, rounded, each twice like those of Planes.
+template <int one>
+struct WholeLevels {
+  alignas(32) uint8_t byte[2][32] = {};
+  constexpr WholeLevels() {
+    for (int i = 0; i < 32; i++) {
+      const float x = kLevels[i & 15] * float(one);
+      const int q = x < 0 ? -int(0.5f - x) : int(x + 0.5f);
+      for (int b = 0; b < 2; b++) byte[b][i] = uint8_t(q >> (8 * b));
+    }
+  }
+};
+
 struct Simd {
   static constexpr const char* name = "avx2";
   static constexpr int width = 8;
@@ -184,6 +197,78 @@ struct Simd {
     I both = _mm256_packs_epi32(_mm256_cvtps_epi32(low), _mm256_cvtps_epi32(high));
     both = _mm256_permute4x64_epi64(both, 0xd8);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), both);
+  }
+  // Sixteen numbers of a narrower type, multiplied first where they have fractions.
+  static void store_rounded(char* q, const uint16_t* bf16, F factor) {
+    const I x = words(reinterpret_cast<const uint8_t*>(bf16)), zero = _mm256_setzero_si256();
+    const F low = mul(as_float(_mm256_unpacklo_epi16(zero, x)), factor);
+    const F high = mul(as_float(_mm256_unpackhi_epi16(zero, x)), factor);
+    const I both = _mm256_packs_epi32(_mm256_cvtps_epi32(low), _mm256_cvtps_epi32(high));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(q), both);
+  }
+  static void store_rounded(char* q, const int8_t* x) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(q), _mm256_cvtepi8_epi16(bytes));
+  }
+  // `largest_bits` of 64 bfloat16.
+  static I largest_bits_of_64(const uint16_t* x) {
+    const auto* bytes = reinterpret_cast<const uint8_t*>(x);
+    const I magnitude = _mm256_set1_epi16(0x7fff);
+    I m = _mm256_and_si256(words(bytes), magnitude);
+    for (int i = 32; i < 128; i += 32)
+      m = _mm256_max_epi16(m, _mm256_and_si256(words(bytes + i), magnitude));
+    const __m128i half = _mm_max_epi16(_mm256_castsi256_si128(m), _mm256_extracti128_si256(m, 1));
+    const __m128i least = _mm_minpos_epu16(_mm_xor_si128(half, _mm_set1_epi16(-1)));
+    return _mm256_set1_epi32(int(~uint32_t(_mm_cvtsi128_si32(least)) << 16));
+  }
+
+  // Codes of sixteen bytes, one a byte; the first eight and the third eight in the lower half.
+  static I codes_for_whole(const uint8_t* p) {
+    const I bytes = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    const I twice = _mm256_setr_epi8(0, 0, 1, 1, 2, 2, 3, 3, 8, 8, 9, 9, 10, 10, 11, 11,  //
+                                     4, 4, 5, 5, 6, 6, 7, 7, 12, 12, 13, 13, 14, 14, 15, 15);
+    const I pairs = _mm256_shuffle_epi8(bytes, twice);
+    const I high = _mm256_and_si256(_mm256_srli_epi16(pairs, 4), _mm256_set1_epi16(0x000f));
+    return _mm256_or_si256(high, _mm256_and_si256(pairs, _mm256_set1_epi16(0x0f00)));
+  }
+  // 32 levels times `one`: sixteen and the next sixteen.
+  template <int one>
+  static void whole_levels(I codes, I& first, I& second) {
+    static constexpr WholeLevels<one> levels;
+    I b[2];
+    for (int i = 0; i < 2; i++)
+      b[i] = _mm256_shuffle_epi8(
+          _mm256_load_si256(reinterpret_cast<const __m256i*>(levels.byte[i])), codes);
+    first = _mm256_unpacklo_epi8(b[0], b[1]);
+    second = _mm256_unpackhi_epi8(b[0], b[1]);
+  }
+  template <int most>
+  static void store_levels(char* to, const uint8_t* codes) {  // 32 numbers
+    I first, second;
+    whole_levels<most>(codes_for_whole(codes), first, second);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), first);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to) + 1, second);
+  }
+
+  // q = round(level · share), by a rounding product of 16 bits: both factors with a bit to spare.
+  static constexpr int kShareOne = 2;
+  static I shares(float even, float odd) {
+    const int low = _mm_cvtss_si32(_mm_set_ss(even)), high = _mm_cvtss_si32(_mm_set_ss(odd));
+    return _mm256_set1_epi32(int(uint32_t(high) << 16 | (uint32_t(low) & 0xffff)));
+  }
+  // 32 columns of two rows, pair by pair, sixteen to each panel.
+  static void store_level_pairs(char* first, char* second, const uint8_t* even, const uint8_t* odd,
+                                I shares) {
+    I a[2], b[2];
+    whole_levels<16384>(codes_for_whole(even), a[0], a[1]);
+    whole_levels<16384>(codes_for_whole(odd), b[0], b[1]);
+    for (int i = 0; i < 2; i++) {
+      const I low = _mm256_mulhrs_epi16(_mm256_unpacklo_epi16(a[i], b[i]), shares);
+      const I high = _mm256_mulhrs_epi16(_mm256_unpackhi_epi16(a[i], b[i]), shares);
+      auto* to = reinterpret_cast<__m256i*>(i ? second : first);
+      _mm256_storeu_si256(to, _mm256_permute2x128_si256(low, high, 0x20));
+      _mm256_storeu_si256(to + 1, _mm256_permute2x128_si256(low, high, 0x31));
+    }
   }
   static void store_pairs(char* p, F even, F odd) {
     I high = _mm256_slli_epi32(_mm256_cvtps_epi32(odd), 16);

@@ -19,6 +19,7 @@ from graftlm.kernels.cross_entropy_reference import Head, Walk
 from graftlm.kernels.crossing import WEIGHT_TYPES
 from graftlm.kernels.define import define
 from graftlm.kernels.library import Compute
+from graftlm.kernels.mean_row import mean_row
 
 __all__ = ["forward", "takes"]
 
@@ -50,11 +51,13 @@ def forward(
     want_grad: bool,
 ) -> Walk:
     """As `cross_entropy.forward`, whose arguments `takes` has accepted."""
+    wanted = want_grad or label_smoothing
     loss, lse, grad, dropped, counts = torch.ops.graftlm.cross_entropy(
         hidden,
         head.weight,
         head.row_scale,
         head.bias,
+        mean_row(head.weight, head.row_scale) if wanted else None,
         targets,
         head.scale,
         head.softcap or 0.0,
@@ -72,6 +75,7 @@ def _walk(
     weight: Tensor,
     row_scale: Tensor | None,
     bias: Tensor | None,
+    mean: Tensor | None,
     targets: Tensor,
     scale: float,
     softcap: float,
@@ -90,7 +94,6 @@ def _walk(
     bias = None if bias is None else bias.float().contiguous()
     (positions, dim), vocabulary = h.shape, weight.shape[0]
     lse, hit, dropped = torch.zeros(3, positions).unbind()
-    mean_row = torch.empty(dim) if want_grad or label_smoothing else None
     grad = torch.empty(positions, dim) if want_grad else torch.empty(0)
     kept = module.cross_entropy(
         head.weight.data_ptr(),
@@ -108,17 +111,17 @@ def _walk(
         label_smoothing,
         tolerance,
         max_dropped,
+        0 if mean is None else mean.data_ptr(),
         lse.data_ptr(),
         hit.data_ptr(),
-        0 if mean_row is None else mean_row.data_ptr(),
         grad.data_ptr() if want_grad else 0,
         dropped.data_ptr(),
         torch.get_num_threads(),
     )
     loss = lse - (1 - label_smoothing) * hit
-    if label_smoothing and mean_row is not None:
+    if label_smoothing and mean is not None:
         mean_bias = 0.0 if bias is None else bias.mean()
-        loss -= label_smoothing * scale * (h @ mean_row + mean_bias)
+        loss -= label_smoothing * scale * (h @ mean + mean_bias)
     walk = Walk(loss, lse, grad, int(kept), dropped, dense=0)
     if want_grad:
         walk = _completed(
@@ -129,7 +132,13 @@ def _walk(
 
 
 def _walk_without_data(
-    hidden: Tensor, weight: Tensor, row_scale: Any, bias: Any, targets: Tensor, *rest: Any
+    hidden: Tensor,
+    weight: Tensor,
+    row_scale: Any,
+    bias: Any,
+    mean: Any,
+    targets: Tensor,
+    *rest: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Outputs of the right shapes."""
     per_position = [hidden.new_empty(hidden.shape[0], dtype=torch.float32) for _ in range(3)]
@@ -139,9 +148,9 @@ def _walk_without_data(
 
 
 define(
-    "cross_entropy(Tensor hidden, Tensor weight, Tensor? row_scale, Tensor? bias, Tensor targets, "
-    "float scale, float softcap, float label_smoothing, float tolerance, float max_dropped, "
-    "bool want_grad) "
+    "cross_entropy(Tensor hidden, Tensor weight, Tensor? row_scale, Tensor? bias, "
+    "Tensor? mean_row, Tensor targets, float scale, float softcap, float label_smoothing, "
+    "float tolerance, float max_dropped, bool want_grad) "
     "-> (Tensor loss, Tensor lse, Tensor grad_hidden, Tensor dropped, Tensor counts)",
     _walk,
     _walk_without_data,

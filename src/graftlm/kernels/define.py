@@ -1,8 +1,9 @@
-"""Telling PyTorch of an operator: its schema, what carries it out, its shapes without data.
+"""Telling PyTorch of an operator: its schema, what carries it out, its shapes, its gradient.
 
-A call through PyTorch's dispatcher to an operator written in Python costs about 50 µs, mostly for a
-gradient that may not be wanted: for one token of a small model, hundreds of calls that do less work
-than that. What `define` gives back therefore goes straight to the code where nobody is watching.
+A call through PyTorch's dispatcher to an operator written in Python costs about 50 µs, and as much
+again in the backward pass; a step of a small model makes hundreds of calls, and for few tokens they
+do less work than that. What `define` gives back therefore goes straight to the code where nobody is
+watching: as it is, or, where gradients are recorded, as an autograd function of the same parts.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 __all__ = ["LIBRARY", "define"]
@@ -23,6 +25,8 @@ def define(
     schema: str,
     run: Callable[..., Any],
     fake: Callable[..., Any],
+    gradient: Callable[..., Any] | None = None,
+    keep: Callable[..., None] | None = None,
     backend: str = "CompositeExplicitAutograd",
 ) -> Callable[..., Any]:
     """Define ``graftlm::<name>``.
@@ -31,6 +35,9 @@ def define(
         schema: as `torch.library` writes it, beginning with the name.
         run: carries it out.
         fake: gives outputs of the right shapes and types for inputs without values.
+        gradient: the backward pass, as `torch.library.register_autograd` takes it; ``None``: there
+            is none.
+        keep: ``keep(ctx, inputs, output)`` keeps for ``gradient`` what it needs.
         backend: the dispatch key ``run`` is for; by default every device.
 
     Returns:
@@ -41,18 +48,40 @@ def define(
     LIBRARY.impl(name, run, backend)  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"graftlm::{name}", fake, lib=LIBRARY)
     operator = getattr(getattr(torch.ops.graftlm, name), "default")  # noqa: B009 - typed as Any
+    recorded: Callable[..., Any] = operator
+    if gradient is not None and keep is not None:
+        torch.library.register_autograd(
+            f"graftlm::{name}", gradient, setup_context=keep, lib=LIBRARY
+        )
+        recorded = _function(name, run, keep, gradient).apply
 
     def call(first: Tensor, *rest: Any) -> Any:
-        return run(first, *rest) if _unwatched(first) else operator(first, *rest)
+        if not _unwatched(first):
+            return operator(first, *rest)
+        return recorded(first, *rest) if torch.is_grad_enabled() else run(first, *rest)
 
     return call
 
 
+def _function(
+    name: str,
+    run: Callable[..., Any],
+    keep: Callable[..., None],
+    gradient: Callable[..., Any],
+) -> Any:
+    """The autograd function of these parts."""
+    members = {
+        "forward": staticmethod(run),
+        "setup_context": staticmethod(keep),
+        "backward": staticmethod(once_differentiable(gradient)),
+    }
+    return type(name, (torch.autograd.Function,), members)
+
+
 def _unwatched(tensor: Tensor) -> bool:
-    """Whether only the caller needs to know: no gradient, mode, transform, trace or profiler."""
+    """Whether only the caller needs to know: no mode, transform, trace or profiler."""
     return not (
         torch.compiler.is_compiling()
-        or torch.is_grad_enabled()
         or type(tensor) not in (Tensor, nn.Parameter)
         or tensor.is_meta
         or is_in_torch_dispatch_mode()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from graftlm.errors import ModelError
 from graftlm.kernels import native, native_elementwise
-from graftlm.kernels.define import LIBRARY, define
+from graftlm.kernels.define import define
 
 __all__ = ["GELU_TANH", "SILU", "gated_unit"]
 
@@ -70,14 +70,6 @@ def _fake_backward(dy: Tensor, g: Tensor, u: Tensor, k: float, a: float) -> tupl
     return made[0], made[1]
 
 
-_gated_unit = define("gated_unit(Tensor g, Tensor u, float k, float a) -> Tensor", _forward, _fake)
-_gated_unit_backward = define(
-    "gated_unit_backward(Tensor dy, Tensor g, Tensor u, float k, float a) -> (Tensor, Tensor)",
-    _backward,
-    _fake_backward,
-)
-
-
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     g, u, *ctx.act = inputs
     ctx.save_for_backward(g, u)
@@ -88,4 +80,11 @@ def _gradient(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     return dg, du, None, None
 
 
-torch.library.register_autograd("graftlm::gated_unit", _gradient, setup_context=_keep, lib=LIBRARY)
+_gated_unit = define(
+    "gated_unit(Tensor g, Tensor u, float k, float a) -> Tensor", _forward, _fake, _gradient, _keep
+)
+_gated_unit_backward = define(
+    "gated_unit_backward(Tensor dy, Tensor g, Tensor u, float k, float a) -> (Tensor, Tensor)",
+    _backward,
+    _fake_backward,
+)

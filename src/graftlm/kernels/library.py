@@ -20,7 +20,7 @@ from torch.utils.flop_counter import register_flop_formula
 from graftlm import nf4
 from graftlm.errors import ModelError
 from graftlm.kernels import native, reference
-from graftlm.kernels.define import LIBRARY, define
+from graftlm.kernels.define import define
 from graftlm.nf4.quantize import check, quantize_blocks
 from graftlm.nf4.weight import NF4Weight
 
@@ -143,28 +143,6 @@ def _fake_linear_backward(dy: Tensor, *rest: Any) -> Tensor:
     return dy.new_empty((*dy.shape[:-1], rest[4][1]))
 
 
-nf4_quantize = define(
-    "nf4_quantize(Tensor w, int block_size) -> (Tensor, Tensor)",
-    _quantize,
-    _fake_quantize,
-)
-nf4_dequantize = define(
-    f"nf4_dequantize({WEIGHT}, ScalarType dtype) -> Tensor",
-    _dequantize,
-    _fake_dequantize,
-)
-nf4_linear = define(
-    f"nf4_linear(Tensor x, {WEIGHT}, Tensor? bias, str compute) -> Tensor",
-    _linear,
-    _fake_linear,
-)
-nf4_linear_backward = define(
-    f"nf4_linear_backward(Tensor dy, {WEIGHT}, str compute) -> Tensor",
-    _linear_backward,
-    _fake_linear_backward,
-)
-
-
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     """Hold on to the 4-bit weight; a dequantised one would be the memory QLoRA saves."""
     _, codes, absmax, nested_absmax, offset, *sizes, bias, compute = inputs
@@ -183,7 +161,28 @@ def _gradient(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     return dx, None, None, None, None, None, None, dbias, None
 
 
-torch.library.register_autograd("graftlm::nf4_linear", _gradient, setup_context=_keep, lib=LIBRARY)
+nf4_quantize = define(
+    "nf4_quantize(Tensor w, int block_size) -> (Tensor, Tensor)",
+    _quantize,
+    _fake_quantize,
+)
+nf4_dequantize = define(
+    f"nf4_dequantize({WEIGHT}, ScalarType dtype) -> Tensor",
+    _dequantize,
+    _fake_dequantize,
+)
+nf4_linear = define(
+    f"nf4_linear(Tensor x, {WEIGHT}, Tensor? bias, str compute) -> Tensor",
+    _linear,
+    _fake_linear,
+    _gradient,
+    _keep,
+)
+nf4_linear_backward = define(
+    f"nf4_linear_backward(Tensor dy, {WEIGHT}, str compute) -> Tensor",
+    _linear_backward,
+    _fake_linear_backward,
+)
 
 
 @register_flop_formula([torch.ops.graftlm.nf4_linear, torch.ops.graftlm.nf4_linear_backward])

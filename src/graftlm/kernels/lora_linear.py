@@ -23,7 +23,7 @@ from torch.utils.flop_counter import register_flop_formula
 from graftlm.errors import ModelError
 from graftlm.kernels import native, reference
 from graftlm.kernels.crossing import LowRank
-from graftlm.kernels.define import LIBRARY, define
+from graftlm.kernels.define import define
 from graftlm.kernels.factor_gradient import factor_gradient
 from graftlm.kernels.library import WEIGHT, check_factor, compute_type, weight
 from graftlm.nf4.weight import NF4Weight
@@ -211,31 +211,30 @@ def _shaped(x: Tensor, features: int, A: Tensor) -> Result:
     return x.new_empty((*x.shape[:-1], features)), x.new_empty((*x.shape[:-1], A.shape[0]))
 
 
-nf4_lora_linear = define(
-    f"nf4_lora_linear(Tensor x, {WEIGHT}, Tensor? bias, {UPDATE}) -> (Tensor y, Tensor u)",
-    _nf4_forward,
-    _nf4_fake_forward,
-)
 _nf4_lora_linear_backward = define(
     f"nf4_lora_linear_backward(Tensor dy, {WEIGHT}, {UPDATE}) -> (Tensor dx, Tensor v)",
     _nf4_backward,
     _nf4_fake_backward,
 )
-lora_linear = define(
-    f"lora_linear(Tensor x, Tensor weight, Tensor? bias, {UPDATE}) -> (Tensor y, Tensor u)",
-    _forward,
-    _fake_forward,
+nf4_lora_linear = define(
+    f"nf4_lora_linear(Tensor x, {WEIGHT}, Tensor? bias, {UPDATE}) -> (Tensor y, Tensor u)",
+    _nf4_forward,
+    _nf4_fake_forward,
+    _nf4_gradient,
+    _nf4_keep,
 )
 _lora_linear_backward = define(
     f"lora_linear_backward(Tensor dy, Tensor weight, {UPDATE}) -> (Tensor dx, Tensor v)",
     _backward,
     _fake_backward,
 )
-for name, keep, gradient in (
-    ("nf4_lora_linear", _nf4_keep, _nf4_gradient),
-    ("lora_linear", _dense_keep, _dense_gradient),
-):
-    torch.library.register_autograd(f"graftlm::{name}", gradient, setup_context=keep, lib=LIBRARY)
+lora_linear = define(
+    f"lora_linear(Tensor x, Tensor weight, Tensor? bias, {UPDATE}) -> (Tensor y, Tensor u)",
+    _forward,
+    _fake_forward,
+    _dense_gradient,
+    _dense_keep,
+)
 
 
 @register_flop_formula(

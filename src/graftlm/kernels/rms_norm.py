@@ -17,7 +17,7 @@ from torch import Tensor
 
 from graftlm.errors import ModelError
 from graftlm.kernels import native, native_elementwise
-from graftlm.kernels.define import LIBRARY, define
+from graftlm.kernels.define import define
 
 __all__ = ["rms_norm"]
 
@@ -67,16 +67,6 @@ def _fake_backward(dy: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, shift: f
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-_rms_norm = define(
-    "rms_norm(Tensor x, Tensor weight, float shift, float eps) -> (Tensor, Tensor)", _forward, _fake
-)
-_rms_norm_backward = define(
-    "rms_norm_backward(Tensor dy, Tensor x, Tensor weight, Tensor rstd, float shift) -> Tensor",
-    _backward,
-    _fake_backward,
-)
-
-
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x, weight, ctx.shift, _ = inputs
     ctx.save_for_backward(x, weight, output[1])
@@ -95,4 +85,15 @@ def _gradient(ctx: Any, dy: Tensor | None, _: Tensor | None) -> tuple[Tensor | N
     return dx, dweight, None, None
 
 
-torch.library.register_autograd("graftlm::rms_norm", _gradient, setup_context=_keep, lib=LIBRARY)
+_rms_norm = define(
+    "rms_norm(Tensor x, Tensor weight, float shift, float eps) -> (Tensor, Tensor)",
+    _forward,
+    _fake,
+    _gradient,
+    _keep,
+)
+_rms_norm_backward = define(
+    "rms_norm_backward(Tensor dy, Tensor x, Tensor weight, Tensor rstd, float shift) -> Tensor",
+    _backward,
+    _fake_backward,
+)

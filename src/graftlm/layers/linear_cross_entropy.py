@@ -85,13 +85,7 @@ def linear_cross_entropy(
     Raises:
         RequestError: when shapes, types or values do not fit.
     """
-    head = Head(
-        weight=weight.detach(),
-        bias=None if bias is None else bias.detach(),
-        softcap=softcap,
-        scale=logit_scale,
-        row_scale=row_scale,
-    )
+    head = Head(weight, bias, softcap, logit_scale, row_scale)
     cross_entropy.check(hidden, head, targets, label_smoothing, tolerance)
     head_trains = weight.requires_grad or (bias is not None and bias.requires_grad)
     want_grad = torch.is_grad_enabled() and hidden.requires_grad and not head_trains
