@@ -55,6 +55,7 @@ bench: bench-kernels bench-peers
 	$(TEST_ENV)/bin/python benchmarks/peft_roundtrip.py
 	$(TEST_ENV)/bin/python benchmarks/bench_load.py
 	$(TEST_ENV)/bin/python benchmarks/bench_cross_entropy.py
+	$(TEST_ENV)/bin/python benchmarks/bench_attention.py
 	$(TEST_ENV)/bin/python benchmarks/bench_step.py
 	$(TEST_ENV)/bin/python benchmarks/bench_memory.py
 	$(TEST_ENV)/bin/python benchmarks/bench_seven_billion.py

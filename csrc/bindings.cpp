@@ -3,11 +3,14 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/array.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <array>
 #include <string>
+#include <tuple>
 
+#include "attention.hpp"
 #include "cpu_features.hpp"
 #include "operators.hpp"
 #include "threads.hpp"
@@ -55,6 +58,22 @@ Frozen frozen(Address codes, Address absmax, Address nested, Address map, Addres
   if (!block) return {rows, cols, at<void>(codes), DType(type), {}};
   return {rows, cols, nullptr, DType::f32,
           weight(codes, absmax, nested, map, offset, rows, cols, block)};
+}
+
+// An address, and the strides of batch, head and position.
+using Strided = std::tuple<Address, int64_t, int64_t, int64_t>;
+
+Heads heads(const Strided& tensor) {
+  const auto& [data, batch, head, position] = tensor;
+  return {at<void>(data), batch, head, position};
+}
+
+// Of blocks as three numbers each: start, stop, causal or not.
+std::vector<AttentionBlock> attention_blocks(const std::vector<int64_t>& numbers) {
+  std::vector<AttentionBlock> blocks;
+  for (size_t i = 0; i + 2 < numbers.size(); i += 3)
+    blocks.push_back({numbers[i], numbers[i + 1], numbers[i + 2] != 0});
+  return blocks;
 }
 
 // A rank of 0 says that there is no update.
@@ -179,6 +198,36 @@ NB_MODULE(_native, m) {
          int type, int64_t rows, Address y, int threads) {
         dense_linear(at<void>(w), DType(weight_type), at<float>(row_scale), out, cols, at<void>(x),
                      DType(type), rows, at<void>(y), threads);
+      },
+      Free());
+
+  m.def(
+      "attention",
+      [](const std::array<int64_t, 6>& sizes, int type, const Strided& q, const Strided& k,
+         const Strided& v, const Strided& mask, float scale, const std::vector<int64_t>& blocks,
+         const Strided& y, Address lse, int threads) {
+        const auto [batches, all, groups, queries, keys, size] = sizes;
+        const auto parts = attention_blocks(blocks);
+        attention({batches, all, groups, queries, keys, size, DType(type), heads(q), heads(k),
+                   heads(v), heads(mask), scale, parts.data(), int64_t(parts.size()), heads(y),
+                   at<float>(lse), {}, {}, {}, {}},
+                  threads);
+      },
+      Free());
+
+  m.def(
+      "attention_backward",
+      [](const std::array<int64_t, 6>& sizes, int type, const Strided& q, const Strided& k,
+         const Strided& v, const Strided& mask, float scale, const std::vector<int64_t>& blocks,
+         const Strided& y, Address lse, const Strided& dy, const Strided& dq, const Strided& dk,
+         const Strided& dv, int threads) {
+        const auto [batches, all, groups, queries, keys, size] = sizes;
+        const auto parts = attention_blocks(blocks);
+        attention_backward(
+            {batches, all, groups, queries, keys, size, DType(type), heads(q), heads(k), heads(v),
+             heads(mask), scale, parts.data(), int64_t(parts.size()), heads(y), at<float>(lse),
+             heads(dy), heads(dq), heads(dk), heads(dv)},
+            threads);
       },
       Free());
 

@@ -70,6 +70,11 @@ struct Level {
   void (*gated_backward)(const void* dy, const void* g, const void* u, DType type, int64_t count,
                          Gate gate, void* dg, void* du);
 
+  // Softmax of rows of scores, in steps, and its gradient; `cols` are whole vectors. See attention.inl.
+  void (*row_peaks)(const float* s, int64_t rows, int64_t cols, float* peak);
+  void (*exp_rows)(float* s, int64_t rows, int64_t cols, const float* shift, float* sum);
+  void (*softmax_slopes)(const float* p, const float* delta, int64_t rows, int64_t cols, float* d);
+
   Gemm f32;
   Gemm rounded;  // factors rounded to less than float32 where that is faster, else f32 again
 };

@@ -530,6 +530,7 @@ void multiply(int64_t rows, int64_t cols, int64_t depth, const void* a, const vo
 }  // namespace
 }  // namespace graftlm
 
+#include "attention.inl"
 #include "elementwise.inl"
 #include "gemm_int16.inl"
 
@@ -557,6 +558,7 @@ constexpr Level make_level() {
   return Level{Simd::name, quantize,    dequantize, dequantize_tile, gemv,      gemv_stride,
                gemv_pack,  dense_gemv, dot,         to_float,   from_float,      transpose,
                absorb_logits, gather_rows, rms_norm, rms_norm_backward, gated, gated_backward,
+               row_peaks, exp_rows, softmax_slopes,
                float32_product(), rounded_product<Simd>()};
 }
 

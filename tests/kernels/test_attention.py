@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -62,6 +64,80 @@ def test_error_is_that_of_one_rounding(
         assert y.dtype == dtype
         ours = y, *torch.autograd.grad(y, (q, k, v), dy)
         assert_close_to_float64(ours, (q, k, v), dy, mask, causal)
+
+
+# Several tiles of queries and chunks of keys, and sizes of heads that are no whole vectors.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("heads", [(4, 1), (3, 3)], ids=str)
+@pytest.mark.parametrize("size", [1, 20, 72, 256])
+@pytest.mark.parametrize("kind", ["causal", "all", "window", "end to end"])
+def test_long_rows(
+    level: str, dtype: torch.dtype, heads: tuple[int, int], size: int, kind: str
+) -> None:
+    torch.manual_seed(0)
+    length, mask, parts = 250, None, (Block(0, 250, kind == "causal"),)
+    if kind == "window":
+        mask = laid_end_to_end([length], 60)
+    elif kind == "end to end":
+        mask = laid_end_to_end([100, 97, 53], None)
+        parts = blocks(mask)
+        assert len(parts) == 3
+    q = draw(2, heads[0], length, size, dtype=dtype)
+    k, v = (draw(2, heads[1], length, size, dtype=dtype) for _ in range(2))
+    dy = torch.randn(2, heads[0], length, size).to(dtype)
+    y = attention(q, k, v, mask, 0.3, parts)
+    ours = y, *torch.autograd.grad(y, (q, k, v), dy)
+    assert_close_to_float64(ours, (q, k, v), dy, mask, kind == "causal")
+
+
+@pytest.mark.parametrize(
+    "parts", [(Block(0, 130, True),), tuple(Block(i, i + 65, True) for i in (0, 65))]
+)
+def test_threads_do_not_change_a_bit(
+    on_threads: Callable[..., list[Any]], parts: tuple[Block, ...]
+) -> None:
+    torch.manual_seed(0)
+    q, dy = (torch.randn(1, 4, 130, 24, dtype=torch.bfloat16) for _ in range(2))
+    k, v = (torch.randn(1, 2, 130, 24, dtype=torch.bfloat16) for _ in range(2))
+    q, k, v = (t.requires_grad_() for t in (q, k, v))
+
+    def work() -> list[Tensor]:
+        y = attention(q, k, v, None, None, parts)
+        return [y.detach(), *torch.autograd.grad(y, (q, k, v), dy)]
+
+    first, *others = on_threads(work, (1, 2, 7))  # more threads than heads, too
+    for other in others:
+        assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_any_order_in_memory() -> None:
+    torch.manual_seed(0)
+    plain = [torch.randn(2, heads, 60, 16) for heads in (4, 2, 2, 4)]
+    orders = [(0, 2, 1, 3), (2, 0, 1, 3), (0, 1, 3, 2)]
+    turned = [
+        t.permute(order).contiguous().permute([order.index(i) for i in range(4)])
+        for t, order in zip(plain, [*orders, orders[0]], strict=True)
+    ]
+    found = []
+    for q, k, v, dy in (plain, turned):
+        factors = [t.detach().requires_grad_() for t in (q, k, v)]
+        y = attention(*factors, None, None, (Block(0, 60, True),))
+        found.append([y.detach(), *torch.autograd.grad(y, factors, dy)])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_position_that_sees_nothing_is_zero_and_has_no_gradient(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    q, k, v = (draw(1, 2, 70, 16, dtype=dtype) for _ in range(3))
+    mask = torch.ones(70, 70, dtype=torch.bool).tril()[None, None].clone()
+    mask[..., 50, :] = False
+    y = attention(q, k, v, mask, None, (Block(0, 70, False),))
+    assert (y[:, :, 50] == 0).all()
+    dq, dk, dv = torch.autograd.grad(y, (q, k, v), torch.ones_like(y))
+    assert (dq[:, :, 50] == 0).all()
+    assert all(t.isfinite().all() for t in (y, dq, dk, dv))
 
 
 def test_nothing_wide_is_kept() -> None:

@@ -196,3 +196,45 @@ def test_a_hidden_state_that_is_not_finite_spoils_its_loss_alone(level: str, bad
     assert not finite[30]
     finite[30] = True
     assert finite.all()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_stored_maximum_that_is_not_finite_spoils_its_block_alone(level: str, bad: float) -> None:
+    w4 = nf4.quantize(draw(130, 192, seed=0), double_quant=False)
+    w4.absmax[40 * 3 + 1] = bad  # features 64 to 127 of row 40
+    y = ops.linear(draw(20, 192, seed=1), w4, compute="bfloat16")
+    dx = backward(draw(20, 130, seed=2), w4)
+    for at, result in ((slice(40, 41), y), (slice(64, 128), dx)):
+        finite = result.isfinite()
+        assert not finite[:, at].any()
+        finite[:, at] = True
+        assert finite.all()
+
+
+@pytest.mark.parametrize("block_size", [32, 64, 128, 256])
+@pytest.mark.parametrize("cols", [256, 320, 1024])
+def test_stored_blocks_of_any_size(level: str, block_size: int, cols: int) -> None:
+    """Packed as they are stored where whole blocks make a row, else as what they stand for."""
+    w4 = nf4.quantize(draw(100, cols, seed=0), block_size)
+    found = errors(draw(20, cols, seed=1), draw(20, 100, seed=2), w4)
+    assert max(found) <= ROUNDING.get(level, FLOAT32)
+
+
+def test_maxima_of_all_sizes_keep_the_share_of_the_greatest(level: str) -> None:
+    """Down the rows of a stored weight, 64 maxima share a scale."""
+    sizes = 10.0 ** -(torch.arange(128) % 8).float()
+    w4 = nf4.quantize(draw(128, 192, seed=0) * sizes[:, None], double_quant=False)
+    _, found = errors(draw(20, 192, seed=1), draw(20, 128, seed=2), w4)
+    assert found <= ROUNDING.get(level, FLOAT32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_dense_weights_of_any_type_and_odd_ends(level: str, dtype: torch.dtype) -> None:
+    w = draw(70, 130, seed=0).to(dtype)
+    A, B = torch.zeros(1, 130), torch.zeros(70, 1)
+    x = draw(20, 130, seed=1).requires_grad_()
+    y = ops.lora_linear(x, w, None, A, B, 1.0, "bfloat16")
+    bound = ROUNDING.get(level, FLOAT32)
+    assert error(y.detach(), x.detach(), w) <= bound
+    dy = draw(20, 70, seed=2)
+    assert error(torch.autograd.grad(y, x, dy)[0], dy, w.T) <= bound

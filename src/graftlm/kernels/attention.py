@@ -6,26 +6,30 @@ Two things that PyTorch's CPU kernel does not do by itself. It multiplies what a
 each block of the mask is a product of its own. And it multiplies 16-bit inputs as they come: where
 the processor has no instruction for that, one after the other, the backward pass of 512 positions
 of four heads takes 20 times as long as in float32; where it has one, a kernel is compiled and kept
-for each shape, and blocks are of any shape. Here a block is widened for the kernel, and nothing
-wide is kept: what waits for the backward pass is q, k, v and y in their own type, and one number a
-row, the log-sum-exp.
+for each shape, and blocks are of any shape. Nothing wide is kept: what waits for the backward pass
+is q, k, v and y in their own type, and one number a row, the log-sum-exp.
+
+The reference, and what runs with a mask of numbers, is PyTorch's kernel, given the blocks widened.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.utils.flop_counter import register_flop_formula
 
+from graftlm.kernels import native_attention
+from graftlm.kernels.define import define
 from graftlm.kernels.mask_blocks import Block
 
 __all__ = ["attention"]
 
-_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+_theirs = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_theirs_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 def attention(
@@ -50,55 +54,127 @@ def attention(
     Returns:
         (B, H, L, D) in the type of q.
     """
-    y: Tensor = _Attention.apply(q, k, v, mask, scale, blocks)  # type: ignore[no-untyped-call]
+    s = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    numbers = [int(number) for block in blocks for number in block]
+    y: Tensor = _attention(q, k, v, mask, s, numbers)[0]
     return y
 
 
-class _Attention(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        mask: Tensor | None,
-        scale: float | None,
-        blocks: Sequence[Block],
-    ) -> Tensor:
-        ctx.scale, ctx.blocks = scale, blocks
-        rows, heads, length, size = q.shape
-        # In the order of its positions in memory, as the layer that follows wants it.
-        y = q.new_empty(rows, length, heads, size).transpose(1, 2)
-        lse = []
-        for block in blocks:
-            factors = _factors(q, k, v, block)
-            result, sums = _forward(
-                *factors, 0.0, block.causal, attn_mask=_added(mask, block), scale=scale
-            )
-            _part(y, block).copy_(result)
-            lse.append(sums)
-        ctx.save_for_backward(q, k, v, mask, y, *lse)
-        return y
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, numbers: list[int]
+) -> tuple[Tensor, Tensor]:
+    y, _ = _fake(q)
+    if native_attention.takes(q, k, v, mask):
+        return y, native_attention.forward(q, k, v, mask, scale, numbers, y)
+    sums = []
+    for block in _blocks(numbers):
+        factors = _factors(q, k, v, block)
+        result, lse = _theirs(
+            *factors, 0.0, block.causal, attn_mask=_added(mask, block), scale=scale
+        )
+        _part(y, block).copy_(result)
+        sums.append(lse)
+    return y, torch.cat(sums, 2)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, mask, y, *lse = ctx.saved_tensors
-        dq, dk, dv = (torch.empty_like(t) for t in (q, k, v))
-        for block, sums in zip(ctx.blocks, lse, strict=True):
-            gradients = _backward(
-                _part(dy, block).float(),
-                *_factors(q, k, v, block),
-                _part(y, block).float(),
-                sums,
-                0.0,
-                block.causal,
-                attn_mask=_added(mask, block),
-                scale=ctx.scale,
-            )
-            for whole, part in zip((dq, dk, dv), gradients, strict=True):
-                _part(whole, block).copy_(_gathered(part, whole.shape[1]))
-        return dq, dk, dv, None, None, None
+
+def _backward(
+    dy: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    y: Tensor,
+    lse: Tensor,
+    scale: float,
+    numbers: list[int],
+) -> tuple[Tensor, Tensor, Tensor]:
+    if native_attention.takes(q, k, v, mask):
+        return native_attention.backward(dy, q, k, v, mask, y, lse, scale, numbers)
+    dq, dk, dv = _fake_backward(dy, q, k, v)
+    for block in _blocks(numbers):
+        gradients = _theirs_backward(
+            _part(dy, block).float(),
+            *_factors(q, k, v, block),
+            _part(y, block).float(),
+            lse[:, :, block.start : block.stop],
+            0.0,
+            block.causal,
+            attn_mask=_added(mask, block),
+            scale=scale,
+        )
+        for whole, part in zip((dq, dk, dv), gradients, strict=True):
+            _part(whole, block).copy_(_gathered(part, whole.shape[1]))
+    return dq, dk, dv
+
+
+def _fake(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    # In the order of its positions in memory, as the layer that follows wants it.
+    rows, heads, length, size = q.shape
+    y = q.new_empty(rows, length, heads, size).transpose(1, 2)
+    return y, q.new_empty(rows, heads, length, dtype=torch.float32)
+
+
+def _fake_backward(
+    dy: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, mask, ctx.scale, ctx.numbers = inputs
+    ctx.save_for_backward(q, k, v, mask, *output)
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _gradient(ctx: Any, dy: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    if dy is None:
+        return (None,) * 6
+    gradients = _attention_backward(dy, *ctx.saved_tensors, ctx.scale, ctx.numbers)
+    return *gradients, None, None, None
+
+
+_attention_backward = define(
+    "attention_backward(Tensor dy, Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor y, "
+    "Tensor lse, float scale, int[] blocks) -> (Tensor, Tensor, Tensor)",
+    _backward,
+    _fake_backward,
+)
+_attention = define(
+    "attention(Tensor q, Tensor k, Tensor v, Tensor? mask, float scale, int[] blocks) "
+    "-> (Tensor y, Tensor lse)",
+    _forward,
+    _fake,
+    _gradient,
+    _keep,
+)
+
+
+@register_flop_formula(torch.ops.graftlm.attention)
+def _flops(q_shape: Any, *rest: Any, out_shape: Any = None, **_: Any) -> int:
+    """Two products a block; half of the positions in a causal one."""
+    return _product_flops(q_shape, rest[0], rest[-1], products=2)
+
+
+@register_flop_formula(torch.ops.graftlm.attention_backward)
+def _backward_flops(dy_shape: Any, *rest: Any, out_shape: Any = None, **_: Any) -> int:
+    """Five products: the scores once more, and the gradients of scores, q, k and v."""
+    return _product_flops(dy_shape, rest[1], rest[-1], products=5)
+
+
+def _product_flops(q_shape: Any, k_shape: Any, numbers: Sequence[int], products: int) -> int:
+    rows, heads, length, size = q_shape
+    pairs = 0
+    for block in _blocks(numbers):
+        queries = min(block.stop, length) - block.start
+        keys = min(block.stop, k_shape[2]) - block.start
+        pairs += queries * (queries + 1) // 2 if block.causal else queries * keys
+    return int(2 * products * rows * heads * pairs * size)
+
+
+def _blocks(numbers: Sequence[int]) -> list[Block]:
+    thirds = zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True)
+    return [Block(start, stop, bool(causal)) for start, stop, causal in thirds]
 
 
 def _part(t: Tensor, block: Block) -> Tensor:

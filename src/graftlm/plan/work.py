@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+import graftlm.kernels.attention
 import graftlm.kernels.cross_entropy
 import graftlm.kernels.ops  # noqa: F401 - defines the operators
 
@@ -74,6 +75,7 @@ _FREE = frozenset(
         aten.new_empty.default,
         aten.empty_strided.default,
         aten._unsafe_view.default,
+        torch.ops.graftlm.mean_row.default,  # once a run
     }
 )
 _WRITES_ONLY = frozenset(
@@ -150,8 +152,27 @@ def _packed_rows(x: Tensor) -> int:
     return min(x.numel() // max(x.shape[-1], 1), 512)
 
 
+def _attention_workspace(args: Any, kwargs: Any) -> int:
+    """Keys and values of a block, widened and packed, one block a thread (csrc/attention.cpp)."""
+    return _packed_keys(args[0].shape[-1], args[-1], copies=2)
+
+
+def _attention_backward_workspace(args: Any, kwargs: Any) -> int:
+    """The same and once more the keys; and the gradients of both, in float32, for each head."""
+    _, q, k = args[:3]
+    heads = q.shape[0] * q.shape[1] * k.shape[2] * q.shape[3]
+    return _packed_keys(q.shape[-1], args[-1], copies=3) + 2 * 4 * int(heads)
+
+
+def _packed_keys(size: int, blocks: list[int], copies: int) -> int:
+    longest = max(stop - start for start, stop in zip(blocks[::3], blocks[1::3], strict=True))
+    return copies * 4 * longest * size * torch.get_num_threads()
+
+
 _WORKSPACES: dict[Any, Callable[[Any, Any], int]] = {
     torch.ops.graftlm.cross_entropy.default: _loss_workspace,
+    torch.ops.graftlm.attention.default: _attention_workspace,
+    torch.ops.graftlm.attention_backward.default: _attention_backward_workspace,
     torch.ops.graftlm.factor_gradient.default: _upright_factor,
     torch.ops.graftlm.nf4_linear.default: _packed_input,
     torch.ops.graftlm.nf4_linear_backward.default: _packed_input,

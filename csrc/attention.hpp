@@ -1,0 +1,44 @@
+// Scaled dot-product attention over blocks of positions, forward and backward; see attention.cpp.
+#pragma once
+#include <cstdint>
+
+#include "kernels.hpp"
+
+namespace graftlm {
+
+// Vectors of `size` elements by batch, head and position: strides in elements, vectors contiguous.
+struct Heads {
+  void* data;
+  int64_t batch, head, position;
+
+  void* at(int64_t b, int64_t h, int64_t i, DType type) const {
+    const int64_t element = b * batch + h * head + i * position;
+    return static_cast<char*>(data) + element * int64_t(size_of(type));
+  }
+};
+
+// Positions [start, stop) that see no others; causal: each sees all up to itself.
+struct AttentionBlock {
+  int64_t start, stop;
+  bool causal;
+};
+
+struct Attention {
+  int64_t batches, heads, groups, queries, keys, size;  // heads / groups heads share one of k and v
+  DType type;
+  Heads q, k, v;
+  Heads mask;  // bytes, by query where a position is asked for, and by key: not 0 where it is seen
+  float scale;
+  const AttentionBlock* blocks;  // all positions in turn; the mask is not read in a causal one
+  int64_t block_count;
+
+  Heads y;
+  float* lse;  // [batches][heads][queries]
+
+  Heads dy, dq, dk, dv;  // of the backward pass alone
+};
+
+void attention(const Attention& request, int threads);           // writes y and lse
+void attention_backward(const Attention& request, int threads);  // writes dq, dk and dv
+
+}  // namespace graftlm
