@@ -18,6 +18,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <stdexcept>
 #include <utility>
 
 #include "buffer.hpp"
@@ -27,9 +28,8 @@
 namespace graftlm {
 namespace {
 
-constexpr int64_t kTile = 48;    // queries at a time: whole micro-kernels of every level
+constexpr int64_t kTile = 48;    // queries at a time
 constexpr int64_t kChunk = 192;  // keys at a time: what is made of them stays in the nearer caches
-constexpr int64_t kUnit = 32;    // keys are padded to whole panels of every level
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 struct Chunk {
@@ -39,27 +39,30 @@ struct Chunk {
 // One head of one block of positions.
 class Task {
  public:
-  Task(const Attention& q, int64_t batch, int64_t head, const AttentionBlock& block)
-      : a_(q),
+  Task(const Attention& a, int64_t batch, int64_t head, const AttentionBlock& block)
+      : a_(a),
         b_(batch),
         h_(head),
-        g_(head / (q.heads / q.groups)),
+        g_(head / (a.heads / a.groups)),
         start_(block.start),
-        queries_(std::min(block.stop, q.queries) - block.start),
-        keys_(std::min(block.stop, q.keys) - block.start),
+        queries_(std::min(block.stop, a.queries) - block.start),
+        keys_(std::min(block.stop, a.keys) - block.start),
         causal_(block.causal),
-        wide_(Gemm::up(q.size, gemm_.panel)) {}
+        wide_(Gemm::up(a.size, gemm_.panel)) {
+    if (kChunk % gemm_.panel) throw std::logic_error("a chunk of keys is whole panels");
+  }
 
   int64_t tiles() const { return ceil_div(queries_, kTile); }
 
   void forward(int64_t tile, int64_t tile_end) {
-    static thread_local Buffer keys, values, query, scores, out;
+    Buffer keys, values, scores;  // as long as the block: not kept
+    static thread_local Buffer query, out;
     const char* k = pack(a_.k, g_, true, keys);
     const char* v = pack(a_.v, g_, false, values);
     for (; tile < tile_end; tile++) {
       const int64_t i = tile * kTile, rows = std::min(kTile, queries_ - i);
       const float* q = queries(a_.q, i, rows, a_.scale, query);
-      float* p = scores.floats(rows * Gemm::up(keys_, kUnit));
+      float* p = scores.floats(rows * padded(keys_));
       float* o = out.zeros(rows * wide_);
       float peak[kTile], sum[kTile] = {};
       std::fill_n(peak, kTile, -kInfinity);
@@ -88,8 +91,8 @@ class Task {
 
   // dk and dv: [keys][wide], of this head alone.
   void backward(float* dk, float* dv) {
-    static thread_local Buffer keys, values, rows_of_keys, query, slope, result, packed_q, packed_dy,
-        first, second, turned, out;
+    Buffer keys, values, rows_of_keys;  // as long as the block: not kept
+    static thread_local Buffer query, slope, result, packed_q, packed_dy, first, second, turned, out;
     const char* k = pack(a_.k, g_, true, keys);
     const char* v = pack(a_.v, g_, true, values);
     const char* kr = pack(a_.k, g_, false, rows_of_keys);
@@ -129,6 +132,8 @@ class Task {
   }
 
  private:
+  int64_t padded(int64_t keys) const { return Gemm::up(keys, gemm_.panel); }
+
   // Bytes before a chunk of keys; each is packed by itself.
   int64_t at(Chunk c) const { return 4 * c.first * wide_; }
 
@@ -136,14 +141,14 @@ class Task {
   void over(int64_t from, int64_t to, const Body& body) const {
     for (int64_t k = from / kChunk * kChunk; k < to; k += kChunk) {
       const int64_t count = std::min(kChunk, keys_ - k);
-      body(Chunk{k, count, Gemm::up(count, kUnit)});
+      body(Chunk{k, count, padded(count)});
     }
   }
 
   // All keys or values of a head: as columns to be multiplied with, or as rows.
   const char* pack(const Heads& of, int64_t head, bool as_columns, Buffer& space) const {
     static thread_local Buffer wide;
-    char* to = space.bytes(4 * wide_ * Gemm::up(keys_, kUnit));
+    char* to = space.bytes(4 * wide_ * padded(keys_));
     over(0, keys_, [&](Chunk c) {
       float* x = wide.floats(c.padded * a_.size);
       for (int64_t j = 0; j < c.count; j++)

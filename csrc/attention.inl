@@ -1,5 +1,6 @@
 // The vector part of attention, over `Simd`; see attention.cpp. Included by level.inl, whose exp2_of it
-// uses. Rows are whole vectors, for keys are padded.
+// uses. Rows are
+// whole vectors, for keys are padded to panels.
 namespace graftlm {
 namespace {
 

@@ -36,8 +36,9 @@ struct Gemm {
   void (*pack_bt)(const float* src, int64_t ld, int64_t cols, int64_t depth, void* b);
 
   // From what a frozen weight is stored in, with no float32 between; null where that is no shorter.
-  // A stored one has whole blocks a row, of `direct_block` or more elements; `start`, an element, and
-  // `col` lie on a multiple of that and of the panel. Otherwise as pack_a and pack_b.
+  // A stored one has whole blocks a row, of `direct_block` or more elements. `start`, an element, lies
+  // on a multiple of that; `col` and `cols` are multiples of two panels, which share a block. Otherwise
+  // as pack_a and pack_b.
   static constexpr int64_t direct_block = 64;
   void (*pack_a_stored)(const Weight& w, int64_t start, int64_t rows, int64_t depth, void* a);
   void (*pack_b_stored)(const Weight& w, int64_t row, int64_t col, int64_t first, int64_t count,

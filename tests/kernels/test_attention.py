@@ -10,8 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from graftlm.errors import ModelError
+from graftlm.kernels import native_attention
 from graftlm.kernels.attention import attention
 from graftlm.kernels.mask_blocks import Block, blocks
+from graftlm.kernels.native import extension
 from tests.kernels.test_mask_blocks import causal as laid_end_to_end
 
 
@@ -31,13 +34,14 @@ def assert_close_to_float64(
     dy: Tensor,
     mask: Tensor | None,
     causal: bool,
+    scale: float = 0.3,
 ) -> None:
     """``ours``: y, and the gradients of q, k and v."""
     wide = [t.detach().double().requires_grad_() for t in factors]
     spread = [t.repeat_interleave(wide[0].shape[1] // t.shape[1], 1) for t in wide]
     added = mask.double() if mask is not None and mask.dtype != torch.bool else mask
     truth = torch.nn.functional.scaled_dot_product_attention(
-        *spread, attn_mask=added, is_causal=causal, scale=0.3
+        *spread, attn_mask=added, is_causal=causal, scale=scale
     )
     theirs = truth, *torch.autograd.grad(truth, wide, dy.double())
     for a, b in zip(ours, theirs, strict=True):
@@ -49,7 +53,7 @@ def assert_close_to_float64(
 @pytest.mark.parametrize("heads", [(4, 4), (4, 1), (6, 2)], ids=str)
 @pytest.mark.parametrize("sizes", [(1, 9), (7, 7), (33, 33), (5, 20)], ids=str)
 def test_error_is_that_of_one_rounding(
-    dtype: torch.dtype, heads: tuple[int, int], sizes: tuple[int, int]
+    level: str, dtype: torch.dtype, heads: tuple[int, int], sizes: tuple[int, int]
 ) -> None:
     torch.manual_seed(0)
     length, positions = sizes
@@ -85,9 +89,65 @@ def test_long_rows(
     q = draw(2, heads[0], length, size, dtype=dtype)
     k, v = (draw(2, heads[1], length, size, dtype=dtype) for _ in range(2))
     dy = torch.randn(2, heads[0], length, size).to(dtype)
-    y = attention(q, k, v, mask, 0.3, parts)
+    y = attention(q, k, v, mask, None, parts)
     ours = y, *torch.autograd.grad(y, (q, k, v), dy)
-    assert_close_to_float64(ours, (q, k, v), dy, mask, kind == "causal")
+    assert_close_to_float64(ours, (q, k, v), dy, mask, kind == "causal", size**-0.5)
+
+
+@pytest.mark.parametrize("sizes", [(7, 300), (200, 5), (60, 230)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 4, 0, 1), (1, 1, 0, 1), (1, 1, 1, 1), (2, 1, 0, 0)], ids=str)
+def test_masks_broadcast(level: str, sizes: tuple[int, int], shape: tuple[int, ...]) -> None:
+    """In the last dimension too; a zero says where the mask has a single place."""
+    torch.manual_seed(0)
+    length, positions = sizes
+    whole = [
+        size if wide else 1
+        for size, wide in zip(
+            (2, 4, length, positions),
+            (shape[0] > 1, shape[1] > 1, not shape[2], shape[3]),
+            strict=True,
+        )
+    ]
+    mask = torch.rand(whole) > 0.3
+    mask[..., 0] = True
+    q = draw(2, 4, length, 16, dtype=torch.float32)
+    k, v = (draw(2, 2, positions, 16, dtype=torch.float32) for _ in range(2))
+    dy = torch.randn(2, 4, length, 16)
+    y = attention(q, k, v, mask, 0.3, (Block(0, max(sizes), False),))
+    ours = y, *torch.autograd.grad(y, (q, k, v), dy)
+    assert_close_to_float64(ours, (q, k, v), dy, mask, False)
+
+
+def test_expanded_factors() -> None:
+    torch.manual_seed(0)
+    one = [torch.randn(1, 1, 60, 16) for _ in range(4)]
+    found = []
+    for many in (lambda t: t.expand(2, 4, 60, 16), lambda t: t.expand(2, 4, 60, 16).contiguous()):
+        q, k, v, dy = (many(t) for t in one)
+        factors = [t.detach().requires_grad_() for t in (q, k, v)]
+        y = attention(*factors, None, None, (Block(0, 60, True),))
+        found.append([y.detach(), *torch.autograd.grad(y, factors, dy)])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("k_shape", "parts"),
+    [
+        ((1, 3, 8, 16), [(0, 8, True)]),
+        ((1, 4, 8, 24), [(0, 8, True)]),
+        ((2, 2, 8, 16), [(0, 8, True)]),
+        ((1, 2, 8, 16), [(0, 4, True)]),
+        ((1, 2, 8, 16), [(0, 5, True), (4, 8, True)]),
+        ((1, 2, 8, 16), [(0, 8, True), (8, 8, True)]),
+        ((1, 2, 9, 16), [(0, 8, True), (8, 9, True)]),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    k_shape: tuple[int, ...], parts: list[tuple[int, int, bool]]
+) -> None:
+    q, k = torch.randn(1, 2, 8, 16), torch.randn(k_shape)
+    with pytest.raises(ModelError, match="q is"):
+        attention(q, k, k, None, None, [Block(*part) for part in parts])
 
 
 @pytest.mark.parametrize(
@@ -110,14 +170,16 @@ def test_threads_do_not_change_a_bit(
         assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
 
-def test_any_order_in_memory() -> None:
+@pytest.mark.parametrize("last", [(1, 0, 2, 3), (0, 1, 3, 2)], ids=str)
+def test_any_order_in_memory(last: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     plain = [torch.randn(2, heads, 60, 16) for heads in (4, 2, 2, 4)]
-    orders = [(0, 2, 1, 3), (2, 0, 1, 3), (0, 1, 3, 2)]
+    orders = [(0, 2, 1, 3), (2, 0, 1, 3), last, (2, 1, 0, 3)]
     turned = [
         t.permute(order).contiguous().permute([order.index(i) for i in range(4)])
-        for t, order in zip(plain, [*orders, orders[0]], strict=True)
+        for t, order in zip(plain, orders, strict=True)
     ]
+    assert native_attention.takes(*turned[:3], None) == (last[3] == 3 and bool(extension()))
     found = []
     for q, k, v, dy in (plain, turned):
         factors = [t.detach().requires_grad_() for t in (q, k, v)]
@@ -128,7 +190,9 @@ def test_any_order_in_memory() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_position_that_sees_nothing_is_zero_and_has_no_gradient(dtype: torch.dtype) -> None:
+def test_a_position_that_sees_nothing_is_zero_and_has_no_gradient(
+    level: str, dtype: torch.dtype
+) -> None:
     torch.manual_seed(0)
     q, k, v = (draw(1, 2, 70, 16, dtype=dtype) for _ in range(3))
     mask = torch.ones(70, 70, dtype=torch.bool).tril()[None, None].clone()

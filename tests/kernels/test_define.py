@@ -13,8 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from graftlm import nf4
 from graftlm.kernels import ops
+from graftlm.kernels.attention import attention
 from graftlm.kernels.define import _unwatched
 from graftlm.kernels.gated_unit import SILU, gated_unit
+from graftlm.kernels.mask_blocks import Block
 from graftlm.kernels.rms_norm import rms_norm
 
 W4 = nf4.quantize(torch.randn(48, 64, generator=torch.Generator().manual_seed(0)))
@@ -25,6 +27,7 @@ CALLS: dict[str, Callable[[Tensor], Any]] = {
     ),
     "rms_norm": lambda x: rms_norm(x, torch.ones(64), 1.0, 1e-6),
     "gated_unit": lambda x: gated_unit(x, x, SILU),
+    "attention": lambda x: attention(*3 * [x[None, None]], None, None, [Block(0, 5, True)]),
 }
 
 

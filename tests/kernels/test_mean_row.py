@@ -63,6 +63,24 @@ def test_a_weight_that_cannot_tell_of_changes_is_read_each_time() -> None:
         assert mean_row(w).tolist() == [2, 2, 2]
 
 
+def test_another_memory_or_type_is_noticed() -> None:
+    layer = torch.nn.Linear(3, 5, bias=False)
+    mean_row(layer.weight)
+    layer.weight.data = torch.ones(5, 3)
+    assert mean_row(layer.weight).tolist() == [1, 1, 1]
+    layer.weight.data[0] = 6.125
+    layer.half()
+    torch.testing.assert_close(mean_row(layer.weight), layer.weight.float().mean(0))
+
+
+def test_a_weight_that_trains_is_not_held() -> None:
+    weight = torch.nn.Parameter(torch.ones(5, 3))
+    assert not mean_row(weight).requires_grad
+    with torch.inference_mode():
+        scale = torch.full((5,), 2.0)
+    assert mean_row(torch.ones(5, 3, dtype=torch.int8), scale).tolist() == [2, 2, 2]
+
+
 def test_weights_of_one_memory_are_told_apart() -> None:
     w = torch.arange(12.0).reshape(6, 2)
     assert mean_row(w[:3]).tolist() == [2, 3]

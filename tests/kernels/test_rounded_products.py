@@ -225,7 +225,8 @@ def test_maxima_of_all_sizes_keep_the_share_of_the_greatest(level: str) -> None:
     sizes = 10.0 ** -(torch.arange(128) % 8).float()
     w4 = nf4.quantize(draw(128, 192, seed=0) * sizes[:, None], double_quant=False)
     _, found = errors(draw(20, 192, seed=1), draw(20, 128, seed=2), w4)
-    assert found <= ROUNDING.get(level, FLOAT32)
+    # An eighth of the rows makes the sum, and all are rounded.
+    assert found <= 3 * ROUNDING.get(level, FLOAT32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from graftlm.errors import RequestError
 from graftlm.kernels import cross_entropy_reference as reference
 from graftlm.kernels import native
 from graftlm.kernels.cross_entropy_reference import Head, Walk
@@ -49,15 +50,17 @@ def forward(
     tolerance: float,
     max_dropped: float,
     want_grad: bool,
+    mean: Tensor | None = None,
 ) -> Walk:
-    """As `cross_entropy.forward`, whose arguments `takes` has accepted."""
-    wanted = want_grad or label_smoothing
+    """As `cross_entropy.forward`, whose arguments `takes` has accepted; ``mean``: the mean row."""
+    if mean is None and (want_grad or label_smoothing):
+        mean = mean_row(head.weight, head.row_scale)
     loss, lse, grad, dropped, counts = torch.ops.graftlm.cross_entropy(
         hidden,
         head.weight,
         head.row_scale,
         head.bias,
-        mean_row(head.weight, head.row_scale) if wanted else None,
+        mean,
         targets,
         head.scale,
         head.softcap or 0.0,
@@ -87,6 +90,8 @@ def _walk(
     """The operator: ``grad_hidden`` is empty unless wanted, ``counts`` is (kept, dense)."""
     module = native.extension()
     assert module is not None, "ask takes() first"
+    if mean is None and (want_grad or label_smoothing):
+        raise RequestError("cross_entropy: a gradient or label smoothing needs the mean row")
     exact_bf16 = hidden.dtype == torch.bfloat16
     h, targets = hidden.float().contiguous(), targets.contiguous()
     row_scale = None if row_scale is None else row_scale.contiguous()
@@ -125,7 +130,7 @@ def _walk(
     walk = Walk(loss, lse, grad, int(kept), dropped, dense=0)
     if want_grad:
         walk = _completed(
-            walk, h, head, targets, label_smoothing, tolerance, max_dropped, exact_bf16
+            walk, h, head, mean, targets, label_smoothing, tolerance, max_dropped, exact_bf16
         )
     # Parts of one buffer would tell the dispatcher that outputs alias each other.
     return loss, lse.clone(), grad, dropped.clone(), torch.tensor([walk.kept, walk.dense])
@@ -168,6 +173,7 @@ def _completed(
     walk: Walk,
     h: Tensor,
     head: Head,
+    mean: Tensor | None,
     targets: Tensor,
     label_smoothing: float,
     tolerance: float,
@@ -188,7 +194,7 @@ def _completed(
     at = (missing & ~flat).nonzero().squeeze(1)
     if len(at):
         closer = tolerance / _CLOSER
-        again = forward(h[at], head, targets[at], label_smoothing, closer, max_dropped, True)
+        again = forward(h[at], head, targets[at], label_smoothing, closer, max_dropped, True, mean)
         assert again.grad_hidden is not None
         walk.grad_hidden[at], walk.dropped[at] = again.grad_hidden, again.dropped
         kept, dense = kept + again.kept, dense + again.dense

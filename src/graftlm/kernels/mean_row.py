@@ -27,6 +27,9 @@ _known: Any = WeakIdKeyDictionary()
 def mean_row(weight: Tensor, row_scale: Tensor | None = None) -> Tensor:
     """The mean of all rows, by the native kernel.
 
+    A change is noticed as autograd notices it, or by another memory or type: not one that is made
+    in place behind its back, through ``weight.data``.
+
     Args:
         weight: (V, D) of a type that `graftlm.kernels.native.takes_rows` has accepted.
         row_scale: (V,): row r is that times what ``weight`` holds.
@@ -34,19 +37,30 @@ def mean_row(weight: Tensor, row_scale: Tensor | None = None) -> Tensor:
     Returns:
         (D,) float32; not to be written to.
     """
-    if type(weight) not in (Tensor, nn.Parameter) or weight.is_inference():
-        mean: Tensor = _mean_row(weight, row_scale)  # nobody can say whether it was changed
-        return mean
-    versions = (weight._version, None if row_scale is None else row_scale._version)
+    weight_now, scale_now = _state(weight), None if row_scale is None else _state(row_scale)
+    if weight_now == () or scale_now == ():  # nobody can say whether they were changed
+        return _taken(weight, row_scale)
     known = _known.get(weight)
-    if known is None or known[0] is not row_scale or known[1] != versions:
-        known = _known[weight] = (row_scale, versions, _mean_row(weight, row_scale))
-    found: Tensor = known[2]
+    if known is None or known[0] is not row_scale or known[1:3] != (weight_now, scale_now):
+        known = _known[weight] = (row_scale, weight_now, scale_now, _taken(weight, row_scale))
+    found: Tensor = known[3]
     return found
 
 
+def _state(t: Tensor) -> tuple[object, ...]:
+    """What changes with the tensor; empty if it cannot be told."""
+    if type(t) not in (Tensor, nn.Parameter) or t.is_inference():
+        return ()
+    return t._version, t.data_ptr(), t.dtype, t.shape
+
+
+def _taken(weight: Tensor, row_scale: Tensor | None) -> Tensor:
+    mean: Tensor = _mean_row(weight.detach(), row_scale)
+    return mean
+
+
 def _run(weight: Tensor, row_scale: Tensor | None) -> Tensor:
-    weight = weight.detach().contiguous()
+    weight = weight.contiguous()
     row_scale = None if row_scale is None else row_scale.contiguous()
     mean = torch.empty(weight.shape[1])
     native.kernels().mean_row(

@@ -1,8 +1,8 @@
 """Which attention a model uses: PyTorch's, by blocks of the mask, in the type multiplied fastest.
 
 transformers lets an attention function be registered under a name. On a machine that computes on
-its processor, ours takes the place of its own one for `scaled_dot_product_attention`, and calls the
-same kernel: for each block of the mask alone, and in float32 where 16-bit products are slow.
+its processor, ours takes the place of its own one for `scaled_dot_product_attention`: it computes
+each block of the mask alone, and in float32 where 16-bit products are slow.
 """
 
 from __future__ import annotations
@@ -128,10 +128,11 @@ def _given(argument: object) -> bool:
 
 
 def _fits(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool:
-    """Whether PyTorch would choose, in float32, the kernel that `attention` calls."""
+    """Whether `attention` covers this call, by itself or with the kernel PyTorch would choose."""
     factors = (query, key, value)
     return (
-        query.shape[-1] == value.shape[-1]
+        query.dtype != torch.float64  # it computes in float32
+        and query.shape[-1] == value.shape[-1]
         and all(factor.numel() and factor.stride(-1) == 1 for factor in factors)
         and (mask is None or (mask.ndim == 4 and not mask.requires_grad))
     )

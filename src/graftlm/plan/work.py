@@ -93,11 +93,18 @@ _WRITES_ONLY = frozenset(
 
 def _flops(func: Any, args: Any, kwargs: Any, result: Any) -> int:
     if func is _CPU_ATTENTION:
-        return int(sdpa_flop_count(*(tensor.shape for tensor in args[:3])))  # type: ignore[no-untyped-call]
+        flops = sdpa_flop_count(*(tensor.shape for tensor in args[:3]))  # type: ignore[no-untyped-call]
+        return int(flops) // (2 if _causal(args, kwargs, 4) else 1)
     if func is _CPU_ATTENTION_BACKWARD:
-        return int(sdpa_backward_flop_count(*(tensor.shape for tensor in args[:4])))  # type: ignore[no-untyped-call]
+        flops = sdpa_backward_flop_count(*(tensor.shape for tensor in args[:4]))  # type: ignore[no-untyped-call]
+        return int(flops) // (2 if _causal(args, kwargs, 6) else 1)
     formula = flop_registry.get(func._overloadpacket)
     return 0 if formula is None else int(formula(*args, **kwargs, out_val=result))
+
+
+def _causal(args: Any, kwargs: Any, place: int) -> bool:
+    """Whether PyTorch's attention is told so, in the argument at this place."""
+    return bool(args[place] if len(args) > place else kwargs.get("is_causal"))
 
 
 def product_kind(func: Any, dtype: torch.dtype) -> str:
@@ -153,20 +160,23 @@ def _packed_rows(x: Tensor) -> int:
 
 
 def _attention_workspace(args: Any, kwargs: Any) -> int:
-    """Keys and values of a block, widened and packed, one block a thread (csrc/attention.cpp)."""
-    return _packed_keys(args[0].shape[-1], args[-1], copies=2)
+    """Keys and values of a block, packed, and scores of 48 queries (csrc/attention.cpp)."""
+    return _block_workspace(args[0], args[-1], copies=2, scores=48)
 
 
 def _attention_backward_workspace(args: Any, kwargs: Any) -> int:
     """The same and once more the keys; and the gradients of both, in float32, for each head."""
     _, q, k = args[:3]
-    heads = q.shape[0] * q.shape[1] * k.shape[2] * q.shape[3]
-    return _packed_keys(q.shape[-1], args[-1], copies=3) + 2 * 4 * int(heads)
+    gradients = 2 * 4 * q.shape[0] * q.shape[1] * k.shape[2] * q.shape[3]
+    return _block_workspace(q, args[-1], copies=3, scores=0) + int(gradients)
 
 
-def _packed_keys(size: int, blocks: list[int], copies: int) -> int:
-    longest = max(stop - start for start, stop in zip(blocks[::3], blocks[1::3], strict=True))
-    return copies * 4 * longest * size * torch.get_num_threads()
+def _block_workspace(q: Tensor, blocks: list[int], copies: int, scores: int) -> int:
+    """In float32, of the longest block, for each thread that works on one head of a block."""
+    starts, stops = blocks[::3], blocks[1::3]
+    longest = max((stop - start for start, stop in zip(starts, stops, strict=True)), default=0)
+    heads = q.shape[0] * q.shape[1] * len(starts)
+    return 4 * longest * (copies * q.shape[3] + scores) * min(torch.get_num_threads(), heads)
 
 
 _WORKSPACES: dict[Any, Callable[[Any, Any], int]] = {
