@@ -3,8 +3,9 @@
 //     P = softmax(s q kᵀ)            y = P v
 //     dV = Pᵀ dy      dS = P ∘ (dy vᵀ − δ),  δ = rowsum(dy ∘ y)      dq = s dS k      dk = s dSᵀ q
 //
-// A head of a block is one task: its keys and values are widened and packed once, then a tile of
-// queries after the other is multiplied by those of them that it sees, a chunk at a time. Nothing of
+// A head of a block is one task, or in the forward pass several where threads are many: keys and values
+// are widened and packed, then a tile of queries after the other is multiplied by those of them that it
+// sees, a chunk at a time. Nothing of
 // the size of positions × positions is stored: P is made again from the log-sum-exp of each row.
 // Several heads of q may share one of k and v; their gradients are added in order, so that results do
 // not depend on the number of threads.
@@ -146,7 +147,7 @@ class Task {
   }
 
   // All keys or values of a head: as columns to be multiplied with, or as rows.
-  const char* pack(const Heads& of, int64_t head, bool as_columns, Buffer& space) const {
+  const char* pack(const Strided& of, int64_t head, bool as_columns, Buffer& space) const {
     static thread_local Buffer wide;
     char* to = space.bytes(4 * wide_ * padded(keys_));
     over(0, keys_, [&](Chunk c) {
@@ -161,7 +162,7 @@ class Task {
     return to;
   }
 
-  const float* queries(const Heads& of, int64_t i, int64_t rows, float factor, Buffer& space) const {
+  const float* queries(const Strided& of, int64_t i, int64_t rows, float factor, Buffer& space) const {
     float* to = space.floats(rows * a_.size);
     for (int64_t r = 0; r < rows; r++)
       kernels_.to_float(of.at(b_, h_, start_ + i + r, a_.type), a_.type, a_.size, to + r * a_.size);
@@ -211,7 +212,7 @@ class Task {
 
   float* lse(int64_t i) const { return a_.lse + (b_ * a_.heads + h_) * a_.queries + start_ + i; }
 
-  void put(const float* row, const Heads& to, int64_t head, int64_t i) const {
+  void put(const float* row, const Strided& to, int64_t head, int64_t i) const {
     kernels_.from_float(row, a_.size, to.at(b_, head, start_ + i, a_.type), a_.type);
   }
 
@@ -233,7 +234,8 @@ void attention(const Attention& a, int threads) {
     const int64_t head = i / parts / a.block_count;
     Task task(a, head / a.heads, head % a.heads, a.blocks[block]);
     const int64_t share = ceil_div(task.tiles(), parts);
-    task.forward(part * share, std::min(task.tiles(), (part + 1) * share));
+    const int64_t first = part * share, last = std::min(task.tiles(), first + share);
+    if (first < last) task.forward(first, last);
   });
 }
 
@@ -257,7 +259,7 @@ void attention_backward(const Attention& a, int threads) {
       float* sum = all + group * shared * head_size;
       for (int64_t h = 1; h < shared; h++)
         for (int64_t n = from * wide; n < to * wide; n++) sum[n] += sum[h * head_size + n];
-      const Heads& out = all == dk ? a.dk : a.dv;
+      const Strided& out = all == dk ? a.dk : a.dv;
       for (int64_t j = from; j < to; j++)
         level().from_float(sum + j * wide, a.size,
                            out.at(group / a.groups, group % a.groups, j, a.type), a.type);

@@ -7,7 +7,7 @@
 namespace graftlm {
 
 // Vectors of `size` elements by batch, head and position: strides in elements, vectors contiguous.
-struct Heads {
+struct Strided {
   void* data;
   int64_t batch, head, position;
 
@@ -26,16 +26,16 @@ struct AttentionBlock {
 struct Attention {
   int64_t batches, heads, groups, queries, keys, size;  // heads / groups heads share one of k and v
   DType type;
-  Heads q, k, v;
-  Heads mask;  // bytes, by query where a position is asked for, and by key: not 0 where it is seen
+  Strided q, k, v;
+  Strided mask;  // bytes, not 0 where a key is seen: its position is a query's, keys follow each other
   float scale;
   const AttentionBlock* blocks;  // all positions in turn; the mask is not read in a causal one
   int64_t block_count;
 
-  Heads y;
+  Strided y;
   float* lse;  // [batches][heads][queries]
 
-  Heads dy, dq, dk, dv;  // of the backward pass alone
+  Strided dy, dq, dk, dv;  // of the backward pass alone
 };
 
 void attention(const Attention& request, int threads);           // writes y and lse

@@ -1,6 +1,5 @@
-// The vector part of attention, over `Simd`; see attention.cpp. Included by level.inl, whose exp2_of it
-// uses. Rows are
-// whole vectors, for keys are padded to panels.
+// The vector part of attention, over `Simd`; see attention.cpp. Included by level.inl, after
+// cross_entropy.inl, whose exp2_of it uses. Rows are whole vectors, for keys are padded to panels.
 namespace graftlm {
 namespace {
 
@@ -9,9 +8,7 @@ void row_peaks(const float* s, int64_t rows, int64_t cols, float* peak) {
   for (int64_t r = 0; r < rows; r++, s += cols) {
     F high = Simd::set1(peak[r]);
     for (int64_t c = 0; c < cols; c += W) high = Simd::max(high, Simd::load(s + c));
-    float lanes[W];
-    Simd::store(lanes, high);
-    for (float x : lanes) peak[r] = x > peak[r] ? x : peak[r];
+    peak[r] = Simd::largest(high);
   }
 }
 

@@ -61,9 +61,9 @@ Frozen frozen(Address codes, Address absmax, Address nested, Address map, Addres
 }
 
 // An address, and the strides of batch, head and position.
-using Strided = std::tuple<Address, int64_t, int64_t, int64_t>;
+using Place = std::tuple<Address, int64_t, int64_t, int64_t>;
 
-Heads heads(const Strided& tensor) {
+Strided strided(const Place& tensor) {
   const auto& [data, batch, head, position] = tensor;
   return {at<void>(data), batch, head, position};
 }
@@ -203,13 +203,13 @@ NB_MODULE(_native, m) {
 
   m.def(
       "attention",
-      [](const std::array<int64_t, 6>& sizes, int type, const Strided& q, const Strided& k,
-         const Strided& v, const Strided& mask, float scale, const std::vector<int64_t>& blocks,
-         const Strided& y, Address lse, int threads) {
-        const auto [batches, all, groups, queries, keys, size] = sizes;
+      [](const std::array<int64_t, 6>& sizes, int type, const Place& q, const Place& k,
+         const Place& v, const Place& mask, float scale, const std::vector<int64_t>& blocks,
+         const Place& y, Address lse, int threads) {
+        const auto [batches, heads, groups, queries, keys, size] = sizes;
         const auto parts = attention_blocks(blocks);
-        attention({batches, all, groups, queries, keys, size, DType(type), heads(q), heads(k),
-                   heads(v), heads(mask), scale, parts.data(), int64_t(parts.size()), heads(y),
+        attention({batches, heads, groups, queries, keys, size, DType(type), strided(q), strided(k),
+                   strided(v), strided(mask), scale, parts.data(), int64_t(parts.size()), strided(y),
                    at<float>(lse), {}, {}, {}, {}},
                   threads);
       },
@@ -217,16 +217,16 @@ NB_MODULE(_native, m) {
 
   m.def(
       "attention_backward",
-      [](const std::array<int64_t, 6>& sizes, int type, const Strided& q, const Strided& k,
-         const Strided& v, const Strided& mask, float scale, const std::vector<int64_t>& blocks,
-         const Strided& y, Address lse, const Strided& dy, const Strided& dq, const Strided& dk,
-         const Strided& dv, int threads) {
-        const auto [batches, all, groups, queries, keys, size] = sizes;
+      [](const std::array<int64_t, 6>& sizes, int type, const Place& q, const Place& k,
+         const Place& v, const Place& mask, float scale, const std::vector<int64_t>& blocks,
+         const Place& y, Address lse, const Place& dy, const Place& dq, const Place& dk,
+         const Place& dv, int threads) {
+        const auto [batches, heads, groups, queries, keys, size] = sizes;
         const auto parts = attention_blocks(blocks);
         attention_backward(
-            {batches, all, groups, queries, keys, size, DType(type), heads(q), heads(k), heads(v),
-             heads(mask), scale, parts.data(), int64_t(parts.size()), heads(y), at<float>(lse),
-             heads(dy), heads(dq), heads(dk), heads(dv)},
+            {batches, heads, groups, queries, keys, size, DType(type), strided(q), strided(k), strided(v),
+             strided(mask), scale, parts.data(), int64_t(parts.size()), strided(y), at<float>(lse),
+             strided(dy), strided(dq), strided(dk), strided(dv)},
             threads);
       },
       Free());

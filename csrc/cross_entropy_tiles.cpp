@@ -31,15 +31,7 @@ void prepare(const Head& head, int64_t row, int64_t row_end, void* prepared) {
   if (product.plain_a)
     return level().to_float(head.row(row), head.type, (row_end - row) * head.dim,
                             static_cast<float*>(prepared));
-  if (product.pack_a_dense)
-    return product.pack_a_dense(head.row(row), head.type, head.dim, row_end - row, head.dim, prepared);
-  static thread_local Buffer wide;
-  float* values = wide.floats(head.dim);
-  for (int64_t r = row; r < row_end; r++) {
-    level().to_float(head.row(r), head.type, head.dim, values);
-    product.pack_a(values, head.dim, 1, head.dim,
-                   static_cast<char*>(prepared) + product.at(r - row, head.dim));
-  }
+  product.pack_a_dense(head.row(row), head.type, head.dim, row_end - row, head.dim, prepared);
 }
 
 template <Compute compute>

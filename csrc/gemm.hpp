@@ -2,7 +2,7 @@
 //
 //     A   rows x depth     B   depth x cols     C   float32, rows x cols, row-major
 //
-// Packing takes float32 rows and pads with zeros up to row_step, panel and depth_step; B may be
+// Packing takes float32 rows, or a frozen weight as it is stored, and pads with zeros up to row_step, panel and depth_step; B may be
 // given as its rows (pack_b) or as its columns (pack_bt: the other operand of an A Bᵀ product). Each
 // call of `multiply` sums its `depth` products from zero, all at once or some 64 at a time, and adds
 // the sums to C: a two-level sum, whose order never depends on the number of threads.
@@ -43,6 +43,7 @@ struct Gemm {
   void (*pack_a_stored)(const Weight& w, int64_t start, int64_t rows, int64_t depth, void* a);
   void (*pack_b_stored)(const Weight& w, int64_t row, int64_t col, int64_t first, int64_t count,
                         int64_t depth, int64_t cols, void* b);
+  // Rows of a dense weight of any type; float16 is widened a block at a time.
   void (*pack_a_dense)(const void* src, DType type, int64_t ld, int64_t rows, int64_t depth, void* a);
   // ldc >= cols padded to panel; C has rows padded to row_step.
   void (*multiply)(int64_t rows, int64_t cols, int64_t depth, const void* a, const void* b,

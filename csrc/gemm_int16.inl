@@ -22,6 +22,8 @@
 //
 //     q = round(5792 level)   s = maximum / 5792        q = round(5792 level · maximum / greatest)
 //
+// The second is a product of two rounded factors and off by up to s, 1 / 5792 of the greatest.
+//
 // A block that is not finite has a scale that is not, and so is all that is made of it; the sign of an
 // infinity is lost.
 

@@ -1,9 +1,9 @@
 // The two products with a frozen weight, which is stored in 4 bits or dense.
 //
 // Up to 8 rows, forward: straight from the 4-bit codes (gemv in level.inl), or from the dense
-// weight, which is as fast as either can be read. Otherwise W is dequantised, or widened, tile by
-// tile into a packed panel that stays in the second-level cache, multiplied there by all rows, and
-// forgotten:
+// weight, which is as fast as either can be read. Otherwise W is packed tile by tile, by way of
+// float32 or as it is stored (gemm.hpp), into a panel that stays in the second-level cache, multiplied
+// there by all rows, and forgotten:
 //
 //     forward    yᵀ = W xᵀ    A = a tile of rows of W,       B = xᵀ, packed once;  yᵀ is turned on output
 //     backward   dx = dy W    A = dy, packed once,           B = a tile of columns of W
@@ -254,7 +254,7 @@ void forward_chunk(const Frozen& w, const Gemm& gemm, const char* packed, int64_
 void backward_chunk(const Frozen& w, const Gemm& gemm, const char* packed, int64_t r, int64_t rows,
                     void* dx, DType type, const LowRank* update, const char* thin, int threads) {
   const int64_t tile = even_tile(w.cols, gemm.col_tile, 2 * gemm.panel, threads);
-  const int64_t slice = std::max<int64_t>(32, gemm.depth_step);  // rows dequantised at a time
+  const int64_t slice = std::max<int64_t>(32, gemm.depth_step);  // rows packed at a time
   parallel_for(ceil_div(w.cols, tile), threads, [&](int64_t task) {
     const int64_t k0 = task * tile, cols = std::min(tile, w.cols - k0), ldc = Gemm::up(cols, gemm.panel);
     static thread_local Buffer sums, panel;

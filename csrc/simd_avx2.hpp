@@ -250,8 +250,9 @@ struct Simd {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to) + 1, second);
   }
 
-  // q = round(level · share), by a rounding product of 16 bits: both factors with a bit to spare.
-  static constexpr int kShareOne = 2;
+  // q = round(most level share), by the instruction that gives (a b + 2^14) >> 15: a is level times
+  // kLevelOne, b the share times most and kShareOne.
+  static constexpr int kLevelOne = 16384, kShareOne = 32768 / kLevelOne;
   static I shares(float even, float odd) {
     const int low = _mm_cvtss_si32(_mm_set_ss(even)), high = _mm_cvtss_si32(_mm_set_ss(odd));
     return _mm256_set1_epi32(int(uint32_t(high) << 16 | (uint32_t(low) & 0xffff)));
@@ -260,8 +261,8 @@ struct Simd {
   static void store_level_pairs(char* first, char* second, const uint8_t* even, const uint8_t* odd,
                                 I shares) {
     I a[2], b[2];
-    whole_levels<16384>(codes_for_whole(even), a[0], a[1]);
-    whole_levels<16384>(codes_for_whole(odd), b[0], b[1]);
+    whole_levels<kLevelOne>(codes_for_whole(even), a[0], a[1]);
+    whole_levels<kLevelOne>(codes_for_whole(odd), b[0], b[1]);
     for (int i = 0; i < 2; i++) {
       const I low = _mm256_mulhrs_epi16(_mm256_unpacklo_epi16(a[i], b[i]), shares);
       const I high = _mm256_mulhrs_epi16(_mm256_unpackhi_epi16(a[i], b[i]), shares);

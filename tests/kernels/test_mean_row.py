@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from torch import Tensor
@@ -50,9 +52,12 @@ def test_it_is_taken_once_and_anew_after_a_change(
     assert len(taken) == 2
     if scale is not None:
         mean_row(w, scale.clone())
+        again = mean_row(w, scale)
+        assert len(taken) == 4
+        assert mean_row(w, scale) is again
         scale[0] += 1
         mean_row(w, scale)
-        assert len(taken) == 4
+        assert len(taken) == 5
 
 
 def test_a_weight_that_cannot_tell_of_changes_is_read_each_time() -> None:
@@ -61,6 +66,8 @@ def test_a_weight_that_cannot_tell_of_changes_is_read_each_time() -> None:
         mean_row(w)
         w += 1
         assert mean_row(w).tolist() == [2, 2, 2]
+        scale = torch.full((5,), 2.0)
+    assert mean_row(torch.ones(5, 3, dtype=torch.int8), scale).tolist() == [2, 2, 2]
 
 
 def test_another_memory_or_type_is_noticed() -> None:
@@ -75,10 +82,21 @@ def test_another_memory_or_type_is_noticed() -> None:
 
 def test_a_weight_that_trains_is_not_held() -> None:
     weight = torch.nn.Parameter(torch.ones(5, 3))
-    assert not mean_row(weight).requires_grad
-    with torch.inference_mode():
-        scale = torch.full((5,), 2.0)
-    assert mean_row(torch.ones(5, 3, dtype=torch.int8), scale).tolist() == [2, 2, 2]
+    mean_row(weight)
+    gone = weakref.ref(weight)
+    del weight
+    assert gone() is None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_it_is_float32_whatever_the_default_type(dtype: torch.dtype) -> None:
+    torch.set_default_dtype(dtype)
+    try:
+        mean = mean_row(torch.ones(5, 300, dtype=torch.float32))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert mean.dtype == torch.float32
+    assert (mean == 1).all()
 
 
 def test_weights_of_one_memory_are_told_apart() -> None:

@@ -63,18 +63,19 @@ def attention(
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, numbers: list[int]
 ) -> tuple[Tensor, Tensor]:
-    y, _ = _fake(q)
+    y, lse = _fake(q)
     if native_attention.takes(q, k, v, mask):
-        return y, native_attention.forward(q, k, v, mask, scale, numbers, y)
-    sums = []
+        native_attention.forward(q, k, v, mask, scale, numbers, y, lse)
+        return y, lse
+    mask = _whole(mask, q, k)
     for block in _blocks(numbers):
         factors = _factors(q, k, v, block)
-        result, lse = _theirs(
+        result, sums = _theirs(
             *factors, 0.0, block.causal, attn_mask=_added(mask, block), scale=scale
         )
         _part(y, block).copy_(result)
-        sums.append(lse)
-    return y, torch.cat(sums, 2)
+        lse[:, :, block.start : block.stop] = sums
+    return y, lse
 
 
 def _backward(
@@ -91,6 +92,7 @@ def _backward(
     if native_attention.takes(q, k, v, mask):
         return native_attention.backward(dy, q, k, v, mask, y, lse, scale, numbers)
     dq, dk, dv = _fake_backward(dy, q, k, v)
+    mask = _whole(mask, q, k)
     for block in _blocks(numbers):
         gradients = _theirs_backward(
             _part(dy, block).float(),
@@ -175,6 +177,11 @@ def _product_flops(q_shape: Any, k_shape: Any, numbers: Sequence[int], products:
 def _blocks(numbers: Sequence[int]) -> list[Block]:
     thirds = zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True)
     return [Block(start, stop, bool(causal)) for start, stop, causal in thirds]
+
+
+def _whole(mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
+    """The mask with a place for each query and key, so that a block can be cut from it."""
+    return None if mask is None else mask.expand(*mask.shape[:-2], q.shape[2], k.shape[2])
 
 
 def _part(t: Tensor, block: Block) -> Tensor:

@@ -98,8 +98,8 @@ def _walk(
     head = Head(weight.contiguous(), bias, softcap or None, scale, row_scale)
     bias = None if bias is None else bias.float().contiguous()
     (positions, dim), vocabulary = h.shape, weight.shape[0]
-    lse, hit, dropped = torch.zeros(3, positions).unbind()
-    grad = torch.empty(positions, dim) if want_grad else torch.empty(0)
+    lse, hit, dropped = h.new_zeros(3, positions).unbind()
+    grad = h.new_empty((positions, dim) if want_grad else 0)
     kept = module.cross_entropy(
         head.weight.data_ptr(),
         WEIGHT_TYPES[weight.dtype],

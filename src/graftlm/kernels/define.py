@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-__all__ = ["LIBRARY", "define"]
+__all__ = ["define"]
 
-LIBRARY = torch.library.Library("graftlm", "DEF")  # type: ignore[no-untyped-call]
+_LIBRARY = torch.library.Library("graftlm", "DEF")  # type: ignore[no-untyped-call]
 
 
 def define(
@@ -37,23 +37,25 @@ def define(
         fake: gives outputs of the right shapes and types for inputs without values.
         gradient: the backward pass, as `torch.library.register_autograd` takes it; ``None``: there
             is none.
-        keep: ``keep(ctx, inputs, output)`` keeps for ``gradient`` what it needs.
+        keep: ``keep(ctx, inputs, output)`` keeps for ``gradient`` what it needs; given with it.
         backend: the dispatch key ``run`` is for; by default every device.
 
     Returns:
         What calls the operator; its first argument is a tensor.
     """
     name = schema.partition("(")[0]
-    LIBRARY.define(schema)  # type: ignore[no-untyped-call]
-    LIBRARY.impl(name, run, backend)  # type: ignore[no-untyped-call]
-    torch.library.register_fake(f"graftlm::{name}", fake, lib=LIBRARY)
+    _LIBRARY.define(schema)  # type: ignore[no-untyped-call]
+    _LIBRARY.impl(name, run, backend)  # type: ignore[no-untyped-call]
+    torch.library.register_fake(f"graftlm::{name}", fake, lib=_LIBRARY)
     operator = getattr(getattr(torch.ops.graftlm, name), "default")  # noqa: B009 - typed as Any
     recorded: Callable[..., Any] = operator
-    if gradient is not None and keep is not None:
+    if (gradient is None) != (keep is None):
+        raise TypeError(f"{name}: gradient and keep go together")
+    if gradient and keep:
         torch.library.register_autograd(
-            f"graftlm::{name}", gradient, setup_context=keep, lib=LIBRARY
+            f"graftlm::{name}", gradient, setup_context=keep, lib=_LIBRARY
         )
-        recorded = _function(name, run, keep, gradient).apply
+        recorded = _function(name, run, gradient, keep).apply
 
     def call(first: Tensor, *rest: Any) -> Any:
         if not _unwatched(first):
@@ -66,8 +68,8 @@ def define(
 def _function(
     name: str,
     run: Callable[..., Any],
-    keep: Callable[..., None],
     gradient: Callable[..., Any],
+    keep: Callable[..., None],
 ) -> Any:
     """The autograd function of these parts."""
     members = {

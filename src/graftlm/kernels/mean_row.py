@@ -62,7 +62,7 @@ def _taken(weight: Tensor, row_scale: Tensor | None) -> Tensor:
 def _run(weight: Tensor, row_scale: Tensor | None) -> Tensor:
     weight = weight.contiguous()
     row_scale = None if row_scale is None else row_scale.contiguous()
-    mean = torch.empty(weight.shape[1])
+    mean = _fake(weight, row_scale)
     native.kernels().mean_row(
         weight.data_ptr(),
         WEIGHT_TYPES[weight.dtype],

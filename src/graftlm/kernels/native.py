@@ -105,7 +105,7 @@ def double_quantize(absmax: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """As `graftlm.nf4.double_quant.double_quantize`, to the bit."""
     offset, grid = mean_of(absmax), _grid()
     codes = torch.empty(absmax.shape, dtype=torch.uint8)
-    nested_absmax = torch.empty(-(-absmax.numel() // GROUP_SIZE))
+    nested_absmax = torch.empty(-(-absmax.numel() // GROUP_SIZE), dtype=torch.float32)
     kernels().double_quantize(
         absmax.data_ptr(),
         absmax.numel(),

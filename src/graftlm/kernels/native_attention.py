@@ -34,14 +34,13 @@ def forward(
     scale: float,
     blocks: Sequence[int],
     y: Tensor,
-) -> Tensor:
-    """Write the result to ``y``; give the log-sum-exp of each row, (B, H, L) float32."""
-    lse = q.new_empty(q.shape[:-1], dtype=torch.float32)
+    lse: Tensor,
+) -> None:
+    """Write the result to ``y``, and to ``lse`` (B, H, L) the log-sum-exp of each row."""
     call = _Call(q, k, v, mask, blocks)
     native.kernels().attention(
         *call.arguments, scale, list(blocks), _strided(y), lse.data_ptr(), torch.get_num_threads()
     )
-    return lse
 
 
 def backward(
@@ -56,10 +55,12 @@ def backward(
     blocks: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of q, k and v, each in its type and order in memory."""
-    if not dy.shape == y.shape == q.shape or y.dtype != q.dtype or y.stride(-1) != 1:
+    alike = dy.shape == y.shape == q.shape and y.dtype == q.dtype and y.stride(-1) == 1
+    if not alike or lse.shape != q.shape[:-1]:
         raise ModelError(
-            f"y is {tuple(y.shape)} of {y.dtype} and its gradient {tuple(dy.shape)}: expected both "
-            f"like q, {tuple(q.shape)} of {q.dtype}"
+            f"y is {tuple(y.shape)} of {y.dtype}, its gradient {tuple(dy.shape)} and lse "
+            f"{tuple(lse.shape)}: expected what the forward pass gives for q, {tuple(q.shape)} of "
+            f"{q.dtype}"
         )
     dy, lse = dy.to(q.dtype), lse.float().contiguous()
     dy = dy if dy.stride(-1) == 1 else dy.contiguous()

@@ -1,8 +1,9 @@
-"""Which attention a model uses: PyTorch's, by blocks of the mask, in the type multiplied fastest.
+"""Which attention a model uses on a CPU: ours, by blocks of the mask, or PyTorch's.
 
-transformers lets an attention function be registered under a name. On a machine that computes on
-its processor, ours takes the place of its own one for `scaled_dot_product_attention`: it computes
-each block of the mask alone, and in float32 where 16-bit products are slow.
+transformers lets an attention function be registered under a name. Ours takes the place of its own
+one for `scaled_dot_product_attention`: it computes each block of the mask alone, in float32. One
+block of 16-bit inputs is left to PyTorch where the processor has instructions for it, and so is a
+single token.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _DROPOUTS = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")
 
 
 def quick_attention(model: Any) -> bool:
-    """Let a model attend by blocks of the mask, and in float32 if 16 bits are slow here.
+    """Let a model attend by our kernel, block by block of the mask, where that is quicker.
 
     Left alone is a model that may move to a GPU, one that does not call PyTorch's attention, cannot
     be told another one, or whose code asks for PyTorch's by name, for it may then do something else

@@ -97,7 +97,7 @@ def _flops(func: Any, args: Any, kwargs: Any, result: Any) -> int:
         return int(flops) // (2 if _causal(args, kwargs, 4) else 1)
     if func is _CPU_ATTENTION_BACKWARD:
         flops = sdpa_backward_flop_count(*(tensor.shape for tensor in args[:4]))  # type: ignore[no-untyped-call]
-        return int(flops) // (2 if _causal(args, kwargs, 6) else 1)
+        return int(flops) // (2 if _causal(args, kwargs, 7) else 1)
     formula = flop_registry.get(func._overloadpacket)
     return 0 if formula is None else int(formula(*args, **kwargs, out_val=result))
 
@@ -160,23 +160,28 @@ def _packed_rows(x: Tensor) -> int:
 
 
 def _attention_workspace(args: Any, kwargs: Any) -> int:
-    """Keys and values of a block, packed, and scores of 48 queries (csrc/attention.cpp)."""
-    return _block_workspace(args[0], args[-1], copies=2, scores=48)
+    """Keys and values, packed, and scores of 48 queries at a time (csrc/attention.cpp)."""
+    q, blocks = args[0], args[-1]
+    tasks = q.shape[0] * q.shape[1] * sum(-(-length // 48) for length in _lengths(blocks))
+    return _for_each_thread(tasks, blocks, 2 * q.shape[3] + 48)
 
 
 def _attention_backward_workspace(args: Any, kwargs: Any) -> int:
-    """The same and once more the keys; and the gradients of both, in float32, for each head."""
+    """Keys twice and values once, packed; and the gradients of both, for each head of q."""
     _, q, k = args[:3]
-    gradients = 2 * 4 * q.shape[0] * q.shape[1] * k.shape[2] * q.shape[3]
-    return _block_workspace(q, args[-1], copies=3, scores=0) + int(gradients)
+    blocks = args[-1]
+    heads = q.shape[0] * q.shape[1]
+    gradients = 2 * 4 * heads * k.shape[2] * q.shape[3]
+    return _for_each_thread(heads * len(blocks) // 3, blocks, 3 * q.shape[3]) + int(gradients)
 
 
-def _block_workspace(q: Tensor, blocks: list[int], copies: int, scores: int) -> int:
-    """In float32, of the longest block, for each thread that works on one head of a block."""
-    starts, stops = blocks[::3], blocks[1::3]
-    longest = max((stop - start for start, stop in zip(starts, stops, strict=True)), default=0)
-    heads = q.shape[0] * q.shape[1] * len(starts)
-    return 4 * longest * (copies * q.shape[3] + scores) * min(torch.get_num_threads(), heads)
+def _for_each_thread(tasks: int, blocks: list[int], numbers: int) -> int:
+    """Float32 numbers for each position of the longest block, for each thread with a task."""
+    return 4 * numbers * max(_lengths(blocks), default=0) * min(torch.get_num_threads(), tasks)
+
+
+def _lengths(blocks: list[int]) -> list[int]:
+    return [stop - start for start, stop in zip(blocks[::3], blocks[1::3], strict=True)]
 
 
 _WORKSPACES: dict[Any, Callable[[Any, Any], int]] = {
