@@ -72,8 +72,9 @@ def test_error_is_that_of_one_rounding(
 
 # Several tiles of queries and chunks of keys, and sizes of heads that are no whole vectors.
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("heads", [(4, 1), (3, 3)], ids=str)
-@pytest.mark.parametrize("size", [1, 20, 72, 256])
+@pytest.mark.parametrize(
+    ("heads", "size"), [((4, 1), 1), ((3, 3), 20), ((4, 2), 72), ((2, 1), 256)], ids=str
+)
 @pytest.mark.parametrize("kind", ["causal", "all", "window", "end to end"])
 def test_long_rows(
     level: str, dtype: torch.dtype, heads: tuple[int, int], size: int, kind: str
