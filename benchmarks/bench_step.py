@@ -32,7 +32,7 @@ RUNS = (
 )
 PRODUCTS = ("mm", "bmm", "addmm", "addmm_", "baddbmm", "linear")
 """PyTorch's operators that multiply matrices, besides any attention."""
-OURS = ("nf4_linear", "lora_linear", "factor_gradient", "cross_entropy")
+OURS = ("nf4_linear", "lora_linear", "factor_gradient", "attention", "cross_entropy")
 """Parts of the names of graftlm's."""
 
 
