@@ -5,14 +5,12 @@
 //
 // A head of a block is one task, or in the forward pass several where threads are many: keys and values
 // are widened and packed, then a tile of queries after the other is multiplied by those of them that it
-// sees, a chunk at a time. Nothing of
-// the size of positions × positions is stored: P is made again from the log-sum-exp of each row.
-// Several heads of q may share one of k and v; their gradients are added in order, so that results do
-// not depend on the number of threads.
+// sees, a chunk at a time. Nothing of the size of positions × positions is stored: P is made again from
+// the log-sum-exp of each row. Several heads of q may share one of k and v; their gradients are added in
+// order, so that results do not depend on the number of threads.
 //
-// A product of few positions is short work for a head, and there are many of them in a step: as separate
-// operations on tensors, cast, spread to all heads, multiplied, gathered and cast again, they took
-// five times as long (measured with sequences of 50 positions).
+// As separate operations on tensors, cast, spread to all heads, multiplied, gathered and cast again, the
+// short products of sequences of 50 positions took half as long again (benchmarks/bench_attention.py).
 #include "attention.hpp"
 
 #include <algorithm>
@@ -198,9 +196,11 @@ class Task {
     for (int64_t r = 0; r < rows; r++, s += c.padded) {
       int64_t end = c.count;
       if (causal_) end = std::clamp<int64_t>(i + r + 1 - c.first, 0, c.count);
-      else if (a_.mask.data)
+      else if (a_.mask.data) {
+        const uint8_t* sees = mask(i + r) + c.first;
         for (int64_t j = 0; j < c.count; j++)
-          if (!mask(i + r)[c.first + j]) s[j] = value;
+          if (!sees[j]) s[j] = value;
+      }
       std::fill(s + end, s + c.padded, value);
     }
   }

@@ -31,6 +31,7 @@ void prepare(const Head& head, int64_t row, int64_t row_end, void* prepared) {
   if (product.plain_a)
     return level().to_float(head.row(row), head.type, (row_end - row) * head.dim,
                             static_cast<float*>(prepared));
+  // Never null: without AMX, whose walk is another, what does not take floats packs any type.
   product.pack_a_dense(head.row(row), head.type, head.dim, row_end - row, head.dim, prepared);
 }
 

@@ -63,7 +63,7 @@ def attention(
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, numbers: list[int]
 ) -> tuple[Tensor, Tensor]:
-    y, lse = _fake(q)
+    y, lse = _empty(q)
     if native_attention.takes(q, k, v, mask):
         native_attention.forward(q, k, v, mask, scale, numbers, y, lse)
         return y, lse
@@ -91,7 +91,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     if native_attention.takes(q, k, v, mask):
         return native_attention.backward(dy, q, k, v, mask, y, lse, scale, numbers)
-    dq, dk, dv = _fake_backward(dy, q, k, v)
+    dq, dk, dv = _empty_backward(dy, q, k, v)
     mask = _whole(mask, q, k)
     for block in _blocks(numbers):
         gradients = _theirs_backward(
@@ -109,14 +109,14 @@ def _backward(
     return dq, dk, dv
 
 
-def _fake(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+def _empty(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     # In the order of its positions in memory, as the layer that follows wants it.
     rows, heads, length, size = q.shape
     y = q.new_empty(rows, length, heads, size).transpose(1, 2)
     return y, q.new_empty(rows, heads, length, dtype=torch.float32)
 
 
-def _fake_backward(
+def _empty_backward(
     dy: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
@@ -140,13 +140,13 @@ _attention_backward = define(
     "attention_backward(Tensor dy, Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor y, "
     "Tensor lse, float scale, int[] blocks) -> (Tensor, Tensor, Tensor)",
     _backward,
-    _fake_backward,
+    _empty_backward,
 )
 _attention = define(
     "attention(Tensor q, Tensor k, Tensor v, Tensor? mask, float scale, int[] blocks) "
     "-> (Tensor y, Tensor lse)",
     _forward,
-    _fake,
+    _empty,
     _gradient,
     _keep,
 )

@@ -62,7 +62,7 @@ def _taken(weight: Tensor, row_scale: Tensor | None) -> Tensor:
 def _run(weight: Tensor, row_scale: Tensor | None) -> Tensor:
     weight = weight.contiguous()
     row_scale = None if row_scale is None else row_scale.contiguous()
-    mean = _fake(weight, row_scale)
+    mean = _empty(weight, row_scale)
     native.kernels().mean_row(
         weight.data_ptr(),
         WEIGHT_TYPES[weight.dtype],
@@ -74,8 +74,8 @@ def _run(weight: Tensor, row_scale: Tensor | None) -> Tensor:
     return mean
 
 
-def _fake(weight: Tensor, row_scale: Tensor | None) -> Tensor:
+def _empty(weight: Tensor, row_scale: Tensor | None) -> Tensor:
     return weight.new_empty(weight.shape[1], dtype=torch.float32)
 
 
-_mean_row = define("mean_row(Tensor weight, Tensor? row_scale) -> Tensor", _run, _fake)
+_mean_row = define("mean_row(Tensor weight, Tensor? row_scale) -> Tensor", _run, _empty)

@@ -88,18 +88,18 @@ def _attend(
     others = (dropout, scaling, is_causal)
     if not query.is_cpu or dropout or any(_given(rest.get(name)) for name in _NOT_OURS):
         return _theirs(module, query, key, value, attention_mask, *others, **rest)
-    narrow = query.dtype in _NARROW
+    quick = query.dtype not in _NARROW or fast_bfloat16()  # as it comes, in PyTorch's kernel
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)
     parts = _parts(query, key, attention_mask, is_causal)
-    # A single block is left to PyTorch where it has instructions for it, and for a single token.
-    theirs = query.shape[2] == 1 or (narrow and fast_bfloat16())
-    ours = len(parts) > 1 or not theirs
+    # One block of 16-bit inputs is left to PyTorch where that is quick, and so is a single token.
+    left = query.shape[2] == 1 or (query.dtype in _NARROW and quick)
+    ours = len(parts) > 1 or not left
     if ours and _fits(query, key, value, attention_mask):
         key, value = (tensor[:, :, : parts[-1].stop] for tensor in (key, value))
         y = attention(query, key, value, attention_mask, scaling, parts)
         return y.transpose(1, 2).contiguous(), None
-    if not narrow or fast_bfloat16():
+    if quick:
         return _theirs(module, query, key, value, attention_mask, *others, **rest)
     wide = (tensor.float() for tensor in (query, key, value))
     floating = attention_mask is not None and attention_mask.is_floating_point()
