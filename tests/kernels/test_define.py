@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -44,6 +45,16 @@ def test_all_ways_give_the_same(name: str) -> None:
         assert torch.equal(CALLS[name](x), recorded)
     with torch.inference_mode():
         assert torch.equal(CALLS[name](x), recorded)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_recorded_call_inspects_no_signature(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def inspected(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("a signature was looked up")
+
+    x = torch.randn(5, 64, requires_grad=True)
+    monkeypatch.setattr(inspect, "signature", inspected)
+    assert CALLS[name](x).requires_grad
 
 
 def test_a_gradient_has_none_of_its_own() -> None:
