@@ -33,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from graftlm.layers.linear_cross_entropy import linear_cross_entropy
+from graftlm.training.linear_cross_entropy import linear_cross_entropy
 
 CHUNK = 64
 METHODS = ["graftlm", "dense-float32", "dense-bfloat16", "chunked-float32", "chunked-bfloat16"]

@@ -38,7 +38,7 @@ def rows_of(name: str) -> list[dict[str, str]]:
     """Prompt/completion rows: a data folder beside the project, else the demo's."""
     path = Path(__file__).parents[2] / "shared" / "data" / name / "train.jsonl"
     if not path.exists():
-        from graftlm.data.requests import generate_rows
+        from graftlm.demo.requests import generate_rows
 
         return generate_rows("train", 2400)
     with path.open(encoding="utf-8") as lines:
@@ -165,13 +165,13 @@ def _examples(path: str, tokenizer: Any, max_length: int) -> tuple[list[Any], li
 def _batches(model: Any, rows: list[Any], side: str) -> list[Any]:
     """What a step of each reads: one padded batch, or ours in the parts that training makes."""
     from graftlm.data import collate
-    from graftlm.train.batching import micro_batches
+    from graftlm.training.batching import micro_batches
 
     return [collate(rows, 0)] if side == "peft" else micro_batches(model, rows)
 
 
 def _our_step(model: Any, batches: list[Any], optimizer: Any, parameters: list[Any]) -> None:
-    from graftlm.train.step import train_step
+    from graftlm.training.step import train_step
 
     train_step(model, batches, optimizer, parameters, 1.0, 1e-6)
 
@@ -198,7 +198,7 @@ def _held_out_loss(side: str, model: Any, rows: list[Any]) -> float:
     import torch
 
     from graftlm.data import collate
-    from graftlm.train import evaluate
+    from graftlm.training import evaluate
 
     if side == "graftlm":
         return evaluate(model, rows, 8).loss

@@ -22,8 +22,8 @@ import torch
 import transformers
 
 from graftlm.config import DataConfig, ModelConfig, RunConfig, TrainConfig
-from graftlm.plan import make_plan, rehearse
-from graftlm.plan.framework import byte_tokenizer
+from graftlm.planning import make_plan, rehearse
+from graftlm.planning.baseline_memory import byte_tokenizer
 from graftlm.system import versions
 
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {

@@ -33,8 +33,8 @@ def worker(folder: str, length: int) -> None:
     import graftlm
     from graftlm.data.batch import Batch
     from graftlm.system import peak_resident, return_freed_memory
-    from graftlm.train.recompute import recompute_activations
-    from graftlm.train.step import train_step
+    from graftlm.training.recompute import recompute_activations
+    from graftlm.training.step import train_step
 
     return_freed_memory()
     start = time.perf_counter()

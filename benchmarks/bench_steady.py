@@ -18,7 +18,7 @@ from pathlib import Path
 
 from bench_plan import write_model
 
-from graftlm.data.requests import generate_rows
+from graftlm.demo.requests import generate_rows
 
 SMALL = {"vocab_size": 32768, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4}
 

@@ -66,7 +66,7 @@ def prepare(run: str, batch: int, length: int) -> tuple[Any, Callable[[], Any]]:
 
     import graftlm
     from graftlm.data.batch import Batch
-    from graftlm.train.step import train_step
+    from graftlm.training.step import train_step
 
     side, method, dtype = run.split("-")
     if side == "peft":
@@ -113,7 +113,7 @@ def counted(step: Callable[[], Any]) -> int:
     """Floating-point operations of the products of a step."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    from graftlm.plan.work import Work
+    from graftlm.planning.cost import Work
 
     work = Work()
 

@@ -19,7 +19,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from graftlm.nf4 import dequantize, quantize
+from graftlm.kernels.nf4 import dequantize, quantize
 from tests.oracles import nf4_oracle as oracle
 
 

@@ -26,11 +26,11 @@ import graftlm.models
 from graftlm.config import DataConfig, LoRAConfig, TrainConfig
 from graftlm.data import collate, load_examples
 from graftlm.data.batch import IGNORED, Batch
-from graftlm.data.requests import generate_rows
+from graftlm.demo.requests import generate_rows
+from graftlm.demo.stages import write_rows
 from graftlm.models import resolve
-from graftlm.report.demo import write_rows
-from graftlm.train.schedule import learning_rate_factor
-from graftlm.train.step import train_step
+from graftlm.training.schedule import learning_rate_factor
+from graftlm.training.step import train_step
 
 LEARNING_RATE = 2e-4
 

@@ -24,9 +24,9 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from graftlm.artifacts import load_adapter, save_adapter
+from graftlm.adapters import add_lora, lora_modules, lora_parameters, merge
+from graftlm.adapters.peft_format import load_adapter, save_adapter
 from graftlm.config import LoRAConfig
-from graftlm.lora import add_lora, lora_modules, lora_parameters, merge
 from tests.oracles.model_families import FAMILIES, tiny_model
 
 IDS = torch.arange(1, 25).view(2, 12)

@@ -18,7 +18,7 @@ from typing import Any
 from transformers import LlamaConfig
 
 from graftlm.config import DataConfig, LoRAConfig, RunConfig, TrainConfig
-from graftlm.plan import make_plan
+from graftlm.planning import make_plan
 
 LLAMA = {"vocab_size": 32000, "dtype": "bfloat16"}
 MODELS: dict[str, dict[str, Any]] = {

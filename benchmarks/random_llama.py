@@ -20,7 +20,7 @@ def write_llama(folder: Path, layers_a_shard: int, alike: bool = False, **sizes:
     from safetensors.torch import save_file
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from graftlm.plan.framework import byte_tokenizer
+    from graftlm.planning.baseline_memory import byte_tokenizer
 
     config = LlamaConfig(
         vocab_size=32000,

@@ -23,14 +23,14 @@ import torch
 import transformers
 
 import graftlm
-from graftlm.artifacts import load_adapter
+from graftlm.adapters.peft_format import load_adapter
 from graftlm.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from graftlm.data import render_prompt, stop_tokens
-from graftlm.data.requests import CUE, generate_rows
 from graftlm.data.scoring import score
+from graftlm.demo.requests import CUE, generate_rows
+from graftlm.demo.stages import write_rows
 from graftlm.models import Answer, generate_text, load_model
-from graftlm.report.demo import write_rows
-from graftlm.train import run
+from graftlm.training import run
 
 
 def conversation(row: dict[str, str]) -> dict[str, Any]:

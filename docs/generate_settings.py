@@ -6,14 +6,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from graftlm.config import (
-    DataConfig,
-    LoRAConfig,
-    ModelConfig,
-    RunConfig,
-    Settings,
-    TrainConfig,
-)
+from graftlm.config import DataConfig, LoRAConfig, ModelConfig, RunConfig, Settings, TrainConfig
 
 SECTIONS: list[tuple[str, type[Settings]]] = [
     ("model", ModelConfig),

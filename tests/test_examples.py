@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from graftlm.config import load_run_config, parse_override
-from graftlm.train import run
+from graftlm.training import run
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

@@ -13,13 +13,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from graftlm import nf4
-    from graftlm.artifacts import load_adapter, merge_to_folder, save_adapter
+    from graftlm.adapters import add_lora, disable_adapters, merge
+    from graftlm.adapters.peft_format import load_adapter, save_adapter
     from graftlm.config import DataConfig, LoRAConfig, ModelConfig, RunConfig, TrainConfig
-    from graftlm.lora import add_lora, disable_adapters, merge
+    from graftlm.export.merge import merge_to_folder
+    from graftlm.frozen import nf4
     from graftlm.models import load_model, save_model
-    from graftlm.train.evaluation import evaluate
-    from graftlm.train.job import run, train
+    from graftlm.training.evaluation import evaluate
+    from graftlm.training.train import run, train
 
 __all__ = [
     "DataConfig",
@@ -49,23 +50,23 @@ _HOME = {
     "ModelConfig": "config",
     "RunConfig": "config",
     "TrainConfig": "config",
-    "add_lora": "lora",
-    "disable_adapters": "lora",
-    "evaluate": "train.evaluation",
-    "load_adapter": "artifacts",
+    "add_lora": "adapters",
+    "disable_adapters": "adapters",
+    "evaluate": "training.evaluation",
+    "load_adapter": "adapters.peft_format",
     "load_model": "models",
-    "merge": "lora",
-    "merge_to_folder": "artifacts",
-    "run": "train.job",
-    "save_adapter": "artifacts",
+    "merge": "adapters",
+    "merge_to_folder": "export.merge",
+    "run": "training.train",
+    "save_adapter": "adapters.peft_format",
     "save_model": "models",
+    "train": "training.train",
 }
-_SUBPACKAGES = {"nf4", "train"}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _SUBPACKAGES:
-        return importlib.import_module(f"graftlm.{name}")
+    if name == "nf4":
+        return importlib.import_module("graftlm.frozen.nf4")
     if name not in _HOME:
         raise AttributeError(f"module 'graftlm' has no attribute {name!r}")
     return getattr(importlib.import_module(f"graftlm.{_HOME[name]}"), name)

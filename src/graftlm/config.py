@@ -176,7 +176,7 @@ class RunConfig(Settings):
 
 
 def left_open(config: RunConfig) -> list[str]:
-    """The settings that are ``auto``: `graftlm.plan.choose` decides them."""
+    """The settings that are ``auto``: `graftlm.planning.choose` decides them."""
     values = {
         "method": config.method,
         "train.gradient_checkpointing": config.train.gradient_checkpointing,

@@ -11,7 +11,7 @@ import pytest
 
 from graftlm.cli import main
 from graftlm.config import RunConfig, validate
-from graftlm.train import run
+from graftlm.training import run
 
 SETTINGS = {"chat_template": "vicuna", "max_length": 64, "loss_on": "last", "columns": {}}
 

@@ -17,7 +17,7 @@ import pytest
 
 from graftlm.config import DataConfig
 from graftlm.data import Encoder, load_examples
-from graftlm.data.audit import Audit, audit
+from graftlm.data.audit.audit import Audit, audit
 from graftlm.errors import DataError
 from tests.oracles.chat_families import tokenizer_of
 

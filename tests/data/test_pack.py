@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM, MambaConfig
 
 from graftlm.data import Example, collate, pack_examples
 from graftlm.data.pack import pack
-from graftlm.data.packable import keeps_apart, require_packable
+from graftlm.data.packing_support import keeps_apart, require_packable
 from graftlm.errors import ConfigError
-from graftlm.train.loss import causal_lm_loss
+from graftlm.training.loss import causal_lm_loss
 from tests.oracles.model_families import FAMILIES, tiny_model
 
 NOT_PACKABLE = {"opt", "falcon"}

@@ -7,11 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graftlm import nf4
 from graftlm.errors import ModelError
-from graftlm.kernels import ops
-from graftlm.nf4.codebook import nf4_levels, nf4_thresholds
-from graftlm.nf4.spans import BLOCK_SIZES
+from graftlm.kernels import nf4, ops
+from graftlm.kernels.nf4.chunks import BLOCK_SIZES
+from graftlm.kernels.nf4.codebook import nf4_levels, nf4_thresholds
 
 pytestmark = pytest.mark.usefixtures("level")
 

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from graftlm.frozen.int8_rows import Int8Rows
 from graftlm.kernels import cross_entropy, cross_entropy_reference, native
 from graftlm.kernels.cross_entropy import Head
-from graftlm.layers.int8_rows import Int8Rows
 from tests.oracles.products import rounds_to_int16
 
 pytestmark = pytest.mark.skipif(native.extension() is None, reason="no native kernels here")

@@ -9,9 +9,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from graftlm import nf4
 from graftlm.errors import ModelError
-from graftlm.kernels import ops
+from graftlm.kernels import nf4, ops
 
 graftlm = torch.ops.graftlm
 

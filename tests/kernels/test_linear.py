@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from graftlm import nf4
-from graftlm.kernels import ops
+from graftlm.kernels import nf4, ops
 
 pytestmark = pytest.mark.usefixtures("level")
 

@@ -12,10 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from graftlm import nf4
 from graftlm.errors import ModelError
-from graftlm.kernels import ops
-from graftlm.nf4.weight import NF4Weight
+from graftlm.kernels import nf4, ops
+from graftlm.kernels.nf4.weight import NF4Weight
 
 pytestmark = pytest.mark.usefixtures("level")
 

@@ -13,7 +13,7 @@ import torch
 from graftlm import kernels, nf4
 from graftlm.errors import ModelError
 from graftlm.kernels import native, ops
-from graftlm.nf4.codebook import nf4_levels
+from graftlm.kernels.nf4.codebook import nf4_levels
 
 EXTENSION = native.extension()
 needs_extension = pytest.mark.skipif(EXTENSION is None, reason="no extension in this installation")
@@ -100,7 +100,7 @@ def test_the_level_can_be_chosen() -> None:
 def test_a_forked_child_multiplies() -> None:
     code = """
 import os, torch
-from graftlm import nf4
+from graftlm.kernels import nf4
 from graftlm.kernels import ops
 torch.set_num_threads(2)
 w4, x = nf4.quantize(torch.randn(512, 512)), torch.randn(64, 512)

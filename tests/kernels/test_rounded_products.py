@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from graftlm import nf4
-from graftlm.kernels import cross_entropy, ops
+from graftlm.kernels import cross_entropy, nf4, ops
 from graftlm.kernels.cross_entropy_reference import Head
 from tests.oracles.products import rounds_to_int16
 

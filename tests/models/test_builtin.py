@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from graftlm.layers import NF4Linear
+from graftlm.frozen.nf4.linear import NF4Linear
 from graftlm.models import builtin, load_model
 
 pytestmark = pytest.mark.real_model

@@ -20,8 +20,9 @@ from transformers import (
     Qwen3Config,
 )
 
-from graftlm.layers import GatedMLP, RMSNorm
 from graftlm.models.fuse import fuse_elementwise
+from graftlm.models.fused.gated_mlp import GatedMLP
+from graftlm.models.fused.rms_norm import RMSNorm
 
 SIZES: dict[str, Any] = {
     "vocab_size": 64,

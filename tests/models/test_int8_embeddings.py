@@ -24,6 +24,7 @@ from transformers import (
 )
 
 import graftlm
+from graftlm.adapters.report import count_parameters, tied_head
 from graftlm.cli._shared import open_model
 from graftlm.config import (
     DataConfig,
@@ -35,16 +36,15 @@ from graftlm.config import (
 )
 from graftlm.data.batch import Batch
 from graftlm.errors import ConfigError, ModelError, TargetError
-from graftlm.layers import Int8Embedding, Int8Output, Int8Rows
-from graftlm.lora.report import count_parameters, tied_head
+from graftlm.frozen.int8_rows import Int8Embedding, Int8Output, Int8Rows
 from graftlm.models import load_weights, quantize_folder
 from graftlm.models.int8_embeddings import rows_in_int8
 from graftlm.models.save import save_model
-from graftlm.plan import choose
+from graftlm.planning import choose
 from graftlm.report.compare.variants import jobs, variants
-from graftlm.train import run
-from graftlm.train.job import adapted_model
-from graftlm.train.loss import causal_lm_loss
+from graftlm.training import run
+from graftlm.training.loss import causal_lm_loss
+from graftlm.training.train import adapted_model
 
 SIZES = {
     "vocab_size": 300,
@@ -165,13 +165,13 @@ def test_a_table_that_does_more_than_look_up_is_refused() -> None:
 def test_an_offset_that_all_words_share_hides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = made("phi")
     nn.init.constant_(model.lm_head.bias, -500.0)
-    monkeypatch.setattr("graftlm.layers.int8_rows.LARGEST", 1)  # two bits
+    monkeypatch.setattr("graftlm.frozen.int8_rows.LARGEST", 1)  # two bits
     with pytest.raises(ModelError, match="8 bits are too few"):
         rows_in_int8(model)
 
 
 def test_many_rows_widen_the_head_by_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("graftlm.layers.int8_rows.AT_ONCE", 64)
+    monkeypatch.setattr("graftlm.frozen.int8_rows.AT_ONCE", 64)
     head = Int8Output(Int8Rows.of(torch.randn(300, 16)), torch.randn(300))
     x = torch.randn(40, 16, dtype=torch.float64, requires_grad=True)
     y = head(x)

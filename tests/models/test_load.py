@@ -12,12 +12,13 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from graftlm import nf4
 from graftlm.errors import ModelError, RequestError
-from graftlm.layers import NF4Linear, OutputLinear
+from graftlm.frozen.nf4.linear import NF4Linear
+from graftlm.kernels import nf4
 from graftlm.models import load_model
-from graftlm.models.attention import quick_attention
+from graftlm.models.block_attention import quick_attention
 from graftlm.models.fuse import fuse_elementwise
+from graftlm.models.fused.output_linear import OutputLinear
 from tests.oracles.model_families import FAMILIES, tiny_model
 
 IDS = torch.arange(1, 25).view(2, 12)

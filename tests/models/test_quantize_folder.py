@@ -12,8 +12,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from graftlm.errors import ModelError, ResourceError
-from graftlm.layers import NF4Linear
-from graftlm.models import load_model, quantize_folder, rewriting
+from graftlm.frozen.nf4.linear import NF4Linear
+from graftlm.models import load_model, quantize_folder
+from graftlm.models import shard_writer as rewriting
 from tests.oracles.model_families import FAMILIES, tiny_model
 
 IDS = torch.arange(1, 25).view(2, 12)

@@ -15,7 +15,7 @@ import torch
 from bitsandbytes.backends.default.ops import _dequantize_4bit_compute
 from torch import Tensor
 
-from graftlm.nf4 import NF4Weight
+from graftlm.kernels.nf4.weight import NF4Weight
 
 T = TypeVar("T")
 

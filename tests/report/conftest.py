@@ -12,7 +12,7 @@ import pytest
 
 from graftlm.config import RunConfig, validate
 from graftlm.files import write_json
-from graftlm.train.run_folder import begin_run
+from graftlm.training.run_folder import begin_run
 
 MakeRun = Callable[..., Path]
 

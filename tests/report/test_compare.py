@@ -22,7 +22,7 @@ from graftlm.report.compare.measure import scored_rows
 from graftlm.report.compare.page import write_comparison
 from graftlm.report.compare.table import table
 from graftlm.report.compare.variants import jobs, variants
-from graftlm.train.metrics import read_metrics
+from graftlm.training.metrics import read_metrics
 from tests.report.here import Here
 
 
@@ -124,7 +124,7 @@ def test_a_stopped_comparison_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Stopped inside a run, after its first evaluation; and in another before any checkpoint."""
-    from graftlm.train import loop
+    from graftlm.training import loop
 
     config, out = settings(tiny_llama, rows_file), tmp_path / "cmp"
     real = loop.train_step

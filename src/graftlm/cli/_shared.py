@@ -44,7 +44,9 @@ def stderr_console() -> Console:
 
 def open_model(model: str, adapter: str | None, quantize: str | None) -> tuple[Any, Any]:
     """Load ``model`` for use, with ``adapter``, if any, and the tokenizer it was trained with."""
-    from graftlm.artifacts import adapter_tokenizer, load_adapter, recorded_settings, trained_on
+    from graftlm.adapters.adapter_folder import recorded_settings, trained_on
+    from graftlm.adapters.adapter_tokenizer import adapter_tokenizer
+    from graftlm.adapters.peft_format import load_adapter
     from graftlm.errors import ConfigError
     from graftlm.models import load_model
 

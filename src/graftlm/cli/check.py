@@ -12,7 +12,7 @@ from graftlm.cli._shared import JsonOption, say
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from graftlm.data.audit import Audit
+    from graftlm.data.audit.audit import Audit
 
 __all__ = ["check"]
 
@@ -41,9 +41,9 @@ def check(
     """
     from graftlm.config import load_run_config, parse_override
     from graftlm.data import Encoder, load_examples
-    from graftlm.data.audit import audit
+    from graftlm.data.audit.audit import audit
+    from graftlm.data.audit.page import audit_page
     from graftlm.data.examples import split
-    from graftlm.data.page import audit_page
     from graftlm.files import atomic_write
     from graftlm.models import load_tokenizer
 

@@ -11,7 +11,7 @@ import typer
 from graftlm.cli._shared import JsonOption, say, stderr_console
 
 if TYPE_CHECKING:
-    from graftlm.report.demo import DemoResult
+    from graftlm.demo.stages import DemoResult
 
 __all__ = ["demo"]
 
@@ -31,8 +31,8 @@ def demo(
     Example: `graftlm demo --method qlora --out demo-run`
     """
     from graftlm.config import RunConfig, validate
+    from graftlm.demo.stages import DemoSettings, run_demo
     from graftlm.errors import ResourceError
-    from graftlm.report.demo import DemoSettings, run_demo
 
     if out.exists() and any(out.iterdir()):
         raise ResourceError(f"{out} is not empty. Remove it, or choose another --out.")
@@ -64,7 +64,7 @@ def _as_tree(result: DemoResult) -> dict[str, Any]:
 def text(result: DemoResult, out: Path, settings: Any) -> str:
     """What a person reads at the end."""
     from graftlm.report.terminal import line_chart
-    from graftlm.train.metrics import read_metrics
+    from graftlm.training.metrics import read_metrics
 
     lines = ["", f"{len(result.rows)} of {result.after.rows} held-out messages:", ""]
     for row in result.rows:

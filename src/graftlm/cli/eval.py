@@ -50,7 +50,7 @@ def evaluate(
     column names, longest row, and choice of what is learned. `--set` changes any of these.
     """
     from graftlm.data.examples import load_examples
-    from graftlm.train import evaluate as measure
+    from graftlm.training import evaluate as measure
 
     config = _data_settings(model, adapter, max_length, set_ or [])
     loaded, tokenizer = open_model(model, adapter, quantize)
@@ -70,7 +70,7 @@ def _data_settings(
     model: str, adapter: str | None, max_length: int | None, changes: Sequence[str]
 ) -> DataConfig:
     """How rows become tokens: as in the run that made what is measured, then as asked for."""
-    from graftlm.artifacts import recorded_settings
+    from graftlm.adapters.adapter_folder import recorded_settings
     from graftlm.config import load_run_config, parse_override
     from graftlm.errors import ConfigError, near_matches
 

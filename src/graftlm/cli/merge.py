@@ -35,7 +35,7 @@ def merge(
 
     Example: `graftlm merge runs/first --out merged`
     """
-    from graftlm.artifacts import merge_to_folder
+    from graftlm.export.merge import merge_to_folder
 
     report = merge_to_folder(adapter, out, base=base, onto=onto)
     say(report, as_json, "\n".join(f"{name}: {value}" for name, value in report.items()))

@@ -11,7 +11,7 @@ import typer
 from graftlm.cli._shared import JsonOption, ModelArgument, stderr_console
 
 if TYPE_CHECKING:
-    from graftlm.plan import Option, Plan
+    from graftlm.planning import Option, Plan
 
 __all__ = ["plan"]
 
@@ -69,7 +69,7 @@ def plan(
     ]
     config = load_run_config(None, flags + [parse_override(text) for text in set_ or []])
 
-    from graftlm.plan import make_plan, row_lengths
+    from graftlm.planning import make_plan, row_lengths
 
     console = stderr_console()
     with console.status("planning") as status:
@@ -91,7 +91,7 @@ def plan(
 def _print(found: Plan) -> None:
     from rich.console import Console
 
-    from graftlm.plan import format_size
+    from graftlm.planning import format_size
 
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
     console.print(_table(found))
@@ -113,7 +113,7 @@ def _print(found: Plan) -> None:
 def _table(found: Plan) -> Any:
     from rich.table import Table
 
-    from graftlm.plan import format_size
+    from graftlm.planning import format_size
 
     title = f"{found.model} on {found.device}, limit {format_size(found.limit)}"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
@@ -137,7 +137,7 @@ def _table(found: Plan) -> Any:
 def _verified_table(found: Plan) -> Any:
     from rich.table import Table
 
-    from graftlm.plan import format_size
+    from graftlm.planning import format_size
 
     table = Table(title="run for real", title_justify="left", box=None, pad_edge=False)
     said = ("method", "recompute", "embeddings")

@@ -12,7 +12,7 @@ from graftlm.cli._shared import JsonOption, say
 
 if TYPE_CHECKING:
     from graftlm.config import RunConfig
-    from graftlm.train import RunResult
+    from graftlm.training import RunResult
 
 __all__ = ["train"]
 
@@ -75,7 +75,7 @@ def train(
     if left_open(settings) or (settings.memory is not None and not resume):
         settings = planned(settings)
 
-    from graftlm.train import run
+    from graftlm.training import run
 
     result = run(settings, resume=resume)
     page = report(Path(settings.out))
@@ -125,7 +125,7 @@ def decided_before(settings: RunConfig) -> RunConfig:
 
 def choice(settings: RunConfig) -> RunConfig:
     """What the plan recommends for ``settings`` and the rows they name."""
-    from graftlm.plan import choose, row_lengths
+    from graftlm.planning import choose, row_lengths
 
     return choose(settings, row_lengths(settings))
 

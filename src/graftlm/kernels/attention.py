@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from graftlm.kernels import native_attention
-from graftlm.kernels.define import define
 from graftlm.kernels.mask_blocks import Block
+from graftlm.kernels.register import define
 
 __all__ = ["attention"]
 

@@ -1,6 +1,6 @@
 """The linear cross-entropy operators, their checks, and the one place that decides what runs them.
 
-`graftlm.layers.linear_cross_entropy` makes them differentiable and states the equations.
+`graftlm.training.linear_cross_entropy` makes them differentiable and states the equations.
 """
 
 from __future__ import annotations

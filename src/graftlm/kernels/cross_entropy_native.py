@@ -17,10 +17,10 @@ from graftlm.errors import RequestError
 from graftlm.kernels import cross_entropy_reference as reference
 from graftlm.kernels import native
 from graftlm.kernels.cross_entropy_reference import Head, Walk
-from graftlm.kernels.crossing import WEIGHT_TYPES
-from graftlm.kernels.define import define
 from graftlm.kernels.library import Compute
 from graftlm.kernels.mean_row import mean_row
+from graftlm.kernels.native_args import WEIGHT_TYPES
+from graftlm.kernels.register import define
 
 __all__ = ["forward", "takes"]
 

@@ -4,7 +4,7 @@ Both walks go over the head in tiles of rows. The forward walk keeps a running m
 s = Σ exp(z − m) and, where wanted, G = Σ exp(z − m) · w, rescaled whenever m rises (the online
 softmax of arXiv 1805.02867 and 2205.14135), so one walk yields the loss *and* its gradient with
 respect to the hidden states. The backward walk knows the log-sum-exp and forms every gradient. The
-equations stand in `graftlm.layers.linear_cross_entropy`.
+equations stand in `graftlm.training.linear_cross_entropy`.
 """
 
 from __future__ import annotations

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graftlm import nf4
-from graftlm.kernels import native, ops, reference
+from graftlm.kernels import native, nf4, ops, reference
 
 __all__ = ["selfcheck", "status"]
 

@@ -18,8 +18,8 @@ from torch.utils.flop_counter import register_flop_formula
 
 from graftlm.errors import ModelError
 from graftlm.kernels import native, reference
-from graftlm.kernels.define import define
 from graftlm.kernels.library import compute_type
+from graftlm.kernels.register import define
 
 __all__ = ["factor_gradient"]
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from graftlm.errors import ModelError
 from graftlm.kernels import native, native_elementwise
-from graftlm.kernels.define import define
+from graftlm.kernels.register import define
 
 __all__ = ["GELU_TANH", "SILU", "gated_unit"]
 

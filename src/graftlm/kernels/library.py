@@ -17,12 +17,11 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from graftlm import nf4
 from graftlm.errors import ModelError
-from graftlm.kernels import native, reference
-from graftlm.kernels.define import define
-from graftlm.nf4.quantize import check, quantize_blocks
-from graftlm.nf4.weight import NF4Weight
+from graftlm.kernels import native, nf4, reference
+from graftlm.kernels.nf4.quantize import check, quantize_blocks
+from graftlm.kernels.nf4.weight import NF4Weight
+from graftlm.kernels.register import define
 
 __all__ = [
     "WEIGHT",

@@ -22,11 +22,11 @@ from torch.utils.flop_counter import register_flop_formula
 
 from graftlm.errors import ModelError
 from graftlm.kernels import native, reference
-from graftlm.kernels.crossing import LowRank
-from graftlm.kernels.define import define
 from graftlm.kernels.factor_gradient import factor_gradient
 from graftlm.kernels.library import WEIGHT, check_factor, compute_type, weight
-from graftlm.nf4.weight import NF4Weight
+from graftlm.kernels.native_args import LowRank
+from graftlm.kernels.nf4.weight import NF4Weight
+from graftlm.kernels.register import define
 from graftlm.system import fast_bfloat16
 
 __all__ = ["factor_type", "lora_linear", "nf4_lora_linear"]

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from graftlm.kernels import native
-from graftlm.kernels.crossing import WEIGHT_TYPES
-from graftlm.kernels.define import define
+from graftlm.kernels.native_args import WEIGHT_TYPES
+from graftlm.kernels.register import define
 
 __all__ = ["mean_row"]
 

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from graftlm.errors import ModelError
-from graftlm.kernels.crossing import TYPES, WEIGHT_TYPES, Factors, Frozen, LowRank, Stored
-from graftlm.nf4.codebook import grid_codes
-from graftlm.nf4.double_quant import GROUP_SIZE, mean_of
-from graftlm.nf4.weight import NF4Weight
+from graftlm.kernels.native_args import TYPES, WEIGHT_TYPES, Factors, Frozen, LowRank, Stored
+from graftlm.kernels.nf4.codebook import grid_codes
+from graftlm.kernels.nf4.double_quant import GROUP_SIZE, mean_of
+from graftlm.kernels.nf4.weight import NF4Weight
 
 __all__ = [
     "absence",
@@ -102,7 +102,7 @@ def quantize(w: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
 
 
 def double_quantize(absmax: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """As `graftlm.nf4.double_quant.double_quantize`, to the bit."""
+    """As `graftlm.kernels.nf4.double_quant.double_quantize`, to the bit."""
     offset, grid = mean_of(absmax), _grid()
     codes = torch.empty(absmax.shape, dtype=torch.uint8)
     nested_absmax = torch.empty(-(-absmax.numel() // GROUP_SIZE), dtype=torch.float32)

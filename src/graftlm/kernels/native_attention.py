@@ -9,7 +9,7 @@ from torch import Tensor
 
 from graftlm.errors import ModelError
 from graftlm.kernels import native
-from graftlm.kernels.crossing import TYPES
+from graftlm.kernels.native_args import TYPES
 
 __all__ = ["backward", "forward", "takes"]
 

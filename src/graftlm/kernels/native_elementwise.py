@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from graftlm.kernels.crossing import TYPES
 from graftlm.kernels.native import kernels
+from graftlm.kernels.native_args import TYPES
 
 __all__ = ["gated_unit", "gated_unit_backward", "rms_norm", "rms_norm_backward"]
 

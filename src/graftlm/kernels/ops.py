@@ -12,9 +12,9 @@ from torch import Tensor
 from graftlm.kernels import library, native
 from graftlm.kernels import lora_linear as update
 from graftlm.kernels.library import Compute
-from graftlm.nf4.double_quant import double_quantize
-from graftlm.nf4.quantize import assemble
-from graftlm.nf4.weight import NF4Weight
+from graftlm.kernels.nf4.double_quant import double_quantize
+from graftlm.kernels.nf4.quantize import assemble
+from graftlm.kernels.nf4.weight import NF4Weight
 
 __all__ = ["Compute", "dequantize", "linear", "lora_linear", "quantize"]
 

@@ -17,8 +17,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from graftlm import nf4
-from graftlm.nf4.weight import NF4Weight
+from graftlm.kernels import nf4
+from graftlm.kernels.nf4.weight import NF4Weight
 
 __all__ = ["compute_type", "linear", "linear_backward", "row_tiles"]
 

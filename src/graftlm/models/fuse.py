@@ -16,7 +16,9 @@ import torch
 from torch import nn
 
 from graftlm.kernels.gated_unit import GELU_TANH, SILU
-from graftlm.layers import GatedMLP, OutputLinear, RMSNorm
+from graftlm.models.fused.gated_mlp import GatedMLP
+from graftlm.models.fused.output_linear import OutputLinear
+from graftlm.models.fused.rms_norm import RMSNorm
 
 __all__ = ["fuse_elementwise", "quick_output"]
 

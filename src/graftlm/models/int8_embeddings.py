@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from graftlm.errors import ModelError
-from graftlm.layers import OutputLinear
-from graftlm.layers.int8_rows import Int8Embedding, Int8Output, Int8Rows
+from graftlm.frozen.int8_rows import Int8Embedding, Int8Output, Int8Rows
+from graftlm.models.fused.output_linear import OutputLinear
 
 __all__ = ["rows_in_int8"]
 

@@ -89,7 +89,7 @@ def load_weights(
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """Load a model without its tokenizer; arguments, memory and errors as for `load_model`."""
-    from graftlm.models.attention import quick_attention
+    from graftlm.models.block_attention import quick_attention
     from graftlm.models.fuse import fuse_elementwise, quick_output
     from graftlm.models.int8_embeddings import rows_in_int8
     from graftlm.models.streaming import StreamingConfig
@@ -213,7 +213,7 @@ def _require_complete(folder: Path, report: dict[str, Any]) -> None:
 
 def _report_experts(model: PreTrainedModel) -> None:
     """Say what 4-bit storage left out: experts fused into one parameter, not linear layers."""
-    from graftlm.layers.nf4_linear import NF4Linear
+    from graftlm.frozen.nf4.linear import NF4Linear
 
     if not any(isinstance(module, NF4Linear) for module in model.modules()):
         return

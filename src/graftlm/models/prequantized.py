@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from graftlm.errors import ArtifactError, ModelError
+from graftlm.frozen.nf4.bitsandbytes_format import from_bitsandbytes
+from graftlm.kernels.nf4.weight import NF4Weight
 from graftlm.models.safetensors_file import Checkpoint
 from graftlm.models.streaming import LazyTensor, Stored
-from graftlm.nf4.bitsandbytes_format import from_bitsandbytes
-from graftlm.nf4.weight import NF4Weight
 
 __all__ = ["is_nf4", "mapped_tensors"]
 

@@ -19,13 +19,13 @@ from transformers.pytorch_utils import Conv1D
 
 from graftlm.errors import GraftLMError, ModelError
 from graftlm.files import atomic_folder, require_free_space, write_json
+from graftlm.frozen.nf4.bitsandbytes_format import to_bitsandbytes
 from graftlm.kernels import ops
 from graftlm.models.load import empty_model, load_config, pick_dtype
-from graftlm.models.rewriting import ShardWriter, copy_companions, parameter_names
 from graftlm.models.safetensors_file import Checkpoint
+from graftlm.models.shard_writer import ShardWriter, copy_companions, parameter_names
 from graftlm.models.source import resolve
 from graftlm.models.streaming import linear_layers, unquantized_names
-from graftlm.nf4.bitsandbytes_format import to_bitsandbytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

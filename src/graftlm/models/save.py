@@ -37,7 +37,10 @@ def save_model(
         ModelError: the model still has adapters, 4-bit layers or embeddings in 8 bits.
         ResourceError: the disk is too small, or ``out`` exists or cannot be written to.
     """
-    from graftlm.layers import Int8Rows, LoRAEmbedding, LoRALinear, NF4Linear
+    from graftlm.adapters.lora_embedding import LoRAEmbedding
+    from graftlm.adapters.lora_linear import LoRALinear
+    from graftlm.frozen.int8_rows import Int8Rows
+    from graftlm.frozen.nf4.linear import NF4Linear
 
     for name, module in model.named_modules():
         if isinstance(module, (LoRALinear, LoRAEmbedding, NF4Linear, Int8Rows)):

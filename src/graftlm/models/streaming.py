@@ -24,10 +24,10 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from graftlm.errors import GraftLMError, ModelError
+from graftlm.frozen.nf4.linear import NF4Linear
 from graftlm.kernels import ops
-from graftlm.layers.nf4_linear import NF4Linear
+from graftlm.kernels.nf4.weight import NF4Weight
 from graftlm.models.safetensors_file import Checkpoint
-from graftlm.nf4.weight import NF4Weight
 
 __all__ = [
     "Abort",

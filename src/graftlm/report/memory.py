@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from graftlm.plan import format_size
-from graftlm.plan.timeline import COMPONENTS
+from graftlm.planning import format_size
+from graftlm.planning.timeline import COMPONENTS
 from graftlm.report.svg import Bar
 
 __all__ = ["memory_bars"]

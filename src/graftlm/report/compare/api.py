@@ -16,8 +16,8 @@ from graftlm.report.compare.figures import Figures, figures_of
 from graftlm.report.compare.launch import launch
 from graftlm.report.compare.variants import MEASURED, Job, jobs, variants
 from graftlm.report.compare.verdict import verdict
-from graftlm.train import checkpoint
-from graftlm.train.run_folder import check_run, sha256_of_files
+from graftlm.training import checkpoint
+from graftlm.training.run_folder import check_run, sha256_of_files
 
 __all__ = ["OUTSIDE", "Comparison", "compare", "standing"]
 

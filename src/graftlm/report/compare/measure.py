@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from graftlm.artifacts import load_adapter
+from graftlm.adapters.peft_format import load_adapter
 from graftlm.config import DataConfig, RunConfig
 from graftlm.data.example import Example
 from graftlm.data.examples import held_out, load_examples, split
@@ -23,8 +23,8 @@ from graftlm.data.sources import open_source
 from graftlm.data.tokenise import render_prompt, stop_tokens
 from graftlm.errors import DataError
 from graftlm.models import generate_text, load_model
-from graftlm.train import evaluate
-from graftlm.train.run_folder import result_folder
+from graftlm.training import evaluate
+from graftlm.training.run_folder import result_folder
 
 __all__ = ["answers_right", "measure", "scored_rows"]
 

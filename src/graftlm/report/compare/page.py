@@ -18,9 +18,9 @@ from graftlm.report.memory import memory_bars
 from graftlm.report.page import render
 from graftlm.report.settings import SettingRow, provenance_rows, setting_rows
 from graftlm.report.svg import Bar, Chart, Series, line_chart, stacked_bars
-from graftlm.train.loop import DEFAULT_LEARNING_RATE
-from graftlm.train.metrics import read_metrics
-from graftlm.train.run_folder import sha256_of_files
+from graftlm.training.loop import DEFAULT_LEARNING_RATE
+from graftlm.training.metrics import read_metrics
+from graftlm.training.run_folder import sha256_of_files
 
 __all__ = ["comparison_page", "write_comparison"]
 

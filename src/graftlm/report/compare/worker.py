@@ -29,7 +29,7 @@ def do_job(request: dict[str, Any], progress: bool = False) -> None:
     from graftlm.report.compare.measure import measure, scored_rows
     from graftlm.report.compare.variants import MEASURED
     from graftlm.report.run_page import write_run_page
-    from graftlm.train import run
+    from graftlm.training import run
 
     config = RunConfig.model_validate(request["config"])
     asked = request["measure"]
@@ -50,7 +50,7 @@ def do_job(request: dict[str, Any], progress: bool = False) -> None:
 def planned_memory(config: Any) -> dict[str, int] | None:
     """What the plan says the peak is made of, in bytes; ``None`` where it cannot be planned."""
     from graftlm.errors import GraftLMError
-    from graftlm.plan import make_plan, row_lengths
+    from graftlm.planning import make_plan, row_lengths
 
     try:
         plan = make_plan(config, methods=(config.method,), lengths=row_lengths(config))

@@ -1,0 +1,77 @@
+"""Finding an adapter, and what is known of the model it was trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from graftlm.adapters.peft_config import CONFIG_NAME, read_config
+from graftlm.config import RunConfig, load_run_config
+from graftlm.errors import ArtifactError
+
+__all__ = ["adapter_folder", "base_of", "recorded_settings", "run_settings", "trained_on"]
+
+
+def adapter_folder(path: str | Path) -> Path:
+    """The folder in PEFT's format that ``path`` is, or that the run folder ``path`` holds.
+
+    Raises:
+        ArtifactError: there is none.
+    """
+    folder = Path(path)
+    for candidate in (folder, folder / "adapter"):
+        if (candidate / CONFIG_NAME).is_file():
+            return candidate
+    if not folder.is_dir():
+        raise ArtifactError(f"there is no adapter folder {folder}")
+    if (folder / "config.yaml").is_file():
+        raise ArtifactError(f"the run in {folder} has not finished: it holds no adapter yet")
+    raise ArtifactError(
+        f"{folder} is no adapter: it has no {CONFIG_NAME}. "
+        "Expected a folder written by PEFT or save_adapter, or a run folder."
+    )
+
+
+def run_settings(path: str | Path) -> RunConfig | None:
+    """The settings of the run that made the adapter, when it still lies in its run folder."""
+    folder = adapter_folder(path).absolute()
+    return _settings_in(folder.parents[1] if folder.parent.name == "checkpoints" else folder.parent)
+
+
+def recorded_settings(model: str | Path, adapter: str | Path | None = None) -> RunConfig | None:
+    """The settings of the run that made ``adapter``, or else the fully fine-tuned ``model``."""
+    if adapter is not None:
+        return run_settings(adapter)
+    folder = Path(model).absolute()
+    return _settings_in(folder.parent) if folder.name == "model" else None
+
+
+def _settings_in(run: Path) -> RunConfig | None:
+    if not (run / "provenance.json").is_file() or not (run / "config.yaml").is_file():
+        return None
+    return load_run_config(run / "config.yaml")
+
+
+def trained_on(path: str | Path) -> Literal["nf4", "original"] | None:
+    """Whether the adapter was trained over a 4-bit base; ``None`` when nothing says so."""
+    settings = run_settings(path)
+    if settings is None:
+        return None
+    return "nf4" if settings.method == "qlora" else "original"
+
+
+def base_of(path: str | Path) -> str:
+    """The name of the base model: from the run's settings, else from the adapter itself.
+
+    Raises:
+        ArtifactError: neither names one.
+    """
+    settings = run_settings(path)
+    name = (
+        settings.model.name
+        if settings
+        else read_config(adapter_folder(path)).base_model_name_or_path
+    )
+    if not name:
+        raise ArtifactError(f"{path} does not name its base model. Name it yourself (base).")
+    return name

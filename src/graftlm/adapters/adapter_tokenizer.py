@@ -1,0 +1,67 @@
+"""The tokenizer an adapter was trained with, and above all its chat template.
+
+An adapter answers well only to text laid out as in its training. Its folder therefore keeps the
+tokenizer with the template that was in force, as users of PEFT expect to find it; an adapter of a
+run that was stopped has the run's settings instead. The vocabulary is the base's: an adapter cannot
+add tokens.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graftlm.adapters.adapter_folder import adapter_folder, run_settings
+from graftlm.data.chat import use_chat_template
+from graftlm.errors import ArtifactError
+from graftlm.models.load import tokenizer_in
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["adapter_tokenizer", "brings_tokenizer"]
+
+
+def brings_tokenizer(adapter: str | Path) -> bool:
+    """Whether something says how the adapter's text was laid out: its own files, or its run."""
+    return _has_files(adapter) or run_settings(adapter) is not None
+
+
+def adapter_tokenizer(adapter: str | Path, base: PreTrainedTokenizerBase) -> Any:
+    """The tokenizer to use an adapter with.
+
+    Args:
+        adapter: a PEFT adapter folder, or a run folder.
+        base: the base model's tokenizer; takes the run's chat template where the adapter has no
+            tokenizer of its own.
+
+    Returns:
+        The adapter's own tokenizer if its folder has one, else ``base``.
+
+    Raises:
+        ArtifactError: the adapter's tokenizer has another vocabulary than the base's.
+    """
+    if _has_files(adapter):
+        own = tokenizer_in(adapter_folder(adapter))
+        _require_same_vocabulary(adapter_folder(adapter), own, base)
+        return own
+    settings = run_settings(adapter)
+    if settings is not None:
+        use_chat_template(base, settings.data.chat_template)
+    return base
+
+
+def _has_files(adapter: str | Path) -> bool:
+    return (adapter_folder(adapter) / "tokenizer_config.json").is_file()
+
+
+def _require_same_vocabulary(folder: Path, own: Any, base: Any) -> None:
+    here, there = own.get_vocab(), base.get_vocab()
+    if here == there:
+        return
+    odd = sorted(dict(here.items() ^ there.items()))
+    raise ArtifactError(
+        f"the tokenizer in {folder} has another vocabulary than the base model's: {len(odd)} "
+        f"tokens differ, such as {odd[0]!r}. Name the base the adapter was trained on; an adapter "
+        "that adds tokens is not supported. (Without tokenizer_config.json, the base's is used.)"
+    )

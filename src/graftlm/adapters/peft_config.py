@@ -1,0 +1,181 @@
+"""PEFT's adapter_config.json: written so that any PEFT reads it, read with nothing overlooked."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import pydantic
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from graftlm.adapters import lora_config, lora_modules
+from graftlm.adapters.targets import (
+    ALL_LINEAR,
+    adaptable,
+    all_linear,
+    base_modules,
+    fault,
+    matching,
+)
+from graftlm.errors import ArtifactError
+
+__all__ = ["CONFIG_NAME", "AdapterConfig", "adapter_config", "read_config"]
+
+CONFIG_NAME = "adapter_config.json"
+
+# Keys that say how an adapter was made, where, or how fast: its output does not depend on them.
+HARMLESS = {
+    "auto_mapping",
+    "corda_config",
+    "eva_config",
+    "fan_in_fan_out",
+    "inference_mode",
+    "loftq_config",
+    "lora_ga_config",
+    "megatron_core",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+    "task_type",
+}
+JUDGED = {"bias", "init_lora_weights", "peft_type"}
+ValueT = TypeVar("ValueT")
+
+
+class AdapterConfig(pydantic.BaseModel):
+    """What an adapter's tensors mean; the fields are PEFT's."""
+
+    model_config = pydantic.ConfigDict(frozen=True, strict=True)
+
+    target_modules: str | list[str] | None = None
+    r: int = pydantic.Field(8, ge=1)
+    lora_alpha: float = 8
+    lora_dropout: float = pydantic.Field(0.0, ge=0, lt=1)
+    use_rslora: bool = False
+    rank_pattern: dict[str, Annotated[int, pydantic.Field(ge=1)]] = {}
+    alpha_pattern: dict[str, float] = {}
+    exclude_modules: str | list[str] = []
+    layers_to_transform: int | list[int] | None = None
+    layers_pattern: str | list[str] = []
+    base_model_name_or_path: str | None = None
+
+    def targeted(self, model: nn.Module) -> list[str] | None:
+        """Names of the modules these settings adapt; ``None`` when they leave it open."""
+        if self.target_modules is None:
+            return None
+        modules = base_modules(model)
+        if str(self.target_modules).lower() == ALL_LINEAR:
+            names = all_linear(model)
+        else:
+            names = matching(modules, self.target_modules)
+        excluded = set(matching(names, self.exclude_modules)) if self.exclude_modules else set()
+        return [
+            name
+            for name in names
+            if name not in excluded and adaptable(modules[name]) and self._layer_wanted(name)
+        ]
+
+    def _layer_wanted(self, name: str) -> bool:
+        if self.layers_to_transform is None or isinstance(self.target_modules, str):
+            return True
+        patterns = [rf"(?:^|.*?\.){pattern}" for pattern in _listed(self.layers_pattern)]
+        for pattern in patterns or [r".*?\.[^.]*"]:
+            if found := re.match(rf"{pattern}\.(\d+)\.", name):
+                return int(found[1]) in _listed(self.layers_to_transform)
+        return False
+
+
+def adapter_config(model: nn.Module, base_name: str) -> dict[str, Any]:
+    """The settings of the adapters in ``model``, in keys that an old PEFT knows too."""
+    settings = lora_config(model)
+    targets = settings.targets
+    transposed = any(isinstance(m.base, Conv1D) for m in lora_modules(model).values())
+    config: dict[str, Any] = {
+        "alpha_pattern": {key: _number(a) for key, a in settings.alpha_pattern.items()},
+        "base_model_name_or_path": base_name,
+        "bias": "none",
+        "fan_in_fan_out": transposed,
+        "inference_mode": True,
+        "lora_alpha": _number(settings.alpha),
+        "lora_dropout": settings.dropout,
+        "peft_type": "LORA",
+        "r": settings.rank,
+        "rank_pattern": settings.rank_pattern,
+        "target_modules": targets if isinstance(targets, str) else sorted(targets),
+        "task_type": "CAUSAL_LM" if hasattr(model, "prepare_inputs_for_generation") else None,
+    }
+    if settings.use_rslora:
+        config["use_rslora"] = True
+    return config
+
+
+def read_config(folder: Path) -> AdapterConfig:
+    """Read and judge adapter_config.json.
+
+    Raises:
+        ArtifactError: it is missing or malformed, or the adapter does more than plain LoRA.
+    """
+    path = folder / CONFIG_NAME
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ArtifactError(
+            f"cannot read {path}: {error.strerror}. Expected a PEFT adapter folder or a run folder."
+        ) from error
+    except ValueError as error:
+        raise ArtifactError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise ArtifactError(f"{path}: expected a JSON object, found {type(raw).__name__}")
+    given = {key: value for key, value in raw.items() if value is not None}
+    problems = list(_unsupported(given))
+    try:
+        config = AdapterConfig.model_validate(given)
+        problems += _faults(config)
+    except pydantic.ValidationError as error:
+        problems += [f"{e['loc'][0]}={e['input']!r}: {e['msg']}" for e in error.errors()]
+    if problems:
+        raise ArtifactError(f"{path}: " + "; ".join(problems))
+    return config
+
+
+def _unsupported(given: dict[str, Any]) -> Iterable[str]:
+    if given.get("peft_type") != "LORA":
+        yield f"peft_type is {given.get('peft_type')!r}; graftlm reads LORA"
+    if given.get("bias", "none") != "none":
+        yield f"bias={given['bias']!r}: adapters with trained biases are not supported"
+    start = given.get("init_lora_weights", True)
+    if start not in (True, False, "gaussian", "eva", "orthogonal"):
+        yield (
+            f"init_lora_weights={start!r} changes the base model too; convert the adapter with "
+            "PEFT's save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+        )
+    for key in sorted(given.keys() - HARMLESS - JUDGED - AdapterConfig.model_fields.keys()):
+        if given[key]:
+            yield f"{key}={given[key]!r} is not supported; graftlm reads plain LoRA"
+
+
+def _faults(config: AdapterConfig) -> Iterable[str]:
+    """What is wrong with the regular expressions."""
+    named = [config.target_modules, config.exclude_modules]
+    for expression in (
+        *(value for value in named if isinstance(value, str)),
+        *config.rank_pattern,
+        *config.alpha_pattern,
+        *_listed(config.layers_pattern),
+    ):
+        if why := fault(expression):
+            yield f"{expression!r} is not a valid regular expression: {why}"
+
+
+def _listed(value: ValueT | list[ValueT]) -> list[ValueT]:
+    return value if isinstance(value, list) else [value]
+
+
+def _number(value: float) -> int | float:
+    """PEFT's alpha is a whole number; keep it one where it is."""
+    return int(value) if value == int(value) else value

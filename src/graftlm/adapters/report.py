@@ -1,0 +1,151 @@
+"""What `add_lora` did, counted and named."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from torch import nn
+
+from graftlm.adapters.lora_embedding import LoRAEmbedding
+from graftlm.adapters.lora_linear import LoRALinear, linear_shape
+from graftlm.adapters.targets import base_modules, lora_modules, output_head
+from graftlm.frozen.int8_rows import Int8Embedding, Int8Output, Int8Rows
+from graftlm.frozen.nf4.linear import NF4Linear
+
+__all__ = ["LoRAReport", "ParameterCount", "count_parameters", "describe", "tied_head"]
+
+
+@dataclasses.dataclass(frozen=True)
+class LoRAReport:
+    """The adapters of a model.
+
+    Attributes:
+        adapted: rank of each adapted module, by name.
+        skipped: why each weight matrix that is not adapted was left alone, by module name.
+        trainable_parameters: numbers that the optimiser changes.
+        frozen_parameters: all others; a tied weight counts once, a 4-bit weight by its elements.
+        notes: what to know about tied weights.
+    """
+
+    adapted: dict[str, int]
+    skipped: dict[str, str]
+    trainable_parameters: int
+    frozen_parameters: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def total_parameters(self) -> int:
+        """Trainable and frozen parameters together."""
+        return self.trainable_parameters + self.frozen_parameters
+
+    def __str__(self) -> str:
+        adapted = _grouped((name, f"rank {rank}") for name, rank in self.adapted.items())
+        lines = [
+            f"{len(self.adapted)} modules adapted: {adapted}",
+            f"{self.trainable_parameters:,} of {self.total_parameters:,} parameters train "
+            f"({self.trainable_parameters / max(self.total_parameters, 1):.3%}), "
+            f"{self.frozen_parameters:,} are frozen",
+        ]
+        if self.skipped:
+            lines.append(f"left alone: {_grouped(self.skipped.items())}")
+        return "\n".join([*lines, *self.notes])
+
+
+def describe(model: nn.Module, excluded: Iterable[str] = ()) -> LoRAReport:
+    """Count and name the adapters of ``model`` as they stand."""
+    adapted = lora_modules(model)
+    trainable, total = count_parameters(model)
+    return LoRAReport(
+        adapted={name: module.rank for name, module in adapted.items()},
+        skipped=_skipped(model, adapted, set(excluded)),
+        trainable_parameters=trainable,
+        frozen_parameters=total - trainable,
+        notes=_tie_notes(model, adapted),
+    )
+
+
+class ParameterCount(NamedTuple):
+    """Numbers in a model: tied weights count once, 4-bit weights by their elements."""
+
+    trainable: int
+    total: int
+
+
+def count_parameters(model: nn.Module) -> ParameterCount:
+    """Count what trains, and everything."""
+    stored = sum(m.weight4.numel for m in model.modules() if isinstance(m, NF4Linear))
+    stored += sum(m.codes.numel() for m in model.modules() if isinstance(m, Int8Rows))
+    return ParameterCount(
+        trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        total=stored + sum(p.numel() for p in model.parameters()),
+    )
+
+
+def tied_head(model: nn.Module) -> bool:
+    """Whether the output head shares its frozen weight with the token table."""
+    head, table = (
+        getattr(module, "rows", None)
+        if isinstance(module, Int8Embedding | Int8Output)
+        else getattr(module, "weight", None)
+        for module in (output_head(model), _token_table(model))
+    )
+    return head is not None and head is table
+
+
+def _token_table(model: nn.Module) -> nn.Module | None:
+    try:
+        table = model.get_input_embeddings()  # type: ignore[operator]
+    except (AttributeError, NotImplementedError):
+        return None
+    return table if isinstance(table, nn.Module) else None
+
+
+def _tie_notes(
+    model: nn.Module, adapted: Mapping[str, LoRALinear | LoRAEmbedding]
+) -> tuple[str, ...]:
+    if not tied_head(model):
+        return ()
+    head, table = output_head(model), _token_table(model)
+    return tuple(
+        f"{name} shares its frozen weight with the other end of the model; the adapter changes "
+        f"{name} alone, and merging it unties the two"
+        for name, module in adapted.items()
+        if module is table or module.base is head
+    )
+
+
+def _skipped(
+    model: nn.Module, adapted: Mapping[str, nn.Module], excluded: set[str]
+) -> dict[str, str]:
+    head = output_head(model)
+    skipped = {}
+    for name, module in base_modules(model).items():
+        if name in adapted:
+            continue
+        if name in excluded:
+            skipped[name] = "excluded"
+        elif module is head:
+            skipped[name] = "output head"
+        elif linear_shape(module) is not None:
+            skipped[name] = "not among the targets"
+        elif isinstance(module, nn.Embedding | Int8Embedding):
+            skipped[name] = "embedding, not among the targets"
+        else:
+            own = max((p.ndim for p in module.parameters(recurse=False)), default=0)
+            if own == 2:
+                skipped[name] = "a weight matrix outside any linear layer"
+            elif own > 2:
+                skipped[name] = f"weights fused into {own}-D tensors, not a linear layer"
+    return skipped
+
+
+def _grouped(pairs: Iterable[tuple[str, str]]) -> str:
+    """``q_proj ×2 (rank 8), …``: names by their last part, counted."""
+    counts = collections.Counter((name.rpartition(".")[2], what) for name, what in pairs)
+    return ", ".join(
+        f"{name} ×{count} ({what})" if count > 1 else f"{name} ({what})"
+        for (name, what), count in counts.items()
+    )

@@ -1,0 +1,75 @@
+"""From an adapted model back to settings that adapt another one exactly alike."""
+
+from __future__ import annotations
+
+import collections
+import re
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+from torch import nn
+
+from graftlm.adapters.targets import base_modules, endings, lora_modules, matching, pattern_value
+from graftlm.config import LoRAConfig
+
+__all__ = ["lora_config"]
+
+ValueT = TypeVar("ValueT", int, float)
+
+
+def lora_config(model: nn.Module) -> LoRAConfig:
+    """The settings of the adapters in ``model``, as short as they can be said.
+
+    ``add_lora(base, lora_config(model))`` makes adapters of the same names, ranks and scalings,
+    and so does PEFT when it reads these settings.
+    """
+    adapted = lora_modules(model)
+    if not adapted:
+        raise ValueError("the model has no adapters")
+    ranks = {name: module.rank for name, module in adapted.items()}
+    alphas = {name: float(module.alpha) for name, module in adapted.items()}
+    rank, alpha = _most_common(ranks), _most_common(alphas)
+    first = next(iter(adapted.values()))
+    return LoRAConfig(
+        rank=rank,
+        alpha=alpha,
+        dropout=max(getattr(module, "dropout", 0.0) for module in adapted.values()),
+        targets=_targets(list(adapted), base_modules(model)),
+        use_rslora=first.use_rslora,
+        rank_pattern=_pattern(ranks, rank),
+        alpha_pattern=_pattern(alphas, alpha),
+    )
+
+
+def _most_common(values: Mapping[str, ValueT]) -> ValueT:
+    return collections.Counter(values.values()).most_common(1)[0][0]
+
+
+def _targets(chosen: list[str], names: Iterable[str]) -> str | tuple[str, ...]:
+    """A list of endings that names exactly ``chosen``; a regular expression where none can."""
+    every = list(names)
+    short = _endings_of(chosen, [name for name in every if name not in set(chosen)])
+    if matching(every, short) == [name for name in every if name in set(chosen)]:
+        return tuple(short)
+    return "|".join(re.escape(name) for name in chosen)
+
+
+def _pattern(values: Mapping[str, ValueT], default: ValueT) -> dict[str, ValueT]:
+    """Keys that give each name its value, whatever order they are read in."""
+    pattern: dict[str, ValueT] = {}
+    for value in dict.fromkeys(values.values()):
+        if value != default:
+            others = [name for name, its in values.items() if its != value]
+            for key in _endings_of([n for n, its in values.items() if its == value], others):
+                pattern[f"^{key}" if any(key in endings(name) for name in others) else key] = value
+    assert all(pattern_value(pattern, name, default) == value for name, value in values.items())
+    return pattern
+
+
+def _endings_of(chosen: Iterable[str], others: Iterable[str]) -> list[str]:
+    """For each chosen name its shortest ending that no other name has (or all of it), once each."""
+    taken = {ending for name in others for ending in endings(name)}
+    shortest = (
+        next((e for e in reversed(list(endings(name))) if e not in taken), name) for name in chosen
+    )
+    return list(dict.fromkeys(shortest))

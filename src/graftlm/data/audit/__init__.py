@@ -1,0 +1,1 @@
+"""What is wrong with rows before anything is learned from them."""

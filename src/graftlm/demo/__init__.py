@@ -1,0 +1,7 @@
+"""The demo: its rows and its stages, apart from what users import."""
+
+from __future__ import annotations
+
+from graftlm.demo.stages import DemoResult, DemoSettings, run_demo
+
+__all__ = ["DemoResult", "DemoSettings", "run_demo"]

@@ -1,0 +1,267 @@
+"""One plain model on disk again: the adapter folded into its base, streamed tensor by tensor.
+
+    onto "original":  W' = W + s · B A                  the checkpoint's own 16- or 32-bit weight
+    onto "nf4":       W' = dequantize(quantize(W)) + s · B A    exactly what a QLoRA run trained
+
+In the second form every linear layer that the run held in 4 bits is written dequantised, adapted or
+not; embeddings that it held in 8 bits are the checkpoint's own. The result keeps the tensor names
+of the base's checkpoint, loads with plain transformers, and brings the chat template the adapter
+was trained with.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from graftlm.adapters import lora_modules
+from graftlm.adapters.adapter_folder import base_of, run_settings, trained_on
+from graftlm.adapters.adapter_tokenizer import adapter_tokenizer, brings_tokenizer
+from graftlm.adapters.merging import merge_weight
+from graftlm.adapters.peft_format import load_adapter
+from graftlm.adapters.report import tied_head
+from graftlm.adapters.targets import base_modules, output_head
+from graftlm.config import ModelConfig
+from graftlm.errors import ArtifactError, ConfigError
+from graftlm.files import atomic_folder, require_free_space, write_json
+from graftlm.kernels import ops
+from graftlm.models import resolve
+from graftlm.models.load import empty_model, load_config, tokenizer_in
+from graftlm.models.prequantized import is_nf4, mapped_tensors
+from graftlm.models.safetensors_file import Checkpoint
+from graftlm.models.save import save_tokenizer
+from graftlm.models.shard_writer import ShardWriter, copy_companions, parameter_names
+from graftlm.models.streaming import (
+    Abort,
+    LazyTensor,
+    Stored,
+    copied_tensors,
+    linear_layers,
+    unquantized_names,
+)
+
+__all__ = ["merge_to_folder"]
+
+Onto = Literal["original", "nf4"]
+SMALL_FILES_BYTES = 100_000_000
+
+
+def merge_to_folder(
+    adapter: str | Path,
+    out: str | Path,
+    *,
+    base: str | None = None,
+    onto: str | None = None,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int | None = None,
+) -> dict[str, Any]:
+    """Fold the adapter at ``adapter`` into its base and write a plain transformers folder.
+
+    Peak memory is one shard and one tensor. W' is computed in float32 and rounded once.
+
+    Args:
+        adapter: a PEFT adapter folder, or a run folder.
+        out: the folder to create.
+        base: the base model; by default the one the adapter names.
+        onto: ``"original"`` or ``"nf4"``; by default ``"nf4"`` for an adapter in the folder of a
+            QLoRA run (with the block size it used) or over a 4-bit base, else ``"original"``.
+        dtype: type of the written weights; by default the base's. With float32 the merge is exact.
+        max_shard_bytes: size of one file of weights; a gigabyte by default.
+
+    Returns:
+        ``base``, ``onto``, ``out``, ``modules`` merged, ``bytes`` written, the ``largest_rounding``
+        of a merged weight, and whether the output head was ``untied`` from the embeddings.
+
+    Raises:
+        ConfigError: ``onto`` is unknown, or asks for weights the base does not have.
+        ArtifactError: the adapter does not fit the base.
+        ResourceError: the disk is too small, or ``out`` exists or cannot be written.
+    """
+    name = base or base_of(adapter)
+    source = resolve(name)
+    merge = _prepare(adapter, source.path, name, onto, dtype)
+    require_free_space(out, merge.predicted_bytes() + SMALL_FILES_BYTES, "Merging")
+    with atomic_folder(out) as folder:
+        writer = ShardWriter(folder, max_shard_bytes)
+        for key, tensor in merge.tensors():
+            writer.add(key, tensor)
+        writer.close()
+        copy_companions(source.path, folder)
+        if brings_tokenizer(adapter):
+            save_tokenizer(adapter_tokenizer(adapter, tokenizer_in(source.path)), folder)
+        write_json(folder / "config.json", _edited_config(source.path, merge))
+    return {
+        "base": name,
+        "onto": merge.onto,
+        "out": str(out),
+        "modules": len(merge.deltas),
+        "bytes": writer.total_bytes,
+        "largest_rounding": merge.largest_rounding,
+        "untied": merge.untied_head is not None,
+    }
+
+
+@dataclasses.dataclass
+class _Merge:
+    """A merge in progress.
+
+    Attributes:
+        weights: the base's tensors by checkpoint key, not read yet.
+        places: the parameter each key fills.
+        deltas: the adapted modules by the name of their weight.
+        quantized: names of the weights that training held in 4 bits, and whether each is stored
+            transposed (GPT-2). Empty when merging onto the original.
+        untied_head: the table's and the head's weight when they must part.
+    """
+
+    onto: Onto
+    weights: Mapping[str, LazyTensor]
+    checkpoint: Checkpoint
+    places: dict[str, str]
+    deltas: dict[str, Any]
+    quantized: dict[str, bool]
+    settings: ModelConfig
+    dtype: torch.dtype | None
+    untied_head: tuple[str, str] | None
+    largest_rounding: float = 0.0
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor of the merged model, under the checkpoint's own key."""
+        table, head = self.untied_head or (None, None)
+        for key in self.weights:
+            place = self.places[key]
+            if place == head:
+                continue  # written from the table's weight, which the base model used for both
+            weight = self._base_weight(key, place)
+            yield key, self._merged(weight, place)
+            if head is not None and place == table:
+                yield head, self._merged(weight, head)
+
+    def predicted_bytes(self) -> int:
+        """Bytes that `tensors` will yield."""
+        total = 0
+        for key in self.weights:
+            stored = self.checkpoint[key]
+            size = 2 if stored.dtype == torch.uint8 else 1  # two 4-bit codes a byte
+            itemsize = self.dtype.itemsize if self.dtype else max(stored.dtype.itemsize, 2)
+            copies = 2 if self.untied_head and self.places[key] == self.untied_head[0] else 1
+            total += stored.nbytes // stored.dtype.itemsize * size * itemsize * copies
+        return total
+
+    def _base_weight(self, key: str, place: str) -> Tensor:
+        """The frozen weight as training saw it, in the checkpoint's layout."""
+        weight = _read(self.weights[key])
+        transposed = self.quantized.get(place, False)
+        if isinstance(weight, Stored):
+            dense = ops.dequantize(weight.weight)
+        elif place in self.quantized:
+            if self.settings.dtype != "auto":
+                weight = weight.to(getattr(torch, self.settings.dtype))
+            weight = weight.T.contiguous() if transposed else weight
+            packed = ops.quantize(weight, self.settings.block_size, self.settings.double_quant)
+            dense = ops.dequantize(packed)
+        else:
+            return weight
+        return dense.T if transposed else dense
+
+    def _merged(self, weight: Tensor, place: str) -> Tensor:
+        dtype = self.dtype if weight.dtype.is_floating_point else None
+        if place not in self.deltas:
+            return weight.to(dtype) if dtype else weight
+        merged, rounding = merge_weight(weight, self.deltas[place].delta(), dtype)
+        self.largest_rounding = max(self.largest_rounding, rounding)
+        return merged
+
+
+def _prepare(
+    adapter: str | Path, folder: Path, name: str, onto: str | None, dtype: torch.dtype | None
+) -> _Merge:
+    config = load_config(folder)
+    already = is_nf4(config.__dict__.pop("quantization_config", None), name)
+    chosen = _choose(onto, adapter, name, already)
+    checkpoint = Checkpoint(folder)
+    model = empty_model(config)
+    weights = mapped_tensors(checkpoint) if already else copied_tensors(checkpoint)
+    kept = unquantized_names(model)
+    quantized = {
+        f"{layer}.weight": isinstance(module, Conv1D)
+        for layer, module in linear_layers(model).items()
+        if chosen == "nf4" and layer not in kept
+    }
+    places, shared = parameter_names(model, weights)
+    load_adapter(model, adapter)
+    deltas = {f"{layer}.weight": module for layer, module in lora_modules(model).items()}
+    untied = _parting(model, deltas)
+    whole = {name for key, name in places.items() if key not in shared}
+    lost = (deltas.keys() | quantized.keys()) - whole - set(untied or ())
+    if lost:
+        raise ArtifactError(
+            f"{folder} does not store {min(lost)} as one tensor, so it cannot be merged on disk. "
+            "Merge in memory: load_model, load_adapter, merge, save_model."
+        )
+    settings = run_settings(adapter)
+    return _Merge(
+        onto=chosen,
+        weights=weights,
+        checkpoint=checkpoint,
+        places=places,
+        deltas=deltas,
+        quantized=quantized,
+        settings=settings.model if settings else ModelConfig(),
+        dtype=dtype,
+        untied_head=untied,
+    )
+
+
+def _choose(onto: str | None, adapter: str | Path, name: str, already: bool) -> Onto:
+    if onto not in (None, "original", "nf4"):
+        raise ConfigError(f"onto={onto!r}: expected original or nf4")
+    if already and onto == "original":
+        raise ConfigError(
+            f"{name} holds 4-bit weights only. To merge onto the original, name the model it was "
+            "quantised from (base)."
+        )
+    if onto is None:
+        onto = "nf4" if already else trained_on(adapter) or "original"
+    return "nf4" if onto == "nf4" else "original"
+
+
+def _parting(model: nn.Module, deltas: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The names of the table's and the head's weight if they are tied and one is adapted."""
+    if not tied_head(model):
+        return None
+    head = output_head(model)
+    modules = base_modules(model)
+    weight = head.weight  # type: ignore[union-attr]
+    ends = [f"{n}.weight" for n, m in modules.items() if getattr(m, "weight", None) is weight]
+    head_name = next(f"{name}.weight" for name, module in modules.items() if module is head)
+    table_name = next(name for name in ends if name != head_name)
+    return (table_name, head_name) if {table_name, head_name} & deltas.keys() else None
+
+
+def _read(lazy: LazyTensor) -> Tensor | Stored:
+    try:
+        return lazy[:]
+    except Abort as abort:
+        raise abort.error from abort.error.__cause__
+
+
+def _edited_config(folder: Path, merge: _Merge) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    for part in (config, config.get("text_config")):
+        if not isinstance(part, dict):
+            continue
+        part.pop("quantization_config", None)
+        if merge.untied_head is not None:
+            part["tie_word_embeddings"] = False
+        if merge.dtype is not None:
+            part.pop("torch_dtype", None)
+            part["dtype"] = str(merge.dtype).removeprefix("torch.")
+    return config

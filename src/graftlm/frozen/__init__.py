@@ -1,0 +1,1 @@
+"""Frozen weights: how a weight that is not trained is stored."""

@@ -1,0 +1,21 @@
+"""Knowing before you start: memory and time of a run, and which method to take."""
+
+from __future__ import annotations
+
+from graftlm.planning.plan import Plan, Verified, choose, make_plan, row_lengths
+from graftlm.planning.planner import Option
+from graftlm.planning.sizes import format_size, parse_size
+from graftlm.planning.trial_run import Measured, rehearse
+
+__all__ = [
+    "Measured",
+    "Option",
+    "Plan",
+    "Verified",
+    "choose",
+    "format_size",
+    "make_plan",
+    "parse_size",
+    "rehearse",
+    "row_lengths",
+]

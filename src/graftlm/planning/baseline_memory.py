@@ -1,0 +1,104 @@
+"""What a training process occupies before any model: interpreter, libraries, tokenizer.
+
+It is measured, once per environment and tokenizer: a small model is trained for three steps, which
+goes through every library and loads every kernel that a real run needs, and its own tensors, which
+a trace knows, are taken off. Twice, and the second counts: a fault maps the neighbours of a page of
+a library only when the file cache has them, so the first process after an install, or after a
+while, occupies up to a tenth less than all that follow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from graftlm.cache import once
+from graftlm.config import ModelConfig, RunConfig, TrainConfig
+from graftlm.files import write_json
+from graftlm.planning.trace import BatchShape, trace_step
+from graftlm.planning.trial_run import Measured, rehearse
+from graftlm.system import versions
+
+__all__ = ["byte_tokenizer", "framework_memory"]
+
+TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "*.model", "chat_template*")
+VERSION = 11
+"""Raised when what is measured here changes."""
+
+
+def framework_memory(folder: Path | None = None) -> Measured:
+    """Memory of a training process without a model, with the tokenizer of ``folder``."""
+    files = _tokenizer_files(folder) if folder else []
+    key = hashlib.sha256(
+        json.dumps(
+            [VERSION, versions(), [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]]
+        ).encode()
+    ).hexdigest()[:32]
+    made = once("plan", f"framework-{key}", lambda target: _measure(files, target))
+    return Measured(**json.loads((made / "measured.json").read_text(encoding="utf-8")))
+
+
+def _tokenizer_files(folder: Path) -> list[Path]:
+    return sorted({f for pattern in TOKENIZER_FILES for f in folder.glob(pattern) if f.is_file()})
+
+
+def _measure(tokenizer_files: list[Path], target: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    architecture = LlamaConfig(
+        vocab_size=4096,
+        hidden_size=512,
+        intermediate_size=1024,
+        num_hidden_layers=2,
+        num_attention_heads=8,
+        tie_word_embeddings=True,
+    )
+    shape = BatchShape(rows=1, length=512, sequences=2)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            architecture, dtype=torch.bfloat16
+        )
+        model.save_pretrained(folder)
+        if tokenizer_files:
+            for file in tokenizer_files:
+                shutil.copy(file, folder / file.name)
+        else:
+            byte_tokenizer().save_pretrained(folder)
+        settings = TrainConfig(batch_size=shape.sequences)
+        config = RunConfig(model=ModelConfig(name=str(folder)), train=settings)
+        rehearse(config, shape.length // shape.sequences)
+        measured = rehearse(config, shape.length // shape.sequences)
+    own = trace_step(architecture, config, shape, torch.bfloat16)
+    # Between two steps the gradients of the last one are still there.
+    left = own.resident + 4 * own.trainable_parameters
+    write_json(
+        target / "measured.json",
+        dataclasses.asdict(
+            dataclasses.replace(
+                measured,
+                resident_bytes=measured.resident_bytes - left,
+                loading_peak_bytes=measured.loading_peak_bytes - own.weight_bytes,
+            )
+        ),
+    )
+
+
+def byte_tokenizer() -> Any:
+    """A tokenizer that costs nothing, for a config that comes without one."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {character: index for index, character in enumerate([*alphabet, "</s>"])}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=backend, eos_token="</s>"
+    )

@@ -1,0 +1,175 @@
+"""How fast this machine is: products by family and type, memory, and the cost of a call.
+
+Measured once (about three seconds) and kept in the cache, unless something else was using the
+processor meanwhile. The time of a planned step is then
+
+    t = Σ_kind flops_kind / rate_kind + bytes / bandwidth + calls · t_call
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import logging
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from graftlm.cache import once
+from graftlm.files import write_json
+from graftlm.planning.cost import Work
+from graftlm.system import cpu_flags, fast_bfloat16, versions
+
+__all__ = ["Calibration", "calibrate"]
+
+VERSION = 7
+"""Raised when what is measured here changes."""
+MODEL_ERROR = 0.25
+"""Relative error of the formula above on a quiet machine (`benchmarks/bench_plan.py`)."""
+ROWS, FEATURES = 512, 1024
+"""Shape of the products that are timed: rows × features × features."""
+SPREAD = 8.0
+"""Standard deviation of the logits that the loss is timed with."""
+QUIET = 0.8
+"""Share of the processors' time that the products must have got for the figures to be kept."""
+
+logger = logging.getLogger("graftlm")
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """Speeds of one machine.
+
+    Attributes:
+        rates: floating-point operations a second, by `graftlm.planning.cost.product_kind`.
+        bandwidth: bytes a second, read and written together, of an operation on large tensors.
+        call_seconds: what a call costs whatever its size.
+        spread: how much slower than the fastest call the usual one was.
+        share: processor time that the products got, over the time of all threads they run on; well
+            below 1 on a busy machine.
+    """
+
+    rates: dict[str, float]
+    bandwidth: float
+    call_seconds: float
+    spread: float
+    share: float
+
+    def seconds(self, work: Work) -> tuple[float, float]:
+        """The time of ``work`` and its uncertainty, both in seconds."""
+        total = work.nbytes / self.bandwidth + work.calls * self.call_seconds
+        for kind, flops in work.flops.items():
+            total += flops / self._rate(kind)
+        missed = 1 / self.share - 1 if self.share < QUIET else 0.0
+        return total, total * (MODEL_ERROR**2 + self.spread**2 + missed**2) ** 0.5
+
+    def _rate(self, kind: str) -> float:
+        if kind in self.rates:
+            return self.rates[kind]
+        dtype = kind.rpartition(" ")[2]
+        return self.rates.get(f"matmul {dtype}", self.rates["matmul float32"])
+
+
+def calibrate() -> Calibration:
+    """This machine's speeds, from the cache or measured now."""
+    import torch
+
+    environment = [VERSION, versions(), sorted(cpu_flags()), torch.get_num_threads()]
+    key = hashlib.sha256(json.dumps(environment).encode()).hexdigest()[:32]
+    try:
+        made = once("plan", f"calibration-{key}", _keep)
+    except _BusyError as busy:
+        logger.warning(
+            "times are rough: this machine gave the measurement %.0f %% of its processors; plan "
+            "again when it is idle",
+            100 * busy.found.share,
+        )
+        return busy.found
+    return Calibration(**json.loads((made / "calibration.json").read_text(encoding="utf-8")))
+
+
+class _BusyError(Exception):
+    """Figures that are not worth keeping."""
+
+    def __init__(self, found: Calibration) -> None:
+        super().__init__()
+        self.found = found
+
+
+def _keep(target: Path) -> None:
+    found = _measure()
+    if found.share < QUIET:
+        raise _BusyError(found)
+    write_json(target / "calibration.json", dataclasses.asdict(found))
+
+
+def _measure() -> Calibration:
+    import torch
+
+    rates, spreads = {}, []
+    processor = elapsed = 0.0
+    with torch.no_grad():
+        for kind, flops, call in _products():
+            started = time.perf_counter(), time.process_time()
+            seconds, spread = _time(call)
+            elapsed += time.perf_counter() - started[0]
+            processor += time.process_time() - started[1]
+            rates[kind] = flops / seconds
+            spreads.append(spread)
+        large = torch.ones(1 << 21)
+        copy_seconds, _ = _time(lambda: large * 1.5)
+        small = torch.ones(8)
+        call_seconds, _ = _time(lambda: small * 1.5)
+    return Calibration(
+        rates=rates,
+        bandwidth=2 * large.nbytes / copy_seconds,
+        call_seconds=call_seconds * 3,
+        spread=statistics.median(spreads),
+        share=min(1.0, processor / (elapsed * torch.get_num_threads())),
+    )
+
+
+def _products() -> Iterator[tuple[str, int, Callable[[], Any]]]:
+    """``(kind, flops, call)`` of everything that is timed."""
+    import torch
+    import torch.nn.functional as F
+
+    from graftlm.kernels import cross_entropy, ops
+    from graftlm.kernels.attention import attention
+    from graftlm.kernels.mask_blocks import Block
+
+    flops = 2 * ROWS * FEATURES * FEATURES
+    weight = torch.randn(FEATURES, FEATURES) / FEATURES**0.5
+    w4 = ops.quantize(weight)
+    targets = torch.arange(ROWS) * 7 % (8 * FEATURES)
+    for dtype in (torch.float32, torch.bfloat16):
+        name = str(dtype).removeprefix("torch.")
+        x, w = torch.randn(ROWS, FEATURES, dtype=dtype), weight.to(dtype)
+        yield f"matmul {name}", flops, functools.partial(F.linear, x, w)
+        yield f"nf4_linear {name}", flops, functools.partial(ops.linear, x, w4)
+        q = torch.randn(1, 4, ROWS, 64, dtype=dtype)
+        attend = functools.partial(attention, q, q, q, None, None, (Block(0, ROWS, True),))
+        if dtype == torch.bfloat16 and fast_bfloat16():  # left to PyTorch: models/attention.py
+            attend = functools.partial(F.scaled_dot_product_attention, q, q, q, is_causal=True)
+        yield f"attention {name}", 4 * 4 * ROWS * (ROWS + 1) // 2 * 64, attend
+        head = cross_entropy.Head(w.repeat(8, 1))
+        # Logits as spread out as a trained model's: flat ones are all kept for the gradient.
+        loss = functools.partial(cross_entropy.forward, SPREAD * x, head, targets)
+        yield f"cross_entropy {name}", 8 * flops, loss
+
+
+def _time(call: Callable[[], Any], budget: float = 0.25) -> tuple[float, float]:
+    """The fastest of many calls in seconds, which nothing disturbed, and how far the median is."""
+    call()
+    times: list[float] = []
+    deadline = time.perf_counter() + budget
+    while len(times) < 3 or (time.perf_counter() < deadline and len(times) < 200):
+        started = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - started)
+    fastest = min(times)
+    return fastest, statistics.median(times) / fastest - 1

@@ -1,0 +1,297 @@
+"""`make_plan`: from a run's settings to options and a recommendation; `choose`: take it."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graftlm.config import Embeddings, RunConfig, contradictions
+from graftlm.errors import ConfigError, ModelError, ResourceError, TargetError
+from graftlm.planning.planner import METHODS, Method, Option, Planner, Setting, as_setting
+from graftlm.planning.recommend import Recommendation, recommend
+from graftlm.planning.sizes import parse_size
+from graftlm.planning.trial_run import Measured, rehearse
+from graftlm.system import available_memory
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+__all__ = ["Plan", "Verified", "choose", "make_plan", "row_lengths"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Verified:
+    """A setting that was run for real."""
+
+    option: Option
+    measured: Measured
+
+    @property
+    def error(self) -> float:
+        """Relative error of the prediction."""
+        return self.option.predicted_peak_bytes / self.measured.peak_bytes - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What was found.
+
+    Attributes:
+        model: the name that was given.
+        device: ``cpu`` or ``cuda``.
+        limit: bytes of memory planned for.
+        options: each method with and without checkpointing, and whatever else was looked at.
+        recommendation: what to take.
+        command: the `graftlm train` command that runs it.
+        verified: the options that were run, if asked for.
+    """
+
+    model: str
+    device: str
+    limit: int
+    options: tuple[Option, ...]
+    recommendation: Recommendation
+    command: str
+    verified: tuple[Verified, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """As `graftlm plan --json` prints it."""
+        chosen = self.recommendation
+        return {
+            "model": self.model,
+            "device": self.device,
+            "memory_bytes": self.limit,
+            "options": [dataclasses.asdict(option) for option in self.options],
+            "recommended": {
+                **dataclasses.asdict(chosen.option),
+                "why": chosen.why,
+                "missing_bytes": chosen.missing,
+                "command": None if chosen.missing else self.command,
+            },
+            "verified": [
+                {
+                    **dataclasses.asdict(entry.option),
+                    "measured_peak_bytes": entry.measured.peak_bytes,
+                    "measured_seconds_per_step": entry.measured.seconds_per_step,
+                    "error": entry.error,
+                }
+                for entry in self.verified
+            ],
+        }
+
+
+def make_plan(
+    config: RunConfig,
+    *,
+    architecture: PretrainedConfig | None = None,
+    memory: str | int | None = None,
+    device: str = "cpu",
+    methods: Sequence[Method] = METHODS,
+    lengths: Sequence[int] = (),
+    verify: bool = False,
+    progress: Callable[[str], None] = lambda text: None,
+) -> Plan:
+    """Plan a run from its settings; nothing of the model but its config is read.
+
+    Args:
+        config: the run: model, adapters, batch, length. Its method is not read.
+        architecture: a transformers config, in place of the one ``config.model.name`` leads to.
+        memory: the limit, such as ``"6GB"``; by default what is free now.
+        device: ``cpu`` or ``cuda``; the machine need not have it.
+        methods: what may be recommended.
+        lengths: tokens of each row; by default every row is as long as ``max_length``.
+        verify: run the options of the table and what is recommended for real, each in a process
+            of its own.
+        progress: is told what is being done.
+
+    Raises:
+        ConfigError: a size, device or method is not one.
+        ModelError: the model cannot be found, or is not a causal language model.
+    """
+    problems = [f"method {m!r}: expected full, lora or qlora" for m in methods if m not in METHODS]
+    if not methods:
+        problems.append("no method to consider: expected some of full, lora, qlora")
+    if device not in ("cpu", "cuda"):
+        problems.append(f"device {device!r}: expected cpu or cuda")
+    if problems:
+        raise ConfigError(problems)
+    limit = _limit(memory, device)
+    folder = None
+    if architecture is None:
+        architecture, folder = _architecture(config)
+    dtype = _dtype(config, architecture, folder)
+    planner = Planner(architecture, config, dtype, folder, limit, device, lengths)
+    made: dict[Setting, Option] = {}
+
+    def predict(setting: Setting) -> Option:
+        if setting not in made:
+            progress(
+                f"{setting.method}, embeddings {setting.embeddings}, {setting.max_length} long"
+            )
+            made[setting] = planner.option(setting)
+        return made[setting]
+
+    impossible: set[Embeddings] = set()
+
+    def predict_if_possible(setting: Setting) -> Option | None:
+        """Embeddings that were left open may be of a kind that cannot be in 8 bits, or adapted."""
+        if setting.embeddings in impossible:
+            return None
+        try:
+            return predict(setting)
+        except (ModelError, TargetError):
+            if config.model.embeddings != "auto" or setting.embeddings == "keep":
+                raise
+            impossible.add(setting.embeddings)
+            return None
+
+    table = [predict(as_setting(config, m, c)) for m in methods for c in (False, True)]
+    asked = as_setting(config, methods[0], config.train.gradient_checkpointing is True)
+    chosen = recommend(
+        asked, methods, limit, planner.at_once(asked), predict_if_possible, _embeddings(config)
+    )
+    verified = []
+    to_verify = [*table] if verify else []
+    if verify and chosen.option not in table and not chosen.missing:
+        to_verify.append(chosen.option)
+    for option in to_verify:
+        progress(f"running {option.method}, {option.rows} × {option.length}")
+        shape = planner.shape(option.setting)
+        length = option.length // shape.sequences if shape.rows == 1 else option.length
+        done = rehearse(option.setting.applied(config), length, shape.padded)
+        verified.append(Verified(option, done))
+    return Plan(
+        config.model.name,
+        device,
+        limit,
+        tuple(_different(made.values())),
+        chosen,
+        command(config, chosen.option),
+        tuple(verified),
+    )
+
+
+def _embeddings(config: RunConfig) -> tuple[Embeddings, ...]:
+    """How the settings let embeddings be held, best first."""
+    said = config.model.embeddings
+    return ("keep", "int8") if said == "auto" else (said,)
+
+
+def _different(options: Iterable[Option]) -> Iterator[Option]:
+    """The options without those that come to the same: a long row is not cut into parts."""
+    seen = set()
+    for option in options:
+        shape = option.rows, option.length
+        key = option.method, option.gradient_checkpointing, option.embeddings, shape
+        if key not in seen:
+            seen.add(key)
+            yield option
+
+
+def choose(config: RunConfig, lengths: Sequence[int] = ()) -> RunConfig:
+    """Settings that fit `config.memory` (or what is free), for ``auto`` or what was asked for.
+
+    ``method: auto`` leaves everything to the plan; ``gradient_checkpointing: auto`` leaves that.
+    How much of a batch is computed at once is the plan's to say unless `micro_batch_tokens` is set,
+    and so is how the embeddings are held unless `embeddings` is.
+
+    Raises:
+        ResourceError: nothing fits; names what is missing and the cheapest change.
+    """
+    if problems := contradictions(config):
+        raise ConfigError(problems)
+    auto = config.method == "auto"
+    plan = make_plan(
+        config,
+        memory=config.memory,
+        methods=("lora", "qlora") if auto else (config.method,),  # type: ignore[arg-type]
+        lengths=lengths,
+    )
+    chosen = plan.recommendation
+    if chosen.missing:
+        raise ResourceError(f"{chosen.why}.")
+    setting = chosen.option.setting
+    checkpointing = config.train.gradient_checkpointing
+    if checkpointing == "auto":
+        checkpointing = setting.gradient_checkpointing
+    asked = as_setting(config, setting.method, checkpointing)
+    if asked.micro_batch_tokens is None:
+        asked = dataclasses.replace(asked, micro_batch_tokens=setting.micro_batch_tokens)
+    if config.model.embeddings == "auto":
+        asked = dataclasses.replace(asked, embeddings=setting.embeddings)
+    if not auto and setting != asked:
+        raise ResourceError(f"as asked it does not fit: {chosen.why}. Run: {plan.command}")
+    return setting.applied(config)
+
+
+def command(config: RunConfig, option: Option) -> str:
+    """The command that trains with ``option``."""
+    data = config.data.train if isinstance(config.data.train, str) else ""
+    words = ["graftlm", "train", "--model", config.model.name, "--data", data or "DATA"]
+    words += ["--method", option.method]
+    defaults = RunConfig()
+    for name, value, default in (
+        ("train.batch_size", config.train.batch_size, defaults.train.batch_size),
+        (
+            "train.gradient_accumulation_steps",
+            config.train.gradient_accumulation_steps,
+            defaults.train.gradient_accumulation_steps,
+        ),
+        ("train.micro_batch_tokens", option.micro_batch_tokens, defaults.train.micro_batch_tokens),
+        ("train.gradient_checkpointing", option.gradient_checkpointing, False),
+        ("data.max_length", option.max_length, defaults.data.max_length),
+        ("lora.rank", config.lora.rank, defaults.lora.rank),
+        ("model.embeddings", option.embeddings, "keep"),
+    ):
+        if value != default:
+            words += ["--set", f"{name}={str(value).lower()}"]
+    return shlex.join(words)
+
+
+def _limit(memory: str | int | None, device: str) -> int:
+    if memory is not None:
+        return parse_size(memory)
+    if device == "cpu":
+        return available_memory()
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ConfigError("there is no GPU here to ask; say what it has, such as --memory 24GB")
+    return int(torch.cuda.mem_get_info()[0])
+
+
+def _architecture(config: RunConfig) -> tuple[PretrainedConfig, Path]:
+    from graftlm.models import resolve
+    from graftlm.models.load import load_config
+
+    folder = resolve(config.model.name, trust_remote_code=config.model.trust_remote_code).path
+    return load_config(folder, config.model.trust_remote_code), folder
+
+
+def _dtype(config: RunConfig, architecture: PretrainedConfig, folder: Path | None) -> Any:
+    import torch
+
+    from graftlm.models.load import pick_dtype
+    from graftlm.models.safetensors_file import Checkpoint
+
+    try:
+        checkpoint: Any = Checkpoint(folder) if folder else None
+    except ModelError:
+        checkpoint = None
+    if checkpoint is None:
+        name = config.model.dtype
+        kind = architecture.get_text_config().dtype if name == "auto" else getattr(torch, name)
+        return kind or torch.bfloat16
+    return pick_dtype(config.model.dtype, architecture, checkpoint)
+
+
+def row_lengths(config: RunConfig) -> list[int]:
+    """Tokens of each row of the data that training would read."""
+    from graftlm.data import load_examples
+    from graftlm.models import load_tokenizer
+
+    tokenizer = load_tokenizer(config.model.name, trust_remote_code=config.model.trust_remote_code)
+    return [len(example) for example in load_examples(config.data.train, tokenizer, config.data)]

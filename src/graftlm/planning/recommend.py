@@ -1,0 +1,174 @@
+"""Which setting to take: the first of a ladder that fits.
+
+    1. LoRA as asked                  nothing is lost, and it is the fastest
+    2. … with embeddings in 8 bits    hardly anything is lost; only if they were left open
+    3. QLoRA as asked                 the base in 4 bits
+    4. … and half as much at a time   the same update, up to a fifth more time; unless it was said
+    5. 3 and 4 with embeddings in 8 bits
+    6. 1 to 5 with gradient checkpointing      a third more time
+    7. QLoRA, checkpointing, ever less at a time
+    8. … and shorter rows             what is learned changes, so it comes last
+
+Where one method may be used, it takes the place of QLoRA in 3 to 8. From 7 on embeddings are tried
+both ways each time: in 8 bits they take less in a step, but more while they are loaded. The ladder
+is climbed only until something fits, so that few settings are traced.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+from graftlm.config import Embeddings
+from graftlm.planning.planner import ROOM, Method, Option, Setting
+from graftlm.planning.sizes import format_size
+
+__all__ = ["Recommendation", "ladder", "recommend"]
+
+LEAST_AT_ONCE = 64
+"""Positions; smaller parts would hold hardly less than the rest of the process."""
+SHORTEST = 128
+"""Tokens; rows are not cut below this to make a plan fit."""
+MARGIN = 1 - ROOM
+
+
+@dataclasses.dataclass(frozen=True)
+class Recommendation:
+    """The outcome.
+
+    Attributes:
+        option: what to run, or, if ``missing`` is positive, what comes nearest.
+        why: one sentence.
+        missing: bytes of memory that are lacking; 0 when the option fits.
+        tried: every option that was looked at, in order.
+    """
+
+    option: Option
+    why: str
+    missing: int
+    tried: tuple[Option, ...]
+
+
+def ladder(
+    asked: Setting,
+    methods: Sequence[Method],
+    at_once: int,
+    embeddings: Sequence[Embeddings],
+) -> Iterator[Setting]:
+    """Settings from best to smallest, each once.
+
+    Args:
+        asked: what everything else is taken from.
+        methods: what may be used.
+        at_once: positions of a pass as asked.
+        embeddings: how they may be held, best first; ``full`` always keeps them.
+    """
+    preferred: list[Method] = [method for method in methods if method != "full"]
+    if not preferred:
+        preferred, embeddings = list(methods), ("keep",)
+    seen = set()
+    for setting in _rungs(asked, preferred, at_once, embeddings):
+        if setting not in seen:
+            seen.add(setting)
+            yield setting
+
+
+def _rungs(
+    asked: Setting, methods: Sequence[Method], at_once: int, embeddings: Sequence[Embeddings]
+) -> Iterator[Setting]:
+    halved = asked.micro_batch_tokens is None and at_once // 2 >= LEAST_AT_ONCE
+    for checkpointing in (asked.gradient_checkpointing, True):
+        for method in methods:
+            for held in embeddings:
+                setting = dataclasses.replace(
+                    asked, method=method, gradient_checkpointing=checkpointing, embeddings=held
+                )
+                yield setting
+                if halved and method == methods[-1]:
+                    yield dataclasses.replace(setting, micro_batch_tokens=at_once // 2)
+    smallest, tokens = setting, at_once // 2
+    while tokens >= LEAST_AT_ONCE:
+        smallest = dataclasses.replace(smallest, micro_batch_tokens=tokens)
+        tokens //= 2
+        yield from _each_way(smallest, embeddings)
+    while smallest.max_length > SHORTEST:
+        shorter = max(SHORTEST, smallest.max_length // 2)
+        smallest = dataclasses.replace(smallest, max_length=shorter)
+        yield from _each_way(smallest, embeddings)
+
+
+def _each_way(setting: Setting, embeddings: Sequence[Embeddings]) -> Iterator[Setting]:
+    for held in embeddings:
+        yield dataclasses.replace(setting, embeddings=held)
+
+
+def recommend(
+    asked: Setting,
+    methods: Sequence[Method],
+    limit: int,
+    at_once: int,
+    predict: Callable[[Setting], Option | None],
+    embeddings: Sequence[Embeddings],
+) -> Recommendation:
+    """Climb down the `ladder` until a setting fits in ``limit`` bytes.
+
+    ``predict`` gives ``None`` for what the model cannot have, which is passed over.
+    """
+    tried: list[Option] = []
+    for setting in ladder(asked, methods, at_once, embeddings):
+        option = predict(setting)
+        if option is None:
+            continue
+        tried.append(option)
+        if option.fits:
+            return Recommendation(option, _why(asked, tried, limit), 0, tuple(tried))
+    nearest = min(tried, key=lambda option: option.predicted_peak_bytes)
+    missing = int(nearest.predicted_peak_bytes / MARGIN) + 1 - limit
+    why = (
+        f"nothing fits in {format_size(limit)}: {_named(nearest)} needs "
+        f"{format_size(nearest.predicted_peak_bytes)}, most of it {_heaviest(nearest)}; "
+        f"{format_size(missing)} more memory would do (--memory {needed(nearest)}), "
+        f"or a smaller model"
+    )
+    return Recommendation(nearest, why, missing, tuple(tried))
+
+
+def needed(option: Option) -> str:
+    """The limit under which ``option`` fits, as one would type it."""
+    megabytes = -(-int(option.predicted_peak_bytes / MARGIN) // 10_000_000) * 10
+    return f"{megabytes / 1000:g}GB" if megabytes >= 1000 else f"{megabytes}MB"
+
+
+def _why(asked: Setting, tried: Sequence[Option], limit: int) -> str:
+    chosen, given = tried[-1], format_size(limit)
+    peak = format_size(chosen.predicted_peak_bytes)
+    if len(tried) == 1:
+        return f"{_named(chosen)} needs {peak}, which leaves room in {given}"
+    before = tried[-2]
+    changes = []
+    if chosen.micro_batch_tokens != asked.micro_batch_tokens:
+        changes.append("the parts of a batch add up to the same update")
+    if chosen.embeddings != tried[0].embeddings:
+        changes.append("8 bits for the embeddings and the output head lose hardly anything")
+    if chosen.max_length != asked.max_length:
+        changes.append(f"rows longer than {chosen.max_length} tokens are dropped or cut")
+    if chosen.gradient_checkpointing and not asked.gradient_checkpointing:
+        changes.append("recomputing activations costs about a third more time")
+    tail = f"; {'; '.join(changes)}" if changes else ""
+    return (
+        f"{_named(before)} would need {format_size(before.predicted_peak_bytes)} and leave no room "
+        f"in {given}; {_named(chosen)} needs {peak}{tail}"
+    )
+
+
+def _named(option: Option) -> str:
+    names = {"lora": "LoRA", "qlora": "QLoRA", "full": "full fine-tuning"}
+    extras = ["checkpointing"] if option.gradient_checkpointing else []
+    extras += ["embeddings in 8 bits"] if option.embeddings == "int8" else []
+    given = f" with {' and '.join(extras)}" if extras else ""
+    return f"{names[option.method]}{given} at {option.rows} × {option.length}"
+
+
+def _heaviest(option: Option) -> str:
+    name = max(option.components, key=lambda name: option.components[name])
+    return f"{name.replace('_', ' ')} ({format_size(option.components[name])})"

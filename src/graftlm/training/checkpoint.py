@@ -1,0 +1,171 @@
+"""Everything a run needs to go on as if it had never stopped.
+
+    checkpoints/step-N/
+        adapter_config.json     LoRA and QLoRA: a PEFT adapter, usable as it is
+        adapter_model.safetensors
+        weights.safetensors     full fine-tuning: every trained parameter
+        optimizer.safetensors   AdamW's moments and step count, by name
+        rng.safetensors         the state of torch's random generators
+        state.json              counters and the best evaluation
+
+The learning rate and the order of the data are pure functions of (settings, step), so neither is
+stored. Tensors keep the type they have: restoring is exact to the last bit. A checkpoint is always
+taken between two optimiser steps; a stop in the middle of an accumulation drops the partial
+gradients and restores the random state the step began with, so that the resumed run repeats it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from graftlm.adapters import lora_modules
+from graftlm.adapters.peft_format import load_adapter, save_adapter
+from graftlm.errors import ArtifactError
+from graftlm.files import atomic_folder, write_json
+
+__all__ = ["TrainState", "latest", "restore", "rng_state", "save", "set_rng_state"]
+
+
+@dataclasses.dataclass
+class TrainState:
+    """The counters of a run; all that changes besides tensors."""
+
+    step: int = 0
+    tokens: int = 0
+    supervised_tokens: int = 0
+    seconds: float = 0.0
+    train_loss: float | None = None
+    eval_loss_before: float | None = None
+    best_eval_loss: float | None = None
+    best_step: int | None = None
+    stale_evaluations: int = 0
+    peak_memory_bytes: int = 0
+    finished: bool = False
+
+
+def save(
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: TrainState,
+    rng: dict[str, Tensor],
+    base_name: str,
+) -> None:
+    """Write a checkpoint into ``folder``, atomically."""
+    with atomic_folder(folder, replace=True) as temporary:
+        if lora_modules(model):
+            save_adapter(model, temporary, base_name=base_name)
+        else:
+            weights = {name: p.detach() for name, p in _trainable(model).items()}
+            safetensors.torch.save_file(weights, temporary / "weights.safetensors")
+        safetensors.torch.save_file(
+            _optimizer_tensors(model, optimizer), temporary / "optimizer.safetensors"
+        )
+        safetensors.torch.save_file(rng, temporary / "rng.safetensors")
+        write_json(temporary / "state.json", dataclasses.asdict(state))
+
+
+def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainState:
+    """Put model, optimiser and random generators into the state ``folder`` holds.
+
+    Raises:
+        ArtifactError: a file is missing or corrupt, or belongs to another model.
+    """
+    try:
+        state = TrainState(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
+        moments = safetensors.torch.load_file(folder / "optimizer.safetensors")
+        rng = safetensors.torch.load_file(folder / "rng.safetensors")
+        if not lora_modules(model):
+            _copy_exactly(
+                _trainable(model), safetensors.torch.load_file(folder / "weights.safetensors")
+            )
+    except (OSError, ValueError, TypeError, safetensors.SafetensorError) as error:
+        raise ArtifactError(
+            f"the checkpoint {folder} cannot be read: {error}. "
+            "Remove it to resume from the one before, or start again without --resume."
+        ) from error
+    if lora_modules(model):
+        load_adapter(model, folder)
+    _load_optimizer_tensors(model, optimizer, moments)
+    set_rng_state(rng)
+    return state
+
+
+def latest(folder: Path) -> Path | None:
+    """The checkpoint with the highest step in ``folder``, or ``None``."""
+    found = {step: path for path in folder.glob("step-*") if (step := _step_of(path)) is not None}
+    return found[max(found)] if found else None
+
+
+def prune(folder: Path, keep: int, best_step: int | None) -> None:
+    """Delete all but the newest ``keep`` checkpoints and the best one."""
+    found = {step: path for path in folder.glob("step-*") if (step := _step_of(path)) is not None}
+    for step in sorted(found)[:-keep]:
+        if step != best_step:
+            shutil.rmtree(found[step])
+
+
+def rng_state() -> dict[str, Tensor]:
+    """The state of torch's random generators: the CPU's and every CUDA device's."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        for index, state in enumerate(torch.cuda.get_rng_state_all()):
+            states[f"cuda:{index}"] = state
+    return states
+
+
+def set_rng_state(states: dict[str, Tensor]) -> None:
+    """Undo whatever was drawn since `rng_state` returned ``states``."""
+    torch.set_rng_state(states["cpu"])
+    for device, state in states.items():
+        if device != "cpu":
+            torch.cuda.set_rng_state(state, device)
+
+
+def _step_of(path: Path) -> int | None:
+    match = re.fullmatch(r"step-(\d+)", path.name)
+    return int(match.group(1)) if match else None
+
+
+def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _copy_exactly(parameters: dict[str, nn.Parameter], stored: dict[str, Tensor]) -> None:
+    if parameters.keys() != stored.keys():
+        odd = sorted(parameters.keys() ^ stored.keys())
+        raise ArtifactError(
+            f"the checkpoint is of another model: {odd[0]!r} is only in one of them"
+        )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(stored[name])
+
+
+def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{name}/{key}": value
+        for name, parameter in _trainable(model).items()
+        for key, value in optimizer.state[parameter].items()
+    }
+
+
+def _load_optimizer_tensors(
+    model: nn.Module, optimizer: torch.optim.Optimizer, stored: dict[str, Tensor]
+) -> None:
+    parameters = _trainable(model)
+    for full_name, value in stored.items():
+        name, _, key = full_name.rpartition("/")
+        if name not in parameters:
+            raise ArtifactError(f"the checkpoint is of another model: it trains {name!r}")
+        optimizer.state[parameters[name]][key] = value.to(
+            parameters[name].device if key != "step" else "cpu"
+        )

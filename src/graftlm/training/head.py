@@ -1,0 +1,105 @@
+"""The output layer of a causal language model, found so that its logits need not be computed.
+
+transformers' models compute ``logits = f(head(hidden))`` inside their own `forward`, and `f`
+differs: Gemma 2 caps the logits, Granite and Cohere scale them, most do nothing. `output_head`
+reads `f` from the config and then *checks* it, once, by comparing two tokens' logits with the
+model's own. A model that does something else is told apart by that check and keeps its own forward.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from transformers import PreTrainedModel
+
+from graftlm.frozen.int8_rows import Int8Output
+from graftlm.models.fused.output_linear import OutputLinear
+
+__all__ = ["OutputHead", "output_head"]
+
+_CACHE = "_graftlm_output_head"
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputHead:
+    """``logits = softcap(scale · (hidden weightᵀ + bias))``.
+
+    Attributes:
+        linear: the output layer: its weight is read when needed, so that it may train.
+        scale: multiplies the logits.
+        softcap: caps them smoothly; ``None`` for no cap.
+    """
+
+    linear: nn.Linear | Int8Output
+    scale: float
+    softcap: float | None
+
+    @property
+    def weight(self) -> Tensor:
+        """(V, D), or its codes in 8 bits."""
+        return self.linear.rows.codes if isinstance(self.linear, Int8Output) else self.linear.weight
+
+    @property
+    def row_scale(self) -> Tensor | None:
+        """What multiplies the rows of a weight in 8 bits."""
+        return self.linear.rows.row_scale if isinstance(self.linear, Int8Output) else None
+
+    def entering(self, hidden: Tensor) -> Tensor:
+        """What the rows are multiplied with: of a weight in 8 bits, the scaled hidden states."""
+        if isinstance(self.linear, Int8Output):
+            return hidden.float() * self.linear.rows.feature_scale
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., D) → (..., V); for the check only."""
+        raw = self.scale * self.linear(hidden)
+        return raw if self.softcap is None else self.softcap * torch.tanh(raw / self.softcap)
+
+
+def output_head(model: PreTrainedModel) -> OutputHead | None:
+    """The head of ``model``, or ``None`` when its logits must come from its own forward pass."""
+    cached = model.__dict__.get(_CACHE, ())
+    if cached != ():
+        return cached  # type: ignore[no-any-return]
+    found = _from_config(model)
+    if found is not None and isinstance(found.weight, FakeTensor):
+        return found  # no values to compare; a plan assumes the config tells the truth
+    if found is not None and not _agrees(model, found):
+        logger.warning(
+            "%s computes its logits in a way of its own; training keeps them in memory",
+            type(model).__name__,
+        )
+        found = None
+    model.__dict__[_CACHE] = found  # not an attribute: the head must not be registered twice
+    return found
+
+
+def _from_config(model: PreTrainedModel) -> OutputHead | None:
+    linear = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    if type(linear) not in (nn.Linear, OutputLinear, Int8Output) or model.base_model is model:
+        return None  # no head, an adapted one, or a model without a body of its own
+    config = model.config.get_text_config()
+    scale = float(getattr(config, "logit_scale", None) or 1.0)
+    divisor = float(getattr(config, "logits_scaling", None) or 1.0)
+    softcap = getattr(config, "final_logit_softcapping", None)
+    return OutputHead(linear, scale / divisor, softcap)
+
+
+@torch.no_grad()
+def _agrees(model: PreTrainedModel, head: OutputHead) -> bool:
+    """Whether head and model give the same logits for two tokens."""
+    training = model.training
+    model.train(False)
+    try:
+        ids = torch.tensor([[0, 1]], device=head.weight.device)
+        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        theirs = model(input_ids=ids, use_cache=False).logits.float()
+        ours = head.logits(hidden).float()
+    finally:
+        model.train(training)
+    return ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=1e-2, atol=1e-3)

@@ -1,0 +1,100 @@
+"""A run as data: what is fixed before it starts, and what it leaves."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from graftlm.config import RunConfig
+from graftlm.data.batch import Batch, Example
+from graftlm.data.pack import lengths_of
+from graftlm.data.sampler import batches as epoch_batches
+from graftlm.training.batching import micro_batches
+
+__all__ = ["Run", "RunResult"]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunResult:
+    """The outcome of a run: `summary.json`, field by field.
+
+    Losses are in nats per supervised token; ``train_loss`` is the mean over the last ten steps.
+    ``adapter`` is the folder of the result, or ``None`` while the run is unfinished.
+    """
+
+    method: str
+    model: str
+    steps: int
+    tokens: int
+    supervised_tokens: int
+    tokens_per_second: float
+    wall_seconds: float
+    peak_memory_bytes: int
+    trainable_parameters: int
+    total_parameters: int
+    train_loss: float | None
+    eval_loss_before: float | None
+    eval_loss_after: float | None
+    adapter: str | None
+    finished: bool
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """All that is fixed once training starts.
+
+    Attributes:
+        model: with its adapters in place; what is trained has ``requires_grad``.
+        tokenizer: saved beside the result, with the chat template in force.
+        examples: the rows to train on.
+        eval_examples: the rows to measure on; may be empty.
+        config: the settings.
+        out: the run folder.
+        total_parameters: as `graftlm.add_lora` counts them (a 4-bit weight counts as one).
+    """
+
+    model: PreTrainedModel
+    tokenizer: Any
+    examples: Sequence[Example]
+    eval_examples: Sequence[Example]
+    config: RunConfig
+    out: Path
+    total_parameters: int
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps in the whole run."""
+        settings = self.config.train
+        if settings.steps is not None:
+            return settings.steps
+        passes = math.ceil(len(self.examples) / settings.batch_size) * settings.epochs
+        return max(1, math.ceil(passes / settings.gradient_accumulation_steps))
+
+    def micro_batches(self, step: int) -> list[Batch]:
+        """The passes of optimiser step ``step`` (from 0): a pure function of the settings."""
+        settings = self.config.train
+        count = settings.gradient_accumulation_steps
+        per_epoch = math.ceil(len(self.examples) / settings.batch_size)
+        found: list[Batch] = []
+        for i in range(step * count, (step + 1) * count):
+            rows = [self.examples[row] for row in self._order(i // per_epoch)[i % per_epoch]]
+            found += micro_batches(self.model, rows, settings.micro_batch_tokens)
+        return found
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019 - a run lives as long as its process
+    def _order(self, epoch: int) -> list[list[int]]:
+        lengths = lengths_of(self.examples)
+        settings = self.config.train
+        return epoch_batches(
+            lengths,
+            settings.batch_size,
+            settings.seed,
+            epoch,
+            group_by_length=self.config.data.group_by_length,
+        )

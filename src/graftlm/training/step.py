@@ -1,0 +1,129 @@
+"""One optimiser step: forward and backward over its micro-batches, clip, update.
+
+The gradient of a step is that of the mean loss over **all supervised tokens of the step**,
+
+    g = ∇ Σ_b Σ_t ℓ_bt / N,     N = number of supervised tokens in all micro-batches,
+
+so that 8 micro-batches of one row and one micro-batch of 8 rows give the same update, however
+uneven the rows are. `N` is known from the labels before the first forward pass.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from graftlm.data.batch import Batch
+from graftlm.errors import TrainingError
+from graftlm.system import trim_heap
+from graftlm.training.loss import causal_lm_loss
+
+__all__ = ["Interrupted", "StepResult", "train_step"]
+
+
+class Interrupted(Exception):  # noqa: N818 - a request, not an error
+    """Raised between two micro-batches when the user asked to stop; nothing was updated."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StepResult:
+    """What one optimiser step did.
+
+    Attributes:
+        loss: mean loss per supervised token, in nats, before the update.
+        grad_norm: global L2 norm of the gradient before clipping.
+        tokens: real (unpadded) tokens read.
+        supervised_tokens: tokens whose prediction was trained.
+    """
+
+    loss: float
+    grad_norm: float
+    tokens: int
+    supervised_tokens: int
+
+
+def train_step(
+    model: PreTrainedModel,
+    batches: Sequence[Batch],
+    optimizer: torch.optim.Optimizer,
+    parameters: Sequence[nn.Parameter],
+    max_grad_norm: float,
+    loss_tolerance: float = 0.0,
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> StepResult:
+    """Train one step on ``batches``, the micro-batches whose gradients are added.
+
+    Args:
+        model: in training mode.
+        batches: at least one, with at least one supervised token among them.
+        optimizer: of ``parameters``.
+        parameters: what trains.
+        max_grad_norm: gradients are scaled down to this global norm.
+        loss_tolerance: see `graftlm.training.loss.causal_lm_loss`.
+        stop_requested: asked between micro-batches.
+
+    Raises:
+        TrainingError: the loss or the gradient is not finite; the weights are as they were.
+        Interrupted: ``stop_requested()`` was true between micro-batches; likewise.
+    """
+    supervised = sum(batch.supervised_tokens for batch in batches)
+    loss_sum = 0.0
+    optimizer.zero_grad(set_to_none=True)
+    for batch in batches:
+        if stop_requested():
+            optimizer.zero_grad(set_to_none=True)
+            raise Interrupted
+        if batch.input_ids.is_cpu:
+            trim_heap()  # of what the last backward pass has freed
+        loss = causal_lm_loss(model, batch, loss_tolerance)
+        value = float(loss.detach())
+        if not torch.isfinite(loss.detach()):
+            raise TrainingError(_diagnose_loss(model, batch, value))
+        (loss / supervised).backward()  # type: ignore[no-untyped-call]
+        loss_sum += value
+    grad_norm = _clip(parameters, max_grad_norm)
+    optimizer.step()
+    return StepResult(
+        loss=loss_sum / supervised,
+        grad_norm=grad_norm,
+        tokens=sum(batch.tokens for batch in batches),
+        supervised_tokens=supervised,
+    )
+
+
+def _clip(parameters: Sequence[nn.Parameter], max_grad_norm: float) -> float:
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm))
+    if not torch.isfinite(torch.tensor(norm)):
+        raise TrainingError(
+            f"the gradient is not finite (norm {norm}) although the loss is. The weights are as "
+            "they were before this step. Lower train.learning_rate, or use model.dtype=float32."
+        )
+    return norm
+
+
+def _diagnose_loss(model: PreTrainedModel, batch: Batch, value: float) -> str:
+    """Say where the non-finite number comes from: the weights, or the activations."""
+    bad = [name for name, p in model.named_parameters() if not _all_finite(p)]
+    if bad:
+        cause = f"{len(bad)} parameters hold NaN or Inf already, first {bad[0]!r}"
+        remedy = "Check the checkpoint; if training made them so, lower train.learning_rate."
+    else:
+        cause = "all weights are finite, so an activation overflowed"
+        dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()})
+        remedy = (
+            f"Weights are {', '.join(dtypes)}; try model.dtype=float32 or a lower learning rate."
+        )
+    length = batch.input_ids.shape[1]
+    return (
+        f"the loss is {value} on a batch of {len(batch.input_ids)} rows × {length} tokens "
+        f"({batch.supervised_tokens} supervised): {cause}. {remedy} "
+        "The weights are as they were before this step."
+    )
+
+
+def _all_finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())

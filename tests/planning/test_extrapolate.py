@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import Gemma3TextConfig, LlamaConfig
+
+from graftlm.config import LoRAConfig, RunConfig, TrainConfig
+from graftlm.planning import trace
+from graftlm.planning.extrapolate import shallow_depths, with_depth
+from graftlm.planning.trace import BatchShape, trace_step
+
+DEEP = LlamaConfig(
+    vocab_size=2000,
+    hidden_size=64,
+    intermediate_size=128,
+    num_hidden_layers=15,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+)
+GEMMA = Gemma3TextConfig(
+    vocab_size=2000,
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=38,
+    num_attention_heads=4,
+    num_key_value_heads=1,
+    head_dim=16,
+    sliding_window=16,
+)
+
+
+@pytest.mark.parametrize(
+    ("method", "checkpointing", "passes", "device"),
+    [
+        ("full", False, 1, "cpu"),
+        ("full", True, 2, "cuda"),
+        ("lora", False, 2, "cpu"),
+        ("qlora", True, 1, "cuda"),
+    ],
+)
+def test_a_deep_model_continued_equals_the_deep_model_traced(
+    method: str, checkpointing: bool, passes: int, device: str
+) -> None:
+    settings = TrainConfig(gradient_checkpointing=checkpointing)
+    config = RunConfig(method=method, train=settings)
+    arguments = (DEEP, config, BatchShape(2, 48, passes=passes), torch.bfloat16, device)
+    assert shallow_depths(DEEP, config.lora) == (4, 6)
+    continued, traced = trace_step(*arguments), trace._trace(*arguments)
+    assert continued.peak == traced.peak
+    assert continued.resident == traced.resident
+    assert continued.trainable_parameters == traced.trainable_parameters
+    assert continued.weight_bytes == traced.weight_bytes
+    assert continued.work.flops == traced.work.flops
+    assert continued.work.calls == traced.work.calls
+
+
+def test_a_pattern_of_layers_is_kept_whole() -> None:
+    first, second = shallow_depths(GEMMA, LoRAConfig())
+    assert (first - second) % 6 == 0
+    assert (first - GEMMA.num_hidden_layers) % 6 == 0
+    assert with_depth(GEMMA, first).layer_types == GEMMA.layer_types[:first]
+    assert GEMMA.num_hidden_layers == 38
+
+
+@pytest.mark.parametrize(
+    "lora",
+    [
+        LoRAConfig(targets=r".*layers\.\d+\.mlp.*"),
+        LoRAConfig(targets=("layers.3.mlp.up_proj",)),
+        LoRAConfig(rank_pattern={"layers.0.mlp.up_proj": 4}),
+    ],
+)
+def test_settings_that_name_layers_are_traced_in_full(lora: LoRAConfig) -> None:
+    assert shallow_depths(DEEP, lora) is None
+    assert shallow_depths(with_depth(DEEP, 8), LoRAConfig()) is None
