@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, MambaConfig
 
 from graftlm.data import Example, collate, pack_examples
 from graftlm.data.pack import pack
-from graftlm.data.packing_support import keeps_apart, require_packable
 from graftlm.errors import ConfigError
+from graftlm.models.capabilities import capabilities, require_packable
 from graftlm.training.loss import causal_lm_loss
 from tests.oracles.model_families import FAMILIES, tiny_model
 
@@ -86,7 +86,7 @@ def test_packed_and_unpacked_give_the_same_loss_and_gradients(family):
 @pytest.mark.parametrize("family", sorted(NOT_PACKABLE))
 def test_a_model_that_mixes_packed_sequences_is_refused(family):
     model = tiny_model(family)
-    assert not keeps_apart(model)
+    assert not capabilities(model).keeps_sequences_apart
     with pytest.raises(ConfigError, match="does not keep packed sequences apart"):
         require_packable(model)
 
@@ -95,13 +95,13 @@ def test_a_model_that_mixes_packed_sequences_is_refused(family):
 def test_rounding_is_not_taken_for_mixing(dtype: torch.dtype) -> None:
     model = tiny_model("gemma3", dtype)
     model.train()
-    assert keeps_apart(model)
+    assert capabilities(model).keeps_sequences_apart
     assert model.training
 
 
 def test_a_model_that_carries_a_state_along_does_not_keep_sequences_apart() -> None:
     config = MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=8)
-    assert not keeps_apart(AutoModelForCausalLM.from_config(config))
+    assert not capabilities(AutoModelForCausalLM.from_config(config)).keeps_sequences_apart
 
 
 def test_a_model_that_cannot_be_asked_is_not_packed(caplog: pytest.LogCaptureFixture) -> None:
@@ -109,7 +109,7 @@ def test_a_model_that_cannot_be_asked_is_not_packed(caplog: pytest.LogCaptureFix
     model.train()
     model.lm_head.eval()
     with mock.patch.object(model.model, "forward", side_effect=ValueError("only images")):
-        assert not keeps_apart(model)
+        assert not capabilities(model).keeps_sequences_apart
     assert "only images" in caplog.text
     assert model.training
     assert not model.lm_head.training

@@ -12,6 +12,7 @@ from graftlm.adapters.lora_linear import LoRALinear
 from graftlm.adapters.report import LoRAReport, describe
 from graftlm.adapters.targets import Target, lora_modules, matching, select
 from graftlm.config import LoRAConfig
+from graftlm.models.capabilities import forget
 
 __all__ = ["add_lora", "attach", "disable_adapters", "lora_parameters", "remove"]
 
@@ -46,12 +47,14 @@ def attach(model: nn.Module, targets: Iterable[Target], dropout: float, use_rslo
             wrapped = LoRALinear(target.module, target.rank, target.alpha, dropout, use_rslora)
         wrapped.train(target.module.training)
         model.set_submodule(target.name, wrapped)
+    forget(model)
 
 
 def remove(model: nn.Module) -> None:
     """Take the adapters out, in place; the base modules return to where they were."""
     for name, module in lora_modules(model).items():
         model.set_submodule(name, module.base)
+    forget(model)
 
 
 def lora_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

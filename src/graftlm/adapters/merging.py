@@ -19,6 +19,7 @@ from graftlm.adapters.report import tied_head
 from graftlm.adapters.targets import base_modules, lora_modules
 from graftlm.frozen.nf4.linear import NF4Linear
 from graftlm.kernels import ops
+from graftlm.models.capabilities import forget
 
 __all__ = ["MergeReport", "dequantize_layers", "merge", "merge_adapters", "merge_weight"]
 
@@ -81,6 +82,7 @@ def merge_adapters(model: nn.Module) -> MergeReport:
         module.base.weight = nn.Parameter(weight, requires_grad=False)
         model.set_submodule(name, module.base)
         largest = max(largest, rounding)
+    forget(model)
     untied = tied and not tied_head(model)
     if untied:
         model.config.tie_word_embeddings = False  # type: ignore[union-attr]

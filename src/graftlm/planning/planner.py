@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from graftlm.config import Embeddings, RunConfig, with_method
-from graftlm.data.packing_support import takes_positions
 from graftlm.errors import ModelError
-from graftlm.models.block_attention import attends_by_blocks
+from graftlm.models.capabilities import capabilities
 from graftlm.planning import fake_model as skeleton
 from graftlm.planning.baseline_memory import framework_memory
 from graftlm.planning.calibration import Calibration, calibrate
@@ -141,8 +140,8 @@ class Planner:
         """Whether rows are laid end to end, if the model keeps them apart, as nearly all do."""
         if self.device != "cpu":
             return False
-        model = skeleton.shallow(self.architecture, self.config)
-        return attends_by_blocks(model) and takes_positions(model)
+        can = capabilities(skeleton.shallow(self.architecture, self.config))
+        return can.attends_by_blocks and can.takes_positions
 
     def at_once(self, setting: Setting) -> int:
         """Positions of a micro-batch, at most, if its rows are as long as they may be."""

@@ -18,8 +18,7 @@ from transformers import PreTrainedModel
 
 from graftlm.data.batch import Batch, Example, collate, rounded_down, rounded_length
 from graftlm.data.pack import PackedExamples, lengths_of, pack
-from graftlm.data.packing_support import keeps_apart
-from graftlm.models.block_attention import attends_by_blocks
+from graftlm.models.capabilities import capabilities
 
 __all__ = [
     "AT_ONCE",
@@ -49,8 +48,9 @@ def micro_batches(
     """
     device, most = next(model.parameters()).device, most_positions(model.config)
     at_once = most_at_once(tokens, device.type)
-    quick = device.type == "cpu" and attends_by_blocks(model)
-    if quick and at_once is not None and keeps_apart(model):
+    can = capabilities(model)
+    quick = device.type == "cpu" and can.attends_by_blocks
+    if quick and at_once is not None and can.keeps_sequences_apart:
         rows = PackedExamples(examples, end_to_end(lengths_of(examples), at_once, most))
         return [collate([row], None, rounded_length(len(row), most)).to(device) for row in rows]
     lengths = [rounded_length(len(example), most) for example in examples]

@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from graftlm.data.batch import IGNORED, Batch
+from graftlm.models.capabilities import capabilities
 from graftlm.system import trim_heap
-from graftlm.training.head import output_head
 from graftlm.training.linear_cross_entropy import linear_cross_entropy
 
 __all__ = ["causal_lm_loss"]
@@ -34,7 +34,7 @@ def causal_lm_loss(model: PreTrainedModel, batch: Batch, tolerance: float = 0.0)
         inputs["position_ids"] = batch.position_ids
     targets = batch.labels[:, 1:]
     supervised = targets != IGNORED
-    head = output_head(model)
+    head = capabilities(model).output_head
     if head is None:
         logits = model(**inputs, use_cache=False).logits[:, :-1][supervised]
         return F.cross_entropy(logits.float(), targets[supervised], reduction="sum")

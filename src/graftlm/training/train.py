@@ -28,12 +28,12 @@ from graftlm.data.audit import audit
 from graftlm.data.batch import Example
 from graftlm.data.examples import load_examples, split_to_train
 from graftlm.data.pack import pack_examples
-from graftlm.data.packing_support import require_packable
 from graftlm.data.store import Examples
 from graftlm.errors import ConfigError, TargetError
 from graftlm.frozen.int8_rows import Int8Embedding
 from graftlm.frozen.nf4.linear import NF4Linear
 from graftlm.models import StoredTokenizer, load_tokenizer, load_weights, resolve
+from graftlm.models.capabilities import require_packable
 from graftlm.system import release_freed_memory
 from graftlm.training.disk import require_space
 from graftlm.training.loop import fit

@@ -13,15 +13,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
 from graftlm.data.batch import collate
 from graftlm.data.example import Example
-from graftlm.errors import ConfigError
+from graftlm.models.probing import being_probed
 
-__all__ = ["keeps_apart", "require_packable", "takes_positions"]
+__all__ = ["keeps_apart", "takes_positions"]
 
 _LENGTHS = (3, 5)
 _ANOTHER = 1e-3
@@ -32,48 +30,23 @@ _FIRST = 0.2
 
 log = logging.getLogger(__name__)
 
-_known: Any = WeakIdKeyDictionary()
-
 
 def keeps_apart(model: Any) -> bool:
-    """Whether a sequence's logits are the same behind another one; asked once of each model."""
-    found: bool | None = _known.get(model)
-    if found is None:
-        found = _known[model] = takes_positions(model) and _tried(model)
-    return found
+    """Whether a sequence's logits are the same behind another one."""
+    if not takes_positions(model):
+        return False
+    try:
+        with being_probed(model):
+            another, first = _changes(model)
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        log.warning("%s does not read packed sequences: %s", type(model).__name__, error)
+        return False
+    return another <= _ANOTHER and first <= _FIRST
 
 
 def takes_positions(model: Any) -> bool:
     """Whether a model can be told where its sequences start."""
     return "position_ids" in inspect.signature(model.forward).parameters
-
-
-def _tried(model: Any) -> bool:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        another, first = _changes(model)
-    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
-        log.warning("%s does not read packed sequences: %s", type(model).__name__, error)
-        return False
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-    return another <= _ANOTHER and first <= _FIRST
-
-
-def require_packable(model: Any) -> None:
-    """Refuse a model that does not keep packed sequences apart.
-
-    Raises:
-        ConfigError: the model mixes packed sequences.
-    """
-    if not keeps_apart(model):
-        raise ConfigError(
-            f"data.packing: {type(model).__name__} does not keep packed sequences apart (a "
-            "sequence's logits change behind another). Set data.packing to false; "
-            "data.group_by_length saves most of the padding too."
-        )
 
 
 def _changes(model: Any) -> tuple[float, float]:
@@ -99,8 +72,7 @@ def _logits(model: Any, *sequences: npt.NDArray[np.int32]) -> Tensor:
     lengths = tuple(len(sequence) for sequence in sequences)
     example = Example(ids, np.ones(len(ids), dtype=np.bool_), lengths=lengths)
     batch = collate([example], 0).to(next(model.parameters()).device)
-    with torch.no_grad():
-        found: Tensor = model(
-            input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False
-        ).logits
-    return found[0].float()
+    logits: Tensor = model(
+        input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False
+    ).logits
+    return logits[0].float()

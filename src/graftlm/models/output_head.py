@@ -1,9 +1,9 @@
 """The output layer of a causal language model, found so that its logits need not be computed.
 
 transformers' models compute ``logits = f(head(hidden))`` inside their own `forward`, and `f`
-differs: Gemma 2 caps the logits, Granite and Cohere scale them, most do nothing. `output_head`
-reads `f` from the config and then *checks* it, once, by comparing two tokens' logits with the
-model's own. A model that does something else is told apart by that check and keeps its own forward.
+differs: Gemma 2 caps the logits, Granite and Cohere scale them, most do nothing.
+`find_output_head` reads `f` from the config and then compares two tokens' logits with the model's
+own. A model whose logits differ keeps its own forward. `models/capabilities.py` keeps the answer.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import logging
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 from transformers import PreTrainedModel
 
+from graftlm._compat.fake import is_fake
 from graftlm.frozen.int8_rows import Int8Output
 from graftlm.models.fused.output_linear import OutputLinear
+from graftlm.models.probing import being_probed
 
-__all__ = ["OutputHead", "output_head"]
+__all__ = ["OutputHead", "find_output_head"]
 
-_CACHE = "_graftlm_output_head"
 logger = logging.getLogger(__name__)
 
 
@@ -61,22 +61,18 @@ class OutputHead:
         return raw if self.softcap is None else self.softcap * torch.tanh(raw / self.softcap)
 
 
-def output_head(model: PreTrainedModel) -> OutputHead | None:
+def find_output_head(model: PreTrainedModel) -> OutputHead | None:
     """The head of ``model``, or ``None`` when its logits must come from its own forward pass."""
-    cached = model.__dict__.get(_CACHE, ())
-    if cached != ():
-        return cached  # type: ignore[no-any-return]
-    found = _from_config(model)
-    if found is not None and isinstance(found.weight, FakeTensor):
-        return found  # no values to compare; a plan assumes the config tells the truth
-    if found is not None and not _agrees(model, found):
+    head = _from_config(model)
+    if head is None or is_fake(head.weight):
+        return head  # a fake model has no values to compare; a plan assumes the config is right
+    if not _agrees(model, head):
         logger.warning(
             "%s computes its logits in a way of its own; training keeps them in memory",
             type(model).__name__,
         )
-        found = None
-    model.__dict__[_CACHE] = found  # not an attribute: the head must not be registered twice
-    return found
+        return None
+    return head
 
 
 def _from_config(model: PreTrainedModel) -> OutputHead | None:
@@ -90,16 +86,11 @@ def _from_config(model: PreTrainedModel) -> OutputHead | None:
     return OutputHead(linear, scale / divisor, softcap)
 
 
-@torch.no_grad()
 def _agrees(model: PreTrainedModel, head: OutputHead) -> bool:
     """Whether head and model give the same logits for two tokens."""
-    training = model.training
-    model.train(False)
-    try:
+    with being_probed(model):
         ids = torch.tensor([[0, 1]], device=head.weight.device)
         hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
         theirs = model(input_ids=ids, use_cache=False).logits.float()
         ours = head.logits(hidden).float()
-    finally:
-        model.train(training)
     return ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=1e-2, atol=1e-3)

@@ -1,0 +1,82 @@
+"""What a model can do, asked of the model itself once and kept beside it.
+
+A class name or a config says little about how a model treats packed sequences or its logits, so
+each answer comes from a short forward pass. The answers are kept for as long as the model lives.
+They describe the modules that it had: whoever replaces one (adapters do) calls `forget`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from graftlm.errors import ConfigError
+from graftlm.models import block_attention, packing_support
+from graftlm.models.output_head import OutputHead, find_output_head
+
+__all__ = ["Capabilities", "capabilities", "forget", "require_packable"]
+
+_answers: weakref.WeakKeyDictionary[nn.Module, dict[str, Any]] = weakref.WeakKeyDictionary()
+
+
+@dataclasses.dataclass(frozen=True)
+class Capabilities:
+    """The answers of one model. Each is found when it is first read; only that costs a pass."""
+
+    model: Any
+
+    @property
+    def output_head(self) -> OutputHead | None:
+        """How logits come from hidden states; ``None``: only the model's own `forward` can say."""
+        head: OutputHead | None = self._once("output_head", find_output_head)
+        return head
+
+    @property
+    def keeps_sequences_apart(self) -> bool:
+        """Whether sequences laid end to end give the logits that they give alone."""
+        apart: bool = self._once("keeps_sequences_apart", packing_support.keeps_apart)
+        return apart
+
+    @property
+    def takes_positions(self) -> bool:
+        """Whether the model can be told, by positions that restart, where its sequences start."""
+        return packing_support.takes_positions(self.model)
+
+    @property
+    def attends_by_blocks(self) -> bool:
+        """Whether attention over sequences laid end to end costs what it costs for each alone."""
+        return block_attention.attends_by_blocks(self.model)
+
+    def _once(self, name: str, probe: Callable[[Any], Any]) -> Any:
+        answers = _answers.setdefault(self.model, {})
+        if name not in answers:
+            answers[name] = probe(self.model)
+        return answers[name]
+
+
+def capabilities(model: Any) -> Capabilities:
+    """What ``model`` (a transformers model) can do; what was found is kept until `forget`."""
+    return Capabilities(model)
+
+
+def forget(model: nn.Module) -> None:
+    """Ask again next time, as the model's modules have changed."""
+    _answers.pop(model, None)
+
+
+def require_packable(model: Any) -> None:
+    """Refuse a model that does not keep packed sequences apart.
+
+    Raises:
+        ConfigError: the model mixes packed sequences.
+    """
+    if not capabilities(model).keeps_sequences_apart:
+        raise ConfigError(
+            f"data.packing: {type(model).__name__} does not keep packed sequences apart (a "
+            "sequence's logits change behind another). Set data.packing to false; "
+            "data.group_by_length saves most of the padding too."
+        )

@@ -1,0 +1,24 @@
+"""The state in which a model is asked what it can do."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+__all__ = ["being_probed"]
+
+
+@contextlib.contextmanager
+def being_probed(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards each module has the mode that it had."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
