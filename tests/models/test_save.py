@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from graftlm.adapters import add_lora, merge
+from graftlm.config import LoRAConfig
 from graftlm.errors import ModelError, ResourceError
 from graftlm.models import load_model, save_model
 from tests.oracles.model_families import FAMILIES, tiny_model
@@ -58,6 +60,15 @@ def test_model_with_4bit_layers_is_refused(tmp_path: Path, tiny_llama: Path) -> 
     model, tokenizer = load_model(tiny_llama, quantize="nf4")
     with pytest.raises(ModelError, match="NF4Linear"):
         save_model(model, tokenizer, tmp_path / "m")
+
+
+@pytest.mark.parametrize("targets", [("down_proj",), ("embed_tokens",)])
+def test_model_with_adapters_is_refused(targets: Any, tmp_path: Path, tiny_tokenizer: Any) -> None:
+    model = tiny_model("llama")
+    add_lora(model, LoRAConfig(rank=4, targets=targets))
+    with pytest.raises(ModelError, match=f"{targets[0]} is a LoRA"):
+        save_model(model, tiny_tokenizer, tmp_path / "m")
+    save_model(merge(model), tiny_tokenizer, tmp_path / "m")
 
 
 def test_full_disk_is_found_before_anything_is_written(

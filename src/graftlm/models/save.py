@@ -7,6 +7,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from graftlm.errors import ModelError
 from graftlm.files import atomic_folder, atomic_write, disk_errors_named, require_free_space
 
@@ -37,22 +39,26 @@ def save_model(
         ModelError: the model still has adapters, 4-bit layers or embeddings in 8 bits.
         ResourceError: the disk is too small, or ``out`` exists or cannot be written to.
     """
-    from graftlm.adapters.lora_embedding import LoRAEmbedding
-    from graftlm.adapters.lora_linear import LoRALinear
-    from graftlm.frozen.int8_rows import Int8Rows
-    from graftlm.frozen.nf4.linear import NF4Linear
-
-    for name, module in model.named_modules():
-        if isinstance(module, (LoRALinear, LoRAEmbedding, NF4Linear, Int8Rows)):
-            raise ModelError(
-                f"{name} is a {type(module).__name__}: a plain model folder holds neither adapters "
-                "nor 4-bit layers nor embeddings in 8 bits. Merge the adapters first: `graftlm "
-                "merge` takes 16-bit embeddings from the checkpoint."
-            )
+    _require_plain(model)
     storages = {tensor.untyped_storage().data_ptr(): tensor.nbytes for tensor in model.parameters()}
     require_free_space(out, sum(storages.values()) + SMALL_FILES_BYTES, "Saving the model")
     with atomic_folder(out, replace=replace) as folder:
         write_model(model, tokenizer, folder)
+
+
+def _require_plain(model: PreTrainedModel) -> None:
+    """Refuse a model that holds a tensor which its class does not have."""
+    with torch.device("meta"):
+        known = type(model)(model.config).state_dict().keys()
+    added = [name for name in model.state_dict() if name not in known]
+    if not added:
+        return
+    module = added[0].rpartition(".")[0]
+    raise ModelError(
+        f"{module} is a {type(model.get_submodule(module)).__name__}: a plain model folder holds "
+        "neither adapters nor 4-bit layers nor embeddings in 8 bits. Merge the adapters first: "
+        "`graftlm merge` takes 16-bit embeddings from the checkpoint."
+    )
 
 
 def write_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
