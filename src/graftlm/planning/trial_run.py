@@ -27,6 +27,9 @@ __all__ = ["Measured", "rehearse"]
 STEPS = 3
 """The moments exist after the first; the second is in the steady state; one more to see that."""
 
+TEXT = 20_000
+"""Characters of the text that the rows are cut from."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
@@ -81,16 +84,17 @@ def _answer(request: dict[str, Any]) -> Measured:
 
     return_freed_memory()
 
+    from pydoc_data.topics import topics  # English text that every Python has
+
     import torch
 
-    from graftlm.demo.requests import generate_rows
     from graftlm.models import StoredTokenizer, load_tokenizer
     from graftlm.training import train
     from graftlm.training.train import adapted_model
 
     config = RunConfig.model_validate(request["config"])
     tokenizer = load_tokenizer(config.model.name, trust_remote_code=config.model.trust_remote_code)
-    text = " ".join(f"{row['prompt']} {row['completion']}" for row in generate_rows("train", 64))
+    text = " ".join(topics.values())[:TEXT]
     ids = tokenizer(text)["input_ids"]
     with StoredTokenizer(tokenizer) as stored, tempfile.TemporaryDirectory() as folder:
         del tokenizer
