@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from graftlm.adapters import adapter_folder, add_lora
-from graftlm.adapters.adapter_folder import base_of, trained_on
+from graftlm.adapters import add_lora
+from graftlm.adapters.adapter_folder import adapter_folder, base_of, trained_on
 from graftlm.adapters.peft_format import save_adapter
 from graftlm.config import LoRAConfig, RunConfig
 from graftlm.errors import ArtifactError
