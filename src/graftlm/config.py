@@ -107,6 +107,8 @@ class LoRAConfig(Settings):
     """Another rank for modules whose name matches the key."""
     alpha_pattern: dict[str, float] = {}
     """Another alpha for modules whose name matches the key."""
+    variant: str = "lora"
+    """The kind of adapter: `lora`, or another that was registered (`graftlm.extend`)."""
 
 
 class TrainConfig(Settings):

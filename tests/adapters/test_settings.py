@@ -5,8 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graftlm.adapters import add_lora, lora_config, lora_modules
+from graftlm.adapters.adapted import base_modules
 from graftlm.adapters.inject import attach
-from graftlm.adapters.targets import Target, adaptable, base_modules
+from graftlm.adapters.targets import Target, adaptable
 from graftlm.config import LoRAConfig
 from tests.oracles.model_families import tiny_model
 

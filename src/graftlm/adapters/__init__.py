@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from graftlm.adapters.inject import add_lora, disable_adapters, lora_parameters, remove
+from graftlm.adapters import lora_embedding, lora_linear  # these register the variant "lora"
+from graftlm.adapters.adapted import adapter_names, lora_modules, lora_parameters
+from graftlm.adapters.inject import activate, active_adapters, add_lora, disable_adapters, remove
 from graftlm.adapters.merging import MergeReport, merge, merge_adapters
 from graftlm.adapters.report import LoRAReport, count_parameters
 from graftlm.adapters.settings import lora_config
-from graftlm.adapters.targets import lora_modules
 
 __all__ = [
     "LoRAReport",
     "MergeReport",
+    "activate",
+    "active_adapters",
+    "adapter_names",
     "add_lora",
     "count_parameters",
     "disable_adapters",
     "lora_config",
+    "lora_embedding",
+    "lora_linear",
     "lora_modules",
     "lora_parameters",
     "merge",

@@ -1,4 +1,4 @@
-"""Putting adapters into a model, switching them off for a moment, taking them out."""
+"""Putting adapters into a model, switching them on and off, taking them out."""
 
 from __future__ import annotations
 
@@ -7,71 +7,126 @@ from collections.abc import Iterable, Iterator
 
 from torch import nn
 
-from graftlm.adapters.lora_embedding import LoRAEmbedding
-from graftlm.adapters.lora_linear import LoRALinear
+from graftlm.adapters.adapted import adapted_modules, adapter_names
+from graftlm.adapters.adapter import DEFAULT, Adapter, adapter_class
 from graftlm.adapters.report import LoRAReport, describe
-from graftlm.adapters.targets import Target, lora_modules, matching, select
+from graftlm.adapters.several import adapters_at, put_adapter, take_adapter
+from graftlm.adapters.targets import Target, matching, select
 from graftlm.config import LoRAConfig
+from graftlm.errors import TargetError
 from graftlm.models.capabilities import forget
 
-__all__ = ["add_lora", "attach", "disable_adapters", "lora_parameters", "remove"]
+__all__ = ["activate", "active_adapters", "add_lora", "attach", "disable_adapters", "remove"]
 
 
-def add_lora(model: nn.Module, config: LoRAConfig) -> LoRAReport:
+def add_lora(model: nn.Module, config: LoRAConfig, *, name: str = DEFAULT) -> LoRAReport:
     """Put adapters beside the targeted modules, in place, and freeze everything else.
 
     The adapters start as a no-op. They are drawn from torch's global generator in the model's
-    order: call ``torch.manual_seed`` first to get the same ones again.
+    order: call ``torch.manual_seed`` first to get the same ones again. Adapters beside others (of
+    another ``name``) start inactive; see `activate`.
 
     Args:
         model: a transformers model, its linear layers plain or in NF4.
         config: where the adapters go and how large they are.
+        name: what the adapters are called; several may stand on one base, each under its name.
 
     Raises:
         TargetError: a target matches nothing, cannot be adapted or is smaller than the rank; a
-            regular expression is invalid; the model already has adapters. The model is unchanged.
+            regular expression is invalid; the model already has adapters of that name. The model
+            is unchanged.
     """
-    attach(model, select(model, config), config.dropout, config.use_rslora)
+    targets = select(model, config, name)
+    attach(model, targets, config.dropout, config.use_rslora, config.variant, name)
     names = [name for name, _ in model.named_modules()]
-    return describe(model, excluded=matching(names, config.exclude))
+    return describe(model, excluded=matching(names, config.exclude), adapter=name)
 
 
-def attach(model: nn.Module, targets: Iterable[Target], dropout: float, use_rslora: bool) -> None:
-    """Freeze ``model`` and wrap each target's module, without checking the request."""
-    model.requires_grad_(False)
+def attach(
+    model: nn.Module,
+    targets: Iterable[Target],
+    dropout: float,
+    use_rslora: bool,
+    variant: str = "lora",
+    name: str = DEFAULT,
+) -> None:
+    """Freeze ``model`` and put an adapter at each target, without checking the request."""
+    first = not adapted_modules(model)
+    if first:
+        model.requires_grad_(False)
     for target in targets:
-        wrapped: LoRALinear | LoRAEmbedding
-        if isinstance(target.module, nn.Embedding):
-            wrapped = LoRAEmbedding(target.module, target.rank, target.alpha, use_rslora)
-        else:
-            wrapped = LoRALinear(target.module, target.rank, target.alpha, dropout, use_rslora)
-        wrapped.train(target.module.training)
-        model.set_submodule(target.name, wrapped)
+        cls = adapter_class(variant, target.module)
+        assert cls is not None, f"{target.name} was checked before"
+        adapter = cls(target.module, target.rank, target.alpha, dropout, use_rslora, name)
+        put_adapter(model, target.name, adapter)
+        _switch(adapter, first)
     forget(model)
 
 
-def remove(model: nn.Module) -> None:
-    """Take the adapters out, in place; the base modules return to where they were."""
-    for name, module in lora_modules(model).items():
-        model.set_submodule(name, module.base)
+def remove(model: nn.Module, name: str | None = None) -> None:
+    """Take the adapters out, in place; the base modules return to where they were.
+
+    Args:
+        model: any model.
+        name: only the adapters of this name.
+
+    Raises:
+        TargetError: there is none of that name.
+    """
+    if name is not None:
+        _require_names(model, [name])
+    for place, there in adapted_modules(model).items():
+        for adapter in adapters_at(there):
+            if name in (None, adapter.name):
+                take_adapter(model, place, adapter)
     forget(model)
 
 
-def lora_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """``(name, parameter)`` of every adapter matrix, A before B, in the model's order."""
-    for name, module in lora_modules(model).items():
-        yield f"{name}.lora_A", module.lora_A
-        yield f"{name}.lora_B", module.lora_B
+def activate(model: nn.Module, *names: str) -> None:
+    """Switch these adapters on and all others off; those that are on train.
+
+    The update of a module is the sum of the updates of the adapters that are on.
+
+    Raises:
+        TargetError: there is no adapter of one of the names.
+    """
+    _require_names(model, names)
+    for adapter in _adapters(model):
+        _switch(adapter, adapter.name in names)
+    forget(model)
+
+
+def active_adapters(model: nn.Module) -> list[str]:
+    """The names of the adapters that are on, in the order they were added."""
+    on = {adapter.name for adapter in _adapters(model) if adapter.enabled}
+    return [name for name in adapter_names(model) if name in on]
 
 
 @contextlib.contextmanager
 def disable_adapters(model: nn.Module) -> Iterator[None]:
     """Inside the ``with`` block the model is its base; nests, and ends on exceptions too."""
-    before = [(module, module.enabled) for module in lora_modules(model).values()]
+    before = [(adapter, adapter.enabled) for adapter in _adapters(model)]
     try:
-        for module, _ in before:
-            module.enabled = False
+        for adapter, _ in before:
+            adapter.enabled = False
         yield
     finally:
-        for module, enabled in before:
-            module.enabled = enabled
+        for adapter, enabled in before:
+            adapter.enabled = enabled
+
+
+def _adapters(model: nn.Module) -> list[Adapter]:
+    return [a for there in adapted_modules(model).values() for a in adapters_at(there)]
+
+
+def _switch(adapter: Adapter, on: bool) -> None:
+    adapter.enabled = on
+    for parameter in adapter.adapter_parameters().values():
+        parameter.requires_grad_(on)
+
+
+def _require_names(model: nn.Module, names: Iterable[str]) -> None:
+    there = adapter_names(model)
+    if missing := [name for name in names if name not in there]:
+        known = ", ".join(there) or "none"
+        raise TargetError(f"the model has no adapter {missing[0]!r}; it has {known}")

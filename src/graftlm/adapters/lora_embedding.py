@@ -11,68 +11,81 @@ constant (Gemma's √dim) multiplies the update by the same constant.
 
 from __future__ import annotations
 
+import inspect
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from graftlm.adapters.lora_linear import adapter_device, adapter_scaling
+from graftlm.adapters.adapter import DEFAULT, Adapter, register_adapter
 
 __all__ = ["LoRAEmbedding"]
 
 
-class LoRAEmbedding(nn.Module):
+@register_adapter
+class LoRAEmbedding(Adapter):
     """A frozen embedding table with a trainable low-rank update beside it.
 
     A head whose weight is tied to the table keeps the frozen weight: the update changes what the
-    model reads, not what it writes (PEFT's meaning too).
-
-    Args:
-        base: the table to adapt.
-        rank: r, the inner dimension of the update.
-        alpha: numerator of the scaling.
-        use_rslora: scale by alpha / √r.
-
-    B is drawn from torch's global generator: seed it before the adapters are made.
+    model reads, not what it writes (PEFT's meaning too). The arguments are those of `Adapter`;
+    ``dropout`` is not used, as an id that is looked up cannot be dropped (PEFT does not either).
     """
 
+    variant = "lora"
+    beside = "token table"
+    peft_keys: ClassVar = {"lora_A": "lora_embedding_A", "lora_B": "lora_embedding_B"}
+    lora_A: nn.Parameter  # noqa: N815, the name in checkpoints
+    lora_B: nn.Parameter  # noqa: N815
+
     def __init__(
-        self, base: nn.Embedding, rank: int, alpha: float, use_rslora: bool = False
+        self,
+        base: nn.Module,
+        rank: int,
+        alpha: float,
+        dropout: float = 0.0,
+        use_rslora: bool = False,
+        name: str = DEFAULT,
     ) -> None:
-        super().__init__()
+        super().__init__(base, rank, alpha, 0.0, use_rslora, name)
+        assert isinstance(base, nn.Embedding)
         self.num_embeddings, self.embedding_dim = base.num_embeddings, base.embedding_dim
         self.padding_idx = base.padding_idx
-        self.rank, self.alpha, self.use_rslora = rank, alpha, use_rslora
-        self.scaling = adapter_scaling(rank, alpha, use_rslora)
-        self.enabled = True
-        self.base = base
-        like = torch.empty(0, dtype=torch.float32, device=adapter_device(base))
-        self.lora_A = nn.Parameter(like.new_zeros(rank, self.num_embeddings))
-        self.lora_B = nn.Parameter(like.new_empty(self.embedding_dim, rank))
+
+    @classmethod
+    def adapts(cls, module: nn.Module) -> bool:
+        """Tables of tokens. A table of positions takes more than the ids."""
+        if not isinstance(module, nn.Embedding):
+            return False
+        return len(inspect.signature(type(module).forward).parameters) == 2
+
+    @classmethod
+    def shapes(cls, base: nn.Module, rank: int) -> dict[str, tuple[int, ...]]:
+        """A [r, vocab] and B [dim, r]."""
+        assert isinstance(base, nn.Embedding)
+        return {"lora_A": (rank, base.num_embeddings), "lora_B": (base.embedding_dim, rank)}
+
+    def reset(self) -> None:
+        """Set A to zero; draw B from a normal distribution."""
+        nn.init.zeros_(self.lora_A)
         nn.init.normal_(self.lora_B)
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def product(self, base: nn.Module, x: Tensor) -> Tensor:
         """Map token ids (...) to (..., embedding_dim), in the table's type."""
-        e: Tensor = self.base(ids)
-        if not self.enabled:
-            return e
-        looked_up = F.embedding(ids, self.lora_A.T, self.padding_idx)
-        update = (looked_up @ self.lora_B.T) * self.scaling * self._output_scale()
-        return (e + update).to(e.dtype)
+        return self.added(base, base(x), x)
 
-    def _output_scale(self) -> Tensor | float:
-        scale: Tensor | float = getattr(self.base, "embed_scale", 1.0)
-        return scale.to(self.lora_B.dtype) if isinstance(scale, Tensor) else scale
+    def added(self, base: nn.Module, y: Tensor, x: Tensor) -> Tensor:
+        """``y`` (..., embedding_dim) plus the update of the token ids ``x`` (...)."""
+        looked_up = F.embedding(x, self.lora_A.T, self.padding_idx)
+        update = (looked_up @ self.lora_B.T) * self.scaling * _output_scale(base, self.lora_B)
+        return (y + update).to(y.dtype)
 
     @torch.no_grad()
-    def delta(self) -> Tensor:
+    def delta(self, weight: Tensor | None = None) -> Tensor:
         """``s · (B A)ᵀ`` in float32: [vocab, dim], before the table's own output scale."""
         return (self.lora_B @ self.lora_A).T * self.scaling
 
-    @property
-    def weight(self) -> Tensor:
-        """The frozen table."""
-        return self.base.weight
 
-    def extra_repr(self) -> str:
-        """The adapter's settings in ``print(model)``."""
-        return f"rank={self.rank}, scaling={self.scaling:g}"
+def _output_scale(base: nn.Module, like: Tensor) -> Tensor | float:
+    scale: Tensor | float = getattr(base, "embed_scale", 1.0)
+    return scale.to(like.dtype) if isinstance(scale, Tensor) else scale

@@ -1,29 +1,81 @@
 """Folding adapters into the weights (arXiv 2106.09685, section 4.1).
 
-    W' = W + s · B A
+    W' = W + Δ          Δ = s · B A for LoRA; the sum over the adapters that are on
 
-computed in float32 and rounded once, to the type of W. The rounding is the only loss, and it is
-reported: in bfloat16 it is at most 2⁻⁹ of the weight, which can exceed a small update.
+computed in float32 and rounded once, to the type of W. The rounding R is the only loss: in bfloat16
+it is at most 2⁻⁹ of the weight, which can exceed a small update. It is reported as the largest
+rounding, as the share of the update that survives it, and as the share of weights that change:
+
+    kept = ⟨R(W + Δ) − W, Δ⟩ / ⟨Δ, Δ⟩            1 when nothing is lost, 0 when no weight changes
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import TypeVar
+from collections.abc import Iterable
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from graftlm.adapters.adapted import adapted_modules, base_modules
+from graftlm.adapters.adapter import Adapter
+from graftlm.adapters.layers import stores_transposed
 from graftlm.adapters.report import tied_head
-from graftlm.adapters.targets import base_modules, lora_modules
+from graftlm.adapters.several import adapters_at
 from graftlm.frozen.nf4.linear import NF4Linear
 from graftlm.kernels import ops
 from graftlm.models.capabilities import forget
 
-__all__ = ["MergeReport", "dequantize_layers", "merge", "merge_adapters", "merge_weight"]
+__all__ = [
+    "MergeReport",
+    "Rounding",
+    "delta_of",
+    "dequantize_layers",
+    "merge",
+    "merge_adapters",
+    "merge_weight",
+]
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
+
+
+@dataclasses.dataclass
+class Rounding:
+    """What rounding did to merged weights, added up over all of them.
+
+    Attributes:
+        largest: largest difference between a stored weight and its float32 value.
+        along: ⟨rounded change, exact change⟩.
+        exact: ⟨exact change, exact change⟩.
+        changed: weights whose stored value changed.
+        to_change: weights whose exact change is not zero.
+    """
+
+    largest: float = 0.0
+    along: float = 0.0
+    exact: float = 0.0
+    changed: int = 0
+    to_change: int = 0
+
+    def add(self, other: Rounding) -> None:
+        """Take ``other`` in."""
+        self.largest = max(self.largest, other.largest)
+        self.along += other.along
+        self.exact += other.exact
+        self.changed += other.changed
+        self.to_change += other.to_change
+
+    @property
+    def update_kept(self) -> float:
+        """Share of the update that survives; 1 where there is no update."""
+        return self.along / self.exact if self.exact else 1.0
+
+    @property
+    def weights_changed(self) -> float:
+        """Share of the weights with an update whose stored value changed; 1 where there is none."""
+        return self.changed / self.to_change if self.to_change else 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,16 +86,20 @@ class MergeReport:
         merged: names of the modules whose weight changed.
         largest_rounding: largest difference between a stored weight and its float32 value.
         untied: whether the output head had to stop sharing its weight with the token table.
+        update_kept: share of the update that survives the rounding.
+        weights_changed: share of the weights with an update whose stored value changed.
     """
 
     merged: tuple[str, ...]
     largest_rounding: float
     untied: bool
+    update_kept: float = 1.0
+    weights_changed: float = 1.0
 
     def __str__(self) -> str:
         text = (
             f"{len(self.merged)} modules merged; largest rounding of a weight "
-            f"{self.largest_rounding:.2e}"
+            f"{self.largest_rounding:.2e}; {self.update_kept:.1%} of the update survives it"
         )
         if self.untied:
             text += "; the output head no longer shares its weight with the token embeddings"
@@ -53,8 +109,8 @@ class MergeReport:
 @torch.no_grad()
 def merge_weight(
     weight: Tensor, delta: Tensor, dtype: torch.dtype | None = None
-) -> tuple[Tensor, float]:
-    """``weight + delta`` in float32, rounded once; and the largest error of that rounding.
+) -> tuple[Tensor, Rounding]:
+    """``weight + delta`` in float32, rounded once; and what that rounding did.
 
     Args:
         weight: the frozen weight, any floating-point type.
@@ -63,11 +119,35 @@ def merge_weight(
     """
     exact = weight.float() + delta
     rounded = exact.to(dtype or weight.dtype)
-    return rounded, float((rounded.float() - exact).abs().max())
+    widened = rounded.float()
+    largest = float((widened - exact).abs().max()) if weight.numel() else 0.0
+    change = widened - weight
+    return rounded, Rounding(
+        largest=largest,
+        along=float((change * delta).sum(dtype=torch.float64)),
+        exact=float(delta.square().sum(dtype=torch.float64)),
+        changed=int(torch.count_nonzero(change)),
+        to_change=int(torch.count_nonzero(delta)),
+    )
+
+
+def delta_of(adapters: Iterable[Adapter], base: nn.Module, weight: Tensor) -> Tensor:
+    """The sum of the updates of ``adapters`` in float32, laid out as ``base`` stores its weight.
+
+    Args:
+        adapters: at least one.
+        base: the module that is adapted.
+        weight: its weight in its own layout.
+    """
+    transposed = stores_transposed(base)
+    W = weight.T if transposed else weight
+    first, *others = (adapter.delta(W) for adapter in adapters)
+    delta = sum(others, first)
+    return delta.T if transposed else delta
 
 
 def merge_adapters(model: nn.Module) -> MergeReport:
-    """Fold every update into its weight, in place.
+    """Fold the updates that are on into their weights, in place; take all adapters out.
 
     What is left is a plain transformers model, but for embeddings in 8 bits. All 4-bit layers are
     dequantised, into the type the model computes in. A weight shared with a module which is not
@@ -75,18 +155,23 @@ def merge_adapters(model: nn.Module) -> MergeReport:
     """
     dequantize_layers(model)
     tied = tied_head(model)
-    largest = 0.0
-    adapted = lora_modules(model)
-    for name, module in adapted.items():
-        weight, rounding = merge_weight(module.weight, module.delta())
-        module.base.weight = nn.Parameter(weight, requires_grad=False)
-        model.set_submodule(name, module.base)
-        largest = max(largest, rounding)
+    total, merged = Rounding(), []
+    for name, there in adapted_modules(model).items():
+        base = there.base
+        if on := [adapter for adapter in adapters_at(there) if adapter.enabled]:
+            frozen = cast("Tensor", base.weight)
+            weight, rounding = merge_weight(frozen, delta_of(on, base, frozen))
+            base.weight = nn.Parameter(weight, requires_grad=False)
+            total.add(rounding)
+            merged.append(name)
+        model.set_submodule(name, base)
     forget(model)
     untied = tied and not tied_head(model)
     if untied:
         model.config.tie_word_embeddings = False  # type: ignore[union-attr]
-    return MergeReport(tuple(adapted), largest, untied)
+    return MergeReport(
+        tuple(merged), total.largest, untied, total.update_kept, total.weights_changed
+    )
 
 
 def merge(model: ModelT) -> ModelT:
@@ -100,7 +185,7 @@ def dequantize_layers(model: nn.Module) -> None:
     stored = {name: m for name, m in model.named_modules() if isinstance(m, NF4Linear)}
     if not stored:
         return
-    adapted = lora_modules(model)
+    adapted = adapted_modules(model)
     with torch.device("meta"):
         original = base_modules(type(model)(model.config))
     for name, layer in stored.items():

@@ -10,17 +10,12 @@ from typing import Annotated, Any, TypeVar
 
 import pydantic
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
-from graftlm.adapters import lora_config, lora_modules
-from graftlm.adapters.targets import (
-    ALL_LINEAR,
-    adaptable,
-    all_linear,
-    base_modules,
-    fault,
-    matching,
-)
+from graftlm.adapters.adapted import base_modules, lora_modules
+from graftlm.adapters.adapter import adapter_classes, variants
+from graftlm.adapters.layers import stores_transposed
+from graftlm.adapters.settings import lora_config
+from graftlm.adapters.targets import ALL_LINEAR, adaptable, all_linear, fault, matching
 from graftlm.errors import ArtifactError
 
 __all__ = ["CONFIG_NAME", "AdapterConfig", "adapter_config", "read_config"]
@@ -63,6 +58,12 @@ class AdapterConfig(pydantic.BaseModel):
     layers_to_transform: int | list[int] | None = None
     layers_pattern: str | list[str] = []
     base_model_name_or_path: str | None = None
+    _variant: str = pydantic.PrivateAttr("lora")
+
+    @property
+    def variant(self) -> str:
+        """The registered variant of adapters that the file's entries are the marks of."""
+        return self._variant
 
     def targeted(self, model: nn.Module) -> list[str] | None:
         """Names of the modules these settings adapt; ``None`` when they leave it open."""
@@ -77,11 +78,16 @@ class AdapterConfig(pydantic.BaseModel):
         return [
             name
             for name in names
-            if name not in excluded and adaptable(modules[name]) and self._layer_wanted(name)
+            if name not in excluded
+            and adaptable(modules[name], self.variant)
+            and self._layer_wanted(name)
         ]
 
     def _layer_wanted(self, name: str) -> bool:
-        if self.layers_to_transform is None or isinstance(self.target_modules, str):
+        """As PEFT: an empty list chooses all layers, and a full name is taken in any layer."""
+        if self.layers_to_transform in (None, []) or isinstance(self.target_modules, str):
+            return True
+        if name in (self.target_modules or ()):
             return True
         patterns = [rf"(?:^|.*?\.){pattern}" for pattern in _listed(self.layers_pattern)]
         for pattern in patterns or [r".*?\.[^.]*"]:
@@ -90,11 +96,12 @@ class AdapterConfig(pydantic.BaseModel):
         return False
 
 
-def adapter_config(model: nn.Module, base_name: str) -> dict[str, Any]:
-    """The settings of the adapters in ``model``, in keys that an old PEFT knows too."""
-    settings = lora_config(model)
+def adapter_config(model: nn.Module, base_name: str, adapter: str | None = None) -> dict[str, Any]:
+    """The settings of one adapter of ``model``, in keys that an old PEFT knows too."""
+    settings = lora_config(model, adapter)
     targets = settings.targets
-    transposed = any(isinstance(m.base, Conv1D) for m in lora_modules(model).values())
+    bases = base_modules(model)
+    transposed = any(stores_transposed(bases[name]) for name in lora_modules(model, adapter))
     config: dict[str, Any] = {
         "alpha_pattern": {key: _number(a) for key, a in settings.alpha_pattern.items()},
         "base_model_name_or_path": base_name,
@@ -103,7 +110,6 @@ def adapter_config(model: nn.Module, base_name: str) -> dict[str, Any]:
         "inference_mode": True,
         "lora_alpha": _number(settings.alpha),
         "lora_dropout": settings.dropout,
-        "peft_type": "LORA",
         "r": settings.rank,
         "rank_pattern": settings.rank_pattern,
         "target_modules": targets if isinstance(targets, str) else sorted(targets),
@@ -111,14 +117,29 @@ def adapter_config(model: nn.Module, base_name: str) -> dict[str, Any]:
     }
     if settings.use_rslora:
         config["use_rslora"] = True
-    return config
+    return config | marks(settings.variant)
+
+
+def marks(variant: str) -> dict[str, Any]:
+    """The entries of adapter_config.json that tell ``variant`` from others."""
+    return {key: value for c in adapter_classes(variant) for key, value in c.peft_config.items()}
+
+
+def _variant_of(given: dict[str, Any]) -> str | None:
+    """The variant whose marks are all given; of several the one with the most marks."""
+    fitting = [
+        variant
+        for variant in variants()
+        if all(given.get(key) == value for key, value in marks(variant).items())
+    ]
+    return max(fitting, key=lambda variant: len(marks(variant)), default=None)
 
 
 def read_config(folder: Path) -> AdapterConfig:
     """Read and judge adapter_config.json.
 
     Raises:
-        ArtifactError: it is missing or malformed, or the adapter does more than plain LoRA.
+        ArtifactError: it is missing or malformed, or no registered variant does what it asks.
     """
     path = folder / CONFIG_NAME
     try:
@@ -132,9 +153,11 @@ def read_config(folder: Path) -> AdapterConfig:
     if not isinstance(raw, dict):
         raise ArtifactError(f"{path}: expected a JSON object, found {type(raw).__name__}")
     given = {key: value for key, value in raw.items() if value is not None}
-    problems = list(_unsupported(given))
+    variant = _variant_of(given)
+    problems = list(_unsupported(given, variant))
     try:
         config = AdapterConfig.model_validate(given)
+        config._variant = variant or "lora"
         problems += _faults(config)
     except pydantic.ValidationError as error:
         problems += [f"{e['loc'][0]}={e['input']!r}: {e['msg']}" for e in error.errors()]
@@ -143,9 +166,11 @@ def read_config(folder: Path) -> AdapterConfig:
     return config
 
 
-def _unsupported(given: dict[str, Any]) -> Iterable[str]:
-    if given.get("peft_type") != "LORA":
-        yield f"peft_type is {given.get('peft_type')!r}; graftlm reads LORA"
+def _unsupported(given: dict[str, Any], variant: str | None) -> Iterable[str]:
+    own = marks(variant) if variant else {}
+    if variant is None:
+        types = sorted({str(marks(v).get("peft_type")) for v in variants()})
+        yield f"peft_type is {given.get('peft_type')!r}; graftlm reads {', '.join(types)}"
     if given.get("bias", "none") != "none":
         yield f"bias={given['bias']!r}: adapters with trained biases are not supported"
     start = given.get("init_lora_weights", True)
@@ -154,7 +179,8 @@ def _unsupported(given: dict[str, Any]) -> Iterable[str]:
             f"init_lora_weights={start!r} changes the base model too; convert the adapter with "
             "PEFT's save_pretrained(..., path_initial_model_for_weight_conversion=...)"
         )
-    for key in sorted(given.keys() - HARMLESS - JUDGED - AdapterConfig.model_fields.keys()):
+    known = HARMLESS | JUDGED | AdapterConfig.model_fields.keys() | own.keys()
+    for key in sorted(given.keys() - known):
         if given[key]:
             yield f"{key}={given[key]!r} is not supported; graftlm reads plain LoRA"
 

@@ -1,8 +1,8 @@
 """Adapters on disk in PEFT's format: `adapter_config.json` and `adapter_model.safetensors`.
 
-Keys are `base_model.model.<module>.lora_A.weight` [r, in] and `….lora_B.weight` [out, r]; for an
-embedding `….lora_embedding_A` [r, vocab] and `….lora_embedding_B` [dim, r]. No other tensor is
-written. Reading is strict: every tensor must have its place, and every place its tensor.
+A key is `base_model.model.<module>.<suffix>`; the suffixes and shapes are those the adapter's
+variant names (`Adapter.peft_keys`, `peft_shapes`). No other tensor is written. Reading is strict:
+every tensor must have its place, and every place its tensor.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from graftlm.adapters import LoRAReport, lora_modules, remove
+from graftlm._compat.compiled import without_compile_prefix
+from graftlm.adapters.adapted import adapter_names, base_modules, lora_modules
+from graftlm.adapters.adapter import DEFAULT, adapter_class, adapter_classes, adapter_scaling
 from graftlm.adapters.adapter_folder import adapter_folder
-from graftlm.adapters.inject import attach
-from graftlm.adapters.lora_embedding import LoRAEmbedding
-from graftlm.adapters.lora_linear import adapter_scaling, linear_shape
+from graftlm.adapters.inject import attach, remove
 from graftlm.adapters.peft_config import CONFIG_NAME, AdapterConfig, adapter_config, read_config
-from graftlm.adapters.report import describe
-from graftlm.adapters.targets import Target, adaptable, base_modules, pattern_value
+from graftlm.adapters.report import LoRAReport, describe
+from graftlm.adapters.targets import Target, adaptable, pattern_value
 from graftlm.errors import ArtifactError, near_matches
 from graftlm.files import atomic_write, write_json
 from graftlm.frozen.int8_rows import Int8Embedding, Int8Output
@@ -34,10 +34,8 @@ __all__ = ["load_adapter", "save_adapter"]
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 PREFIX = "base_model.model."
-LINEAR_KEY = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])(\.[^.]+)?\.weight")
-EMBEDDING_KEY = re.compile(r"(?P<module>.+)\.lora_embedding_(?P<side>[AB])(\.[^.]+)?")
 COPY_KEY = re.compile(r"(?P<module>.+?)(\.base_layer)?\.weight")
-Pairs = dict[str, dict[str, Tensor]]
+States = dict[str, dict[str, Tensor]]  # by module, by the end of the key
 
 
 def save_adapter(
@@ -46,8 +44,9 @@ def save_adapter(
     *,
     base_name: str | None = None,
     tokenizer: Any = None,
+    adapter: str | None = None,
 ) -> None:
-    """Write the adapters of ``model`` so that PEFT, vLLM and graftlm load them.
+    """Write an adapter of ``model`` so that PEFT, vLLM and graftlm load it.
 
     Each file appears whole; other files in the folder are left alone.
 
@@ -56,80 +55,70 @@ def save_adapter(
         path: the folder to write into.
         base_name: what the base model is called; by default what transformers calls it.
         tokenizer: the one trained with, to be kept beside the weights with its chat template.
+        adapter: which adapter; may be left out when the model has one, or when one is active.
 
     Raises:
         ArtifactError: the model has no adapters.
         ResourceError: the folder cannot be written.
+        TargetError: there is no such adapter, or it is open which one is meant.
     """
-    adapted = lora_modules(model)
+    adapted = lora_modules(model, adapter)
     if not adapted:
         raise ArtifactError("the model has no adapters to save. Call graftlm.add_lora first.")
     if base_name is None:
         base_name = str(getattr(model, "name_or_path", ""))
-    tensors = {}
-    for name, module in adapted.items():
-        a, b = _keys(name, isinstance(module, LoRAEmbedding))
-        tensors[a], tensors[b] = module.lora_A.detach(), module.lora_B.detach()
+    tensors = {
+        f"{PREFIX}{name}.{suffix}": tensor
+        for name, module in adapted.items()
+        for suffix, tensor in module.peft_state().items()
+    }
     content = safetensors.torch.save(
         {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}, {"format": "pt"}
     )
     with atomic_write(Path(path) / WEIGHTS_NAME) as temporary:
         temporary.write_bytes(content)
-    write_json(Path(path) / CONFIG_NAME, adapter_config(model, base_name), sort_keys=True)
+    write_json(Path(path) / CONFIG_NAME, adapter_config(model, base_name, adapter), sort_keys=True)
     if tokenizer is not None:
         save_tokenizer(tokenizer, path)
 
 
-def load_adapter(model: nn.Module, path: str | Path) -> LoRAReport:
+def load_adapter(model: nn.Module, path: str | Path, *, name: str = DEFAULT) -> LoRAReport:
     """Put the adapter at ``path`` into ``model``, in place; the base freezes, the adapter trains.
 
-    Adapters that are already there are overwritten where they have the same shape and scaling (an
-    optimiser keeps its parameters), and replaced otherwise.
+    Adapters of the same name that are already there are overwritten where they have the same shape
+    and scaling (an optimiser keeps its parameters), and replaced otherwise. Beside adapters of
+    another name the new one starts inactive; see `graftlm.adapters.activate`.
 
     Args:
         model: the base model, plain or in NF4.
         path: a folder in PEFT's format, or a run folder.
+        name: what to call the adapter in this model.
 
     Raises:
         ArtifactError: a file is missing or corrupt, a tensor is missing, unexpected or of another
-            shape, or the adapter is not plain LoRA. The model is unchanged.
+            shape, or the adapter is of no registered variant. The model is unchanged.
     """
     folder = adapter_folder(path)
     config = read_config(folder)
     modules = base_modules(model)
-    pairs, others = _pairs(_read_tensors(folder))
-    problems = _problems(model, config, modules, pairs)
+    states, others = _states(_read_tensors(folder), config.variant)
+    problems = _problems(model, config, modules, states)
     problems += [problem for key, t in others.items() if (problem := _stray(key, t, modules))]
     if problems:
         more = f"\n… and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise ArtifactError(f"{folder} does not fit the model:\n" + "\n".join(problems[:8]) + more)
     targets = [
-        Target(name, module, pairs[name]["A"].shape[0], _alpha(config, name))
-        for name, module in modules.items()
-        if name in pairs
+        Target(place, module, _rank(config, place), _alpha(config, place))
+        for place, module in modules.items()
+        if place in states
     ]
-    if not _already_there(model, targets, config):
-        remove(model)
-        attach(model, targets, config.lora_dropout, config.use_rslora)
-    _fill(model, pairs)
-    return describe(model)
-
-
-@torch.no_grad()
-def _fill(model: nn.Module, pairs: Pairs) -> None:
-    for name, module in lora_modules(model).items():
-        for side, tensor in pairs[name].items():
-            parameter: nn.Parameter = getattr(module, f"lora_{side}")
-            if parameter.is_meta:  # a model of names and shapes only, as merging on disk uses
-                setattr(module, f"lora_{side}", nn.Parameter(tensor.float()))
-            else:
-                parameter.copy_(tensor)
-
-
-def _keys(name: str, embedding: bool) -> tuple[str, str]:
-    if embedding:
-        return f"{PREFIX}{name}.lora_embedding_A", f"{PREFIX}{name}.lora_embedding_B"
-    return f"{PREFIX}{name}.lora_A.weight", f"{PREFIX}{name}.lora_B.weight"
+    if not _already_there(model, targets, config, name):
+        if name in adapter_names(model):
+            remove(model, name)
+        attach(model, targets, config.lora_dropout, config.use_rslora, config.variant, name)
+    for place, adapter in lora_modules(model, name).items():
+        adapter.load_peft_state(states[place])
+    return describe(model, adapter=name)
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -151,62 +140,72 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def _pairs(tensors: Mapping[str, Tensor]) -> tuple[Pairs, dict[str, Tensor]]:
-    """Sort tensors into A and B by module name, and the rest by key.
+def _states(tensors: Mapping[str, Tensor], variant: str) -> tuple[States, dict[str, Tensor]]:
+    """Sort the adapter's tensors by module and end of key, and the rest by key.
 
-    Keys may lack PEFT's prefix, or carry the adapter's name before `.weight`, as in-memory
-    dictionaries of PEFT do.
+    Keys may lack PEFT's prefix, or carry the adapter's name, as in-memory dictionaries of PEFT do.
     """
-    pairs: Pairs = {}
+    suffixes = {s: _pattern(s) for c in adapter_classes(variant) for s in c.peft_keys.values()}
+    states: States = {}
     others: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
-        bare = key.removeprefix(PREFIX).replace("_orig_mod.", "")
-        match = LINEAR_KEY.fullmatch(bare) or EMBEDDING_KEY.fullmatch(bare)
-        if match is None or match["side"] in pairs.get(match["module"], {}):
+        bare = without_compile_prefix(key.removeprefix(PREFIX))
+        matches = ((suffix, pattern.fullmatch(bare)) for suffix, pattern in suffixes.items())
+        module, suffix = next(((m["module"], suffix) for suffix, m in matches if m), ("", ""))
+        if not suffix or suffix in states.get(module, {}):
             others[key] = tensor
         else:
-            pairs.setdefault(match["module"], {})[match["side"]] = tensor
-    return pairs, others
+            states.setdefault(module, {})[suffix] = tensor
+    return states, others
+
+
+def _pattern(suffix: str) -> re.Pattern[str]:
+    """`lora_A.weight` → any module, `lora_A`, perhaps an adapter's name, `weight`."""
+    stem, weight, _ = suffix.partition(".weight")
+    return re.compile(rf"(?P<module>.+)\.{re.escape(stem)}(\.[^.]+)?{re.escape(weight)}")
 
 
 def _problems(
-    model: nn.Module, config: AdapterConfig, modules: Mapping[str, nn.Module], pairs: Pairs
+    model: nn.Module, config: AdapterConfig, modules: Mapping[str, nn.Module], states: States
 ) -> list[str]:
     targeted = config.targeted(model)
     problems = []
     for name in targeted or ():
-        if name not in pairs:
-            a, b = _keys(name, isinstance(modules[name], nn.Embedding))
-            problems.append(f"missing: {a} and {b} (its adapter_config.json targets {name})")
-    if not pairs:
+        if name not in states:
+            keys = " and ".join(_shapes(config, name, modules[name]))
+            problems.append(f"missing: {keys} (its adapter_config.json targets {name})")
+    if not states:
         problems.append("it holds no LoRA tensors")
-    for name, pair in pairs.items():
+    fitting = [name for name, module in modules.items() if adaptable(module, config.variant)]
+    for name, state in states.items():
         module = modules.get(name)
         if isinstance(module, Int8Embedding | Int8Output):
             problems.append(f"{name} is held in 8 bits here: load the model with embeddings=keep")
             continue
-        if module is None or not adaptable(module):
-            hint = near_matches(name, [n for n, m in modules.items() if adaptable(m)])
+        if module is None or not adaptable(module, config.variant):
+            hint = near_matches(name, fitting)
             problems.append(f"unexpected: tensors for {name}, which is no such layer here{hint}")
             continue
         if targeted is not None and name not in targeted:
             problems.append(f"unexpected: tensors for {name}, which its config does not target")
-        rank = pattern_value(config.rank_pattern, name, config.r)
-        keys = _keys(name, isinstance(module, nn.Embedding))
-        for key, side, shape in zip(keys, "AB", _shapes(module, rank), strict=True):
-            if side not in pair:
+        for key, shape in _shapes(config, name, module).items():
+            tensor = state.get(key.removeprefix(f"{PREFIX}{name}."))
+            if tensor is None:
                 problems.append(f"missing: {key}")
-            elif tuple(pair[side].shape) != shape:
-                found = list(pair[side].shape)
-                problems.append(f"{key} has shape {found}, expected {list(shape)} (rank {rank})")
+            elif tuple(tensor.shape) != shape:
+                problems.append(
+                    f"{key} has shape {list(tensor.shape)}, expected {list(shape)} "
+                    f"(rank {_rank(config, name)})"
+                )
     return problems
 
 
-def _shapes(module: nn.Module, rank: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    if isinstance(module, nn.Embedding):
-        return (rank, module.num_embeddings), (module.embedding_dim, rank)
-    rows, columns = linear_shape(module) or (0, 0)
-    return (rank, columns), (rows, rank)
+def _shapes(config: AdapterConfig, name: str, module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The tensors that belong to the module ``name``, by their whole key."""
+    cls = adapter_class(config.variant, module)
+    assert cls is not None, f"{name} was checked before"
+    shapes = cls.peft_shapes(module, _rank(config, name))
+    return {f"{PREFIX}{name}.{suffix}": shape for suffix, shape in shapes.items()}
 
 
 def _stray(key: str, tensor: Tensor, modules: Mapping[str, nn.Module]) -> str | None:
@@ -229,9 +228,17 @@ def _alpha(config: AdapterConfig, name: str) -> float:
     return pattern_value(config.alpha_pattern, name, config.lora_alpha)
 
 
-def _already_there(model: nn.Module, targets: list[Target], config: AdapterConfig) -> bool:
-    def told(name: str, rank: int, alpha: float, rslora: bool) -> tuple[str, int, float]:
-        return name, rank, adapter_scaling(rank, alpha, rslora)
+def _rank(config: AdapterConfig, name: str) -> int:
+    return pattern_value(config.rank_pattern, name, config.r)
 
-    here = [told(n, m.rank, m.alpha, m.use_rslora) for n, m in lora_modules(model).items()]
-    return here == [told(t.name, t.rank, t.alpha, config.use_rslora) for t in targets]
+
+def _already_there(
+    model: nn.Module, targets: list[Target], config: AdapterConfig, name: str
+) -> bool:
+    if name not in adapter_names(model):
+        return False
+    here = [(n, m.variant, m.rank, m.scaling) for n, m in lora_modules(model, name).items()]
+    return here == [
+        (t.name, config.variant, t.rank, adapter_scaling(t.rank, t.alpha, config.use_rslora))
+        for t in targets
+    ]

@@ -9,9 +9,14 @@ from typing import NamedTuple
 
 from torch import nn
 
-from graftlm.adapters.lora_embedding import LoRAEmbedding
-from graftlm.adapters.lora_linear import LoRALinear, linear_shape
-from graftlm.adapters.targets import base_modules, lora_modules, output_head
+from graftlm.adapters.adapted import (
+    adapted_modules,
+    base_modules,
+    lora_modules,
+    output_head,
+    token_table,
+)
+from graftlm.adapters.layers import linear_shape
 from graftlm.frozen.int8_rows import Int8Embedding, Int8Output, Int8Rows
 from graftlm.frozen.nf4.linear import NF4Linear
 
@@ -54,9 +59,11 @@ class LoRAReport:
         return "\n".join([*lines, *self.notes])
 
 
-def describe(model: nn.Module, excluded: Iterable[str] = ()) -> LoRAReport:
-    """Count and name the adapters of ``model`` as they stand."""
-    adapted = lora_modules(model)
+def describe(
+    model: nn.Module, excluded: Iterable[str] = (), adapter: str | None = None
+) -> LoRAReport:
+    """Count and name the modules of one adapter; parameters are counted over the whole model."""
+    adapted = lora_modules(model, adapter)
     trainable, total = count_parameters(model)
     return LoRAReport(
         adapted={name: module.rank for name, module in adapted.items()},
@@ -90,30 +97,21 @@ def tied_head(model: nn.Module) -> bool:
         getattr(module, "rows", None)
         if isinstance(module, Int8Embedding | Int8Output)
         else getattr(module, "weight", None)
-        for module in (output_head(model), _token_table(model))
+        for module in (output_head(model), token_table(model))
     )
     return head is not None and head is table
 
 
-def _token_table(model: nn.Module) -> nn.Module | None:
-    try:
-        table = model.get_input_embeddings()  # type: ignore[operator]
-    except (AttributeError, NotImplementedError):
-        return None
-    return table if isinstance(table, nn.Module) else None
-
-
-def _tie_notes(
-    model: nn.Module, adapted: Mapping[str, LoRALinear | LoRAEmbedding]
-) -> tuple[str, ...]:
+def _tie_notes(model: nn.Module, adapted: Iterable[str]) -> tuple[str, ...]:
     if not tied_head(model):
         return ()
-    head, table = output_head(model), _token_table(model)
+    head, table = output_head(model), token_table(model)
+    there = adapted_modules(model)
     return tuple(
         f"{name} shares its frozen weight with the other end of the model; the adapter changes "
         f"{name} alone, and merging it unties the two"
-        for name, module in adapted.items()
-        if module is table or module.base is head
+        for name in adapted
+        if there[name] is table or there[name].base is head
     )
 
 

@@ -9,7 +9,8 @@ from typing import TypeVar
 
 from torch import nn
 
-from graftlm.adapters.targets import base_modules, endings, lora_modules, matching, pattern_value
+from graftlm.adapters.adapted import base_modules, lora_modules
+from graftlm.adapters.targets import endings, matching, pattern_value
 from graftlm.config import LoRAConfig
 
 __all__ = ["lora_config"]
@@ -17,13 +18,17 @@ __all__ = ["lora_config"]
 ValueT = TypeVar("ValueT", int, float)
 
 
-def lora_config(model: nn.Module) -> LoRAConfig:
-    """The settings of the adapters in ``model``, as short as they can be said.
+def lora_config(model: nn.Module, adapter: str | None = None) -> LoRAConfig:
+    """The settings of one adapter of ``model``, as short as they can be said.
 
     ``add_lora(base, lora_config(model))`` makes adapters of the same names, ranks and scalings,
     and so does PEFT when it reads these settings.
+
+    Args:
+        model: a model with adapters.
+        adapter: which; may be left out when the model has one, or when one is active.
     """
-    adapted = lora_modules(model)
+    adapted = lora_modules(model, adapter)
     if not adapted:
         raise ValueError("the model has no adapters")
     ranks = {name: module.rank for name, module in adapted.items()}
@@ -33,11 +38,12 @@ def lora_config(model: nn.Module) -> LoRAConfig:
     return LoRAConfig(
         rank=rank,
         alpha=alpha,
-        dropout=max(getattr(module, "dropout", 0.0) for module in adapted.values()),
+        dropout=max(module.dropout for module in adapted.values()),
         targets=_targets(list(adapted), base_modules(model)),
         use_rslora=first.use_rslora,
         rank_pattern=_pattern(ranks, rank),
         alpha_pattern=_pattern(alphas, alpha),
+        variant=first.variant,
     )
 
 

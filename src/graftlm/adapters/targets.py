@@ -9,29 +9,25 @@ that must match the full name; `all-linear` is every linear layer except the out
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
 from torch import nn
 
-from graftlm.adapters.lora_embedding import LoRAEmbedding
-from graftlm.adapters.lora_linear import LoRALinear, linear_shape
+from graftlm.adapters.adapted import adapter_names, base_modules, output_head
+from graftlm.adapters.adapter import DEFAULT, adapter_class, adapter_classes
+from graftlm.adapters.layers import linear_shape
 from graftlm.config import LoRAConfig
 from graftlm.errors import TargetError, near_matches
-from graftlm.frozen.int8_rows import Int8Embedding, Int8Output
 
 __all__ = [
     "Target",
     "adaptable",
     "all_linear",
-    "base_modules",
     "endings",
     "fault",
-    "lora_modules",
     "matching",
-    "output_head",
     "pattern_value",
     "select",
 ]
@@ -48,36 +44,6 @@ class Target:
     module: nn.Module
     rank: int
     alpha: float
-
-
-def lora_modules(model: nn.Module) -> dict[str, LoRALinear | LoRAEmbedding]:
-    """The adapted modules by their name in the base model, in the model's order."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, (LoRALinear, LoRAEmbedding))
-    }
-
-
-def base_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """The modules as they are named without adapters, in the model's order."""
-    adapted = lora_modules(model)
-    return {
-        name: adapted[name].base if name in adapted else module
-        for name, module in model.named_modules()
-        if name and name.rpartition(".")[0] not in adapted
-    }
-
-
-def output_head(model: nn.Module) -> nn.Module | None:
-    """The layer that produces the logits (not its adapter), if the model says which one it is."""
-    try:
-        head = model.get_output_embeddings()  # type: ignore[operator]
-    except (AttributeError, NotImplementedError):
-        return None
-    if isinstance(head, (LoRALinear, LoRAEmbedding)):
-        head = head.base
-    return head if isinstance(head, nn.Module) else None
 
 
 def all_linear(model: nn.Module) -> list[str]:
@@ -104,16 +70,24 @@ def pattern_value(patterns: Mapping[str, ValueT], name: str, default: ValueT) ->
     return next((value for key, value in patterns.items() if _matches_end(key, name)), default)
 
 
-def select(model: nn.Module, config: LoRAConfig) -> list[Target]:
+def select(model: nn.Module, config: LoRAConfig, name: str = DEFAULT) -> list[Target]:
     """The modules that ``config`` asks for, in the model's order.
 
+    Args:
+        model: the model to adapt.
+        config: the request.
+        name: what the new adapter will be called.
+
     Raises:
+        ConfigError: there is no such variant of adapters.
         TargetError: listing everything that is wrong with the request.
     """
-    if lora_modules(model):
+    adapter_classes(config.variant)
+    if name in adapter_names(model):
         raise TargetError(
-            "the model already has adapters. Merge or remove them first "
-            "(graftlm.adapters.merge_adapters, graftlm.adapters.remove)."
+            f"the model already has adapters called {name!r}. Merge or remove them first "
+            "(graftlm.adapters.merge_adapters, graftlm.adapters.remove), or give the new ones "
+            "another name."
         )
     problems = _invalid_expressions(config)
     if problems:
@@ -123,7 +97,7 @@ def select(model: nn.Module, config: LoRAConfig) -> list[Target]:
         names = all_linear(model)
     else:
         names = matching(modules, config.targets)
-        problems += _unmatched(config.targets, modules)
+        problems += _unmatched(config, modules)
     excluded = set(matching(names, config.exclude))
     problems += [
         f"exclude {entry!r} matches none of the targets{_hint(entry, names)}"
@@ -140,7 +114,7 @@ def select(model: nn.Module, config: LoRAConfig) -> list[Target]:
         for name in names
         if name not in excluded
     ]
-    problems += _unfit(found)
+    problems += _unfit(found, config.variant)
     if found:
         problems += _idle_patterns(config, [target.name for target in found])
     elif not problems:
@@ -152,13 +126,9 @@ def select(model: nn.Module, config: LoRAConfig) -> list[Target]:
     return found
 
 
-def adaptable(module: nn.Module) -> bool:
-    """Whether an adapter can stand beside the module: linear layers and token tables."""
-    if isinstance(module, Int8Embedding | Int8Output):
-        return False  # their 16-bit weights are gone: nothing to merge into
-    if isinstance(module, nn.Embedding):  # a table of positions takes more than the ids
-        return len(inspect.signature(type(module).forward).parameters) == 2
-    return linear_shape(module) is not None
+def adaptable(module: nn.Module, variant: str = "lora") -> bool:
+    """Whether an adapter of ``variant`` can stand beside the module."""
+    return adapter_class(variant, module) is not None
 
 
 def endings(name: str) -> Iterator[str]:
@@ -196,8 +166,9 @@ def fault(expression: str) -> str:
     return ""
 
 
-def _unmatched(targets: str | tuple[str, ...], modules: Mapping[str, nn.Module]) -> list[str]:
-    names = [name for name, module in modules.items() if adaptable(module)]
+def _unmatched(config: LoRAConfig, modules: Mapping[str, nn.Module]) -> list[str]:
+    targets = config.targets
+    names = [name for name, module in modules.items() if adaptable(module, config.variant)]
     if not isinstance(targets, str):
         if not targets:
             return ["targets is empty; name the modules to adapt, or use 'all-linear'"]
@@ -220,10 +191,10 @@ def _hint(word: str, names: Iterable[str]) -> str:
     return near_matches(word, candidates) or f"; the model has {', '.join(candidates[:12])}"
 
 
-def _unfit(targets: Iterable[Target]) -> list[str]:
+def _unfit(targets: Iterable[Target], variant: str) -> list[str]:
     unfit, small = [], []
     for target in targets:
-        if not adaptable(target.module):
+        if not adaptable(target.module, variant):
             unfit.append(f"{target.name} ({type(target.module).__name__})")
             continue
         size = linear_shape(target.module) or tuple(target.module.weight.shape)  # type: ignore[arg-type]
@@ -231,9 +202,10 @@ def _unfit(targets: Iterable[Target]) -> list[str]:
             small.append(f"{target.name} [{size[0]}, {size[1]}] with rank {target.rank}")
     problems = []
     if unfit:
+        kinds = " or a ".join(cls.beside for cls in adapter_classes(variant))
         problems.append(
-            "only linear layers and token embeddings can be adapted (these not under "
-            f"model.embeddings=int8), not {_listed(unfit)}. "
+            f"only a {kinds} can be adapted (one held in 8 bits by model.embeddings=int8 can't), "
+            f"not {_listed(unfit)}. "
             "Make the targets more precise, or exclude these."
         )
     if small:

@@ -21,13 +21,13 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from graftlm.adapters import lora_modules
+from graftlm.adapters.adapted import base_modules, lora_modules, output_head
+from graftlm.adapters.adapter import Adapter
 from graftlm.adapters.adapter_folder import base_of, run_settings, trained_on
 from graftlm.adapters.adapter_tokenizer import adapter_tokenizer, brings_tokenizer
-from graftlm.adapters.merging import merge_weight
+from graftlm.adapters.merging import Rounding, delta_of, merge_weight
 from graftlm.adapters.peft_format import load_adapter
 from graftlm.adapters.report import tied_head
-from graftlm.adapters.targets import base_modules, output_head
 from graftlm.config import ModelConfig
 from graftlm.errors import ArtifactError, ConfigError
 from graftlm.files import atomic_folder, require_free_space, write_json
@@ -77,7 +77,9 @@ def merge_to_folder(
 
     Returns:
         ``base``, ``onto``, ``out``, ``modules`` merged, ``bytes`` written, the ``largest_rounding``
-        of a merged weight, and whether the output head was ``untied`` from the embeddings.
+        of a merged weight, ``update_kept``: the share of the update that survives the rounding,
+        ``weights_changed``: the share of the weights with an update whose stored value changed, and
+        whether the output head was ``untied`` from the embeddings.
 
     Raises:
         ConfigError: ``onto`` is unknown, or asks for weights the base does not have.
@@ -103,7 +105,9 @@ def merge_to_folder(
         "out": str(out),
         "modules": len(merge.deltas),
         "bytes": writer.total_bytes,
-        "largest_rounding": merge.largest_rounding,
+        "largest_rounding": merge.rounding.largest,
+        "update_kept": merge.rounding.update_kept,
+        "weights_changed": merge.rounding.weights_changed,
         "untied": merge.untied_head is not None,
     }
 
@@ -125,12 +129,12 @@ class _Merge:
     weights: Mapping[str, LazyTensor]
     checkpoint: Checkpoint
     places: dict[str, str]
-    deltas: dict[str, Any]
+    deltas: dict[str, Adapter]
     quantized: dict[str, bool]
     settings: ModelConfig
     dtype: torch.dtype | None
     untied_head: tuple[str, str] | None
-    largest_rounding: float = 0.0
+    rounding: Rounding = dataclasses.field(default_factory=Rounding)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor of the merged model, under the checkpoint's own key."""
@@ -175,8 +179,9 @@ class _Merge:
         dtype = self.dtype if weight.dtype.is_floating_point else None
         if place not in self.deltas:
             return weight.to(dtype) if dtype else weight
-        merged, rounding = merge_weight(weight, self.deltas[place].delta(), dtype)
-        self.largest_rounding = max(self.largest_rounding, rounding)
+        adapter = self.deltas[place]
+        merged, rounding = merge_weight(weight, delta_of([adapter], adapter.base, weight), dtype)
+        self.rounding.add(rounding)
         return merged
 
 

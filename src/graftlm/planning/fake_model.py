@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from graftlm.adapters import add_lora
-from graftlm.adapters.lora_linear import linear_shape
+from graftlm.adapters.layers import linear_shape
 from graftlm.config import RunConfig
 from graftlm.frozen.nf4.linear import NF4Linear
 from graftlm.kernels.nf4.double_quant import GROUP_SIZE

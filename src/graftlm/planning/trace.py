@@ -13,8 +13,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from graftlm.adapters.lora_embedding import LoRAEmbedding
-from graftlm.adapters.lora_linear import LoRALinear
+from graftlm.adapters.adapter import Adapter
 from graftlm.config import RunConfig
 from graftlm.data.batch import IGNORED, Batch
 from graftlm.frozen.nf4.linear import NF4Linear
@@ -192,9 +191,9 @@ def _claim_model(tracker: Tracker, model: nn.Module) -> list[nn.Parameter]:
             tracker.claim(module.codes, "weights")
             for part in (module.absmax, module.nested_absmax, module.offset):
                 tracker.claim(part, "quantization_state")
-        if isinstance(module, LoRALinear | LoRAEmbedding):
-            tracker.claim(module.lora_A, "adapters")
-            tracker.claim(module.lora_B, "adapters")
+        if isinstance(module, Adapter):
+            for parameter in module.adapter_parameters().values():
+                tracker.claim(parameter, "adapters")
     for tensor in (*model.parameters(), *model.buffers()):
         tracker.claim(tensor, "weights")
     return [p for p in model.parameters() if p.requires_grad]

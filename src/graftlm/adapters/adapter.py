@@ -1,0 +1,234 @@
+"""The contract of an adapter: a small trained update that stands in place of a frozen module.
+
+    y = base(x) + update(x)              while it is on
+    W' = W + delta(W)                    folded into the base's weight: the same function
+
+A variant (LoRA, DoRA, …) is one or more subclasses with the same ``variant``: one for linear
+layers, one for embedding tables. A subclass says what it can stand beside (`adapts`), which
+parameters it trains (`shapes`, `reset`), what they do (`product`, `added`, `delta`) and how PEFT
+names them (`peft_keys`, `peft_config`). `register_adapter` makes the variant known; everything else
+asks this contract and knows no variant by name.
+"""
+
+from __future__ import annotations
+
+import abc
+import itertools
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from graftlm.errors import ConfigError, near_matches
+
+__all__ = [
+    "DEFAULT",
+    "Adapter",
+    "adapter_class",
+    "adapter_classes",
+    "adapter_scaling",
+    "register_adapter",
+    "variants",
+]
+
+DEFAULT = "default"
+ClassT = TypeVar("ClassT", bound="type[Adapter]")
+_registered: dict[str, list[type[Adapter]]] = {}
+
+
+class Adapter(nn.Module, abc.ABC):
+    """A frozen module with a small trained update beside it.
+
+    The parameters are float32 whatever the base is: in 16 bits a small optimiser step is lost to
+    rounding. They are drawn from torch's global generator: seed it before adapters are made.
+
+    Args:
+        base: the module to adapt.
+        rank: r, the inner dimension of the update.
+        alpha: numerator of the scaling.
+        dropout: probability of dropping an input of the update while training.
+        use_rslora: scale by alpha / √r instead of alpha / r.
+        name: what this adapter is called where a base has several.
+
+    Attributes:
+        enabled: whether the update is applied. Off, the module computes what its base computes.
+
+    Raises:
+        TypeError: the variant cannot stand beside ``base``.
+    """
+
+    variant: ClassVar[str]
+    """What `lora.variant` calls it."""
+    beside: ClassVar[str]
+    """What it stands beside, for messages: a `linear layer`, …"""
+    peft_keys: ClassVar[Mapping[str, str]]
+    """For each trained parameter's attribute, what follows the module's name in PEFT's file."""
+    peft_config: ClassVar[Mapping[str, Any]] = {"peft_type": "LORA"}
+    """The entries of adapter_config.json that tell this variant from others."""
+
+    base: nn.Module
+
+    def __init__(
+        self,
+        base: nn.Module,
+        rank: int,
+        alpha: float,
+        dropout: float = 0.0,
+        use_rslora: bool = False,
+        name: str = DEFAULT,
+    ) -> None:
+        super().__init__()
+        if not self.adapts(base):
+            raise TypeError(f"{type(base).__name__} is not a {self.beside}")
+        self.rank, self.alpha, self.dropout, self.use_rslora = rank, alpha, dropout, use_rslora
+        self.scaling = adapter_scaling(rank, alpha, use_rslora)
+        self.name, self.enabled = name, True
+        self.base = base
+        device = _device(base)
+        for attribute, shape in self.shapes(base, rank).items():
+            empty = torch.empty(shape, dtype=torch.float32, device=device)
+            self.register_parameter(attribute, nn.Parameter(empty))
+        self.reset()
+
+    @classmethod
+    @abc.abstractmethod
+    def adapts(cls, module: nn.Module) -> bool:
+        """Whether the adapter can stand beside ``module``."""
+
+    @classmethod
+    @abc.abstractmethod
+    def shapes(cls, base: nn.Module, rank: int) -> dict[str, tuple[int, ...]]:
+        """The shape of each trained parameter, by its attribute, in the order of `peft_keys`."""
+
+    @abc.abstractmethod
+    def reset(self) -> None:
+        """Set the parameters to their start: the update is then zero."""
+
+    @abc.abstractmethod
+    def product(self, base: nn.Module, x: Tensor) -> Tensor:
+        """``base(x) + update(x)`` in the base's output type."""
+
+    @abc.abstractmethod
+    def added(self, base: nn.Module, y: Tensor, x: Tensor) -> Tensor:
+        """``y + update(x)`` in the type of ``y``: beside other adapters of the same base.
+
+        Args:
+            base: the frozen module.
+            y: what the base and other adapters gave for ``x``; may be written to.
+            x: the module's input.
+        """
+
+    @abc.abstractmethod
+    def delta(self, weight: Tensor) -> Tensor:
+        """What folding adds to ``weight``, in float32.
+
+        Args:
+            weight: the frozen weight: [out, in] of a linear layer however it is stored, [vocab,
+                dim] of a table.
+        """
+
+    def merged(self, weight: Tensor) -> Tensor:
+        """``weight`` with the update folded in, in float32; the caller rounds, once."""
+        return weight.float() + self.delta(weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The base's output for ``x``, with the update where it is on."""
+        if self.enabled:
+            return self.product(self.base, x)
+        y: Tensor = self.base(x)
+        return y
+
+    def adapter_parameters(self) -> dict[str, nn.Parameter]:
+        """The trained parameters by attribute, in a fixed order."""
+        return {attribute: getattr(self, attribute) for attribute in self.peft_keys}
+
+    def peft_state(self) -> dict[str, Tensor]:
+        """The trained tensors by the end of their key in PEFT's file."""
+        return {key: getattr(self, name).detach() for name, key in self.peft_keys.items()}
+
+    @classmethod
+    def peft_shapes(cls, base: nn.Module, rank: int) -> dict[str, tuple[int, ...]]:
+        """The shapes of `peft_state` beside ``base``."""
+        return {cls.peft_keys[name]: shape for name, shape in cls.shapes(base, rank).items()}
+
+    @torch.no_grad()
+    def load_peft_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take over tensors of the shapes `peft_shapes` gives; an optimiser keeps its parameters.
+
+        A parameter on the meta device (a model of names and shapes, as merging on disk uses) is
+        replaced.
+        """
+        for name, key in self.peft_keys.items():
+            parameter: nn.Parameter = getattr(self, name)
+            if parameter.is_meta:
+                setattr(self, name, nn.Parameter(state[key].to(parameter.dtype)))
+            else:
+                parameter.copy_(state[key])
+
+    def release(self) -> nn.Module:
+        """Let go of the base and return it: another module holds it from now on."""
+        base = self.base
+        del self.base
+        return base
+
+    @property
+    def weight(self) -> Tensor:
+        """The frozen weight, for model code that asks a layer for its type or device."""
+        return self.base.weight  # type: ignore[return-value]
+
+    def extra_repr(self) -> str:
+        """The adapter's settings in ``print(model)``."""
+        return f"{self.name}: rank={self.rank}, scaling={self.scaling:g}, dropout={self.dropout:g}"
+
+
+def adapter_scaling(rank: int, alpha: float, use_rslora: bool) -> float:
+    """The factor in front of the update: alpha / r, or alpha / √r (arXiv 2312.03732)."""
+    return alpha / math.sqrt(rank) if use_rslora else alpha / rank
+
+
+def register_adapter(cls: ClassT) -> ClassT:
+    """Make ``cls`` known under its ``variant``; usable as a decorator.
+
+    Classes of one variant are asked in the order of registration which of them adapts a module.
+
+    Raises:
+        ValueError: the class lacks ``variant``, ``beside`` or ``peft_keys``, or a class of that
+            variant and name is registered already.
+    """
+    if missing := [name for name in ("variant", "beside", "peft_keys") if not hasattr(cls, name)]:
+        raise ValueError(f"{cls.__name__} does not set {' and '.join(missing)}")
+    classes = _registered.setdefault(cls.variant, [])
+    if any(other.__qualname__ == cls.__qualname__ for other in classes):
+        raise ValueError(f"an adapter {cls.__qualname__} of {cls.variant!r} is registered already")
+    classes.append(cls)
+    return cls
+
+
+def variants() -> list[str]:
+    """The names of the registered variants."""
+    return sorted(_registered)
+
+
+def adapter_classes(variant: str) -> list[type[Adapter]]:
+    """The classes of ``variant``.
+
+    Raises:
+        ConfigError: there is no such variant.
+    """
+    if variant not in _registered:
+        hint = near_matches(variant, _registered) or f"; there are {', '.join(variants())}"
+        raise ConfigError(f"lora.variant={variant!r} is no registered adapter variant{hint}")
+    return _registered[variant]
+
+
+def adapter_class(variant: str, module: nn.Module) -> type[Adapter] | None:
+    """The class of ``variant`` that can stand beside ``module``; ``None`` when none can."""
+    return next((cls for cls in adapter_classes(variant) if cls.adapts(module)), None)
+
+
+def _device(base: nn.Module) -> torch.device:
+    """Adapters live where the base's weights live (a 4-bit base has buffers, no parameters)."""
+    tensors = itertools.chain(base.parameters(), base.buffers())
+    return next(tensors, torch.empty(0)).device

@@ -1,0 +1,91 @@
+"""Several adapters on one base, each under its name, any of them on.
+
+    y = base(x) + Σ update_i(x)          over the adapters that are on (PEFT's meaning too)
+
+A module with one adapter is that `Adapter` itself. The second one turns it into `SeveralAdapters`;
+when one is left, that one stands there alone again. The first adapter that is on multiplies the
+base and its update by one kernel, as it would alone; each further one adds its update.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from graftlm.adapters.adapter import Adapter
+
+__all__ = ["SeveralAdapters", "adapters_at", "put_adapter", "take_adapter"]
+
+
+class SeveralAdapters(nn.Module):
+    """A frozen module with several named adapters beside it; see the file's docstring.
+
+    Args:
+        first: the adapter that stood there alone; its base moves here.
+    """
+
+    base: nn.Module
+
+    def __init__(self, first: Adapter) -> None:
+        super().__init__()
+        self.training = first.training
+        self.base = first.release()
+        self.adapters = nn.ModuleList([first])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The base's output for ``x`` with the updates that are on."""
+        on = [adapter for adapter in self.named() if adapter.enabled]
+        if not on:
+            return cast("Tensor", self.base(x))
+        y = on[0].product(self.base, x)
+        for adapter in on[1:]:
+            y = adapter.added(self.base, y, x)
+        return y
+
+    def named(self) -> list[Adapter]:
+        """The adapters in the order they were added; each knows its name."""
+        return cast("list[Adapter]", list(self.adapters))
+
+    def __getattr__(self, name: str) -> Any:
+        """What this module lacks, its base may have: ``weight``, ``bias``, sizes."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("base"), name)
+
+
+def adapters_at(module: nn.Module) -> list[Adapter]:
+    """The adapters that ``module`` is or holds; empty for any other module."""
+    if isinstance(module, Adapter):
+        return [module]
+    return module.named() if isinstance(module, SeveralAdapters) else []
+
+
+def put_adapter(model: nn.Module, place: str, adapter: Adapter) -> None:
+    """Put ``adapter`` at ``place``, beside those that are there, in place."""
+    there = model.get_submodule(place)
+    adapter.train(there.training)
+    if isinstance(there, Adapter):
+        there = SeveralAdapters(there)
+        model.set_submodule(place, there)
+    if isinstance(there, SeveralAdapters):
+        adapter.release()
+        there.adapters.append(adapter)
+    else:
+        model.set_submodule(place, adapter)
+
+
+def take_adapter(model: nn.Module, place: str, adapter: Adapter) -> None:
+    """Take ``adapter`` away from ``place``, in place; the last one gives the base back."""
+    there = model.get_submodule(place)
+    if isinstance(there, Adapter):
+        model.set_submodule(place, there.base)
+        return
+    assert isinstance(there, SeveralAdapters)
+    rest = [other for other in there.named() if other is not adapter]
+    if len(rest) == 1:
+        rest[0].base = there.base
+        model.set_submodule(place, rest[0])
+    else:
+        there.adapters = nn.ModuleList(rest)
