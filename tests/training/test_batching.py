@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from graftlm.data import Example, collate
 from graftlm.data.batch import rounded_length
 from graftlm.models.block_attention import attends_by_blocks, quick_attention
-from graftlm.training.batching import AT_ONCE, end_to_end, micro_batches, most_at_once, parts
+from graftlm.training.batching import end_to_end, micro_batches, parts
 from graftlm.training.loss import causal_lm_loss
 from tests.oracles.model_families import tiny_model
 
@@ -32,12 +32,6 @@ def test_every_row_is_in_one_part_that_is_as_full_as_it_can_be(
     for part, following in itertools.pairwise(found):
         assert positions is not None
         assert lengths[following[0]] * (len(part) + 1) > positions
-
-
-def test_a_processor_is_given_parts_and_a_gpu_whole_batches() -> None:
-    assert most_at_once(None, "cpu") == AT_ONCE
-    assert most_at_once(None, "cuda") is None
-    assert most_at_once(100, "cuda") == most_at_once(100, "cpu") == 100
 
 
 @settings(derandomize=True, deadline=None)

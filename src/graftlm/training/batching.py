@@ -1,11 +1,11 @@
 """What a model is given: examples in micro-batches of one of a few lengths, on its device.
 
-A batch of rows is computed in parts, whose gradients add up to the batch's (`train/step.py`). The
-activations of one part are all there is in memory, and a CPU multiplies 512 rows as fast as 5,000.
+A batch of rows is computed in parts, whose gradients add up to the batch's (`training/step.py`).
+Only one part's activations are in memory, and a CPU multiplies 512 rows as fast as 5,000.
 
-Rows are laid end to end where that saves padding at no cost: on a CPU, whose attention goes by
-blocks (`models/attention.py`), and with a model that keeps sequences apart. Elsewhere they are
-stacked and padded.
+Rows are laid end to end where that saves padding at no cost: where attention skips the blocks
+outside the mask (`models/block_attention.py`), and with a model that keeps sequences apart.
+Elsewhere they are stacked and padded.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from transformers import PreTrainedModel
 
 from graftlm.data.batch import Batch, Example, collate, rounded_down, rounded_length
 from graftlm.data.pack import PackedExamples, lengths_of, pack
 from graftlm.models.capabilities import capabilities
+from graftlm.system.placement import Placement, placement_of
 
 __all__ = [
-    "AT_ONCE",
     "end_to_end",
     "micro_batches",
     "most_at_once",
@@ -29,9 +30,6 @@ __all__ = [
     "parts",
     "room_of",
 ]
-
-AT_ONCE = 512
-"""Positions in a pass on a CPU: the kernels take as many rows of a product together."""
 
 
 def micro_batches(
@@ -46,16 +44,18 @@ def micro_batches(
         examples: at least one.
         tokens: `TrainConfig.micro_batch_tokens`.
     """
-    device, most = next(model.parameters()).device, most_positions(model.config)
-    at_once = most_at_once(tokens, device.type)
+    placement, most = placement_of(model), most_positions(model.config)
+    at_once = placement.positions_at_once(tokens)
     can = capabilities(model)
-    quick = device.type == "cpu" and can.attends_by_blocks
+    quick = placement.rows_end_to_end and can.attends_by_blocks
     if quick and at_once is not None and can.keeps_sequences_apart:
         rows = PackedExamples(examples, end_to_end(lengths_of(examples), at_once, most))
-        return [collate([row], None, rounded_length(len(row), most)).to(device) for row in rows]
+        return [
+            placement.move(collate([row], None, rounded_length(len(row), most))) for row in rows
+        ]
     lengths = [rounded_length(len(example), most) for example in examples]
     return [
-        collate([examples[i] for i in part], pad_id=None, length=lengths[part[-1]]).to(device)
+        placement.move(collate([examples[i] for i in part], pad_id=None, length=lengths[part[-1]]))
         for part in parts(lengths, at_once)
     ]
 
@@ -85,7 +85,7 @@ def room_of(at_once: int, most: int | None) -> int:
 
 def most_at_once(tokens: int | None, device: str) -> int | None:
     """The positions of a pass, at most; ``None``: a whole batch, whatever it has."""
-    return AT_ONCE if tokens is None and device == "cpu" else tokens
+    return Placement(torch.device(device)).positions_at_once(tokens)
 
 
 def parts(lengths: Sequence[int], positions: int | None) -> list[list[int]]:

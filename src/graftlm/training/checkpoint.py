@@ -30,8 +30,9 @@ from graftlm.adapters import lora_modules
 from graftlm.adapters.peft_format import load_adapter, save_adapter
 from graftlm.errors import ArtifactError
 from graftlm.files import atomic_folder, write_json
+from graftlm.system.placement import placement_of
 
-__all__ = ["TrainState", "latest", "restore", "rng_state", "save", "set_rng_state"]
+__all__ = ["TrainState", "latest", "restore", "save"]
 
 
 @dataclasses.dataclass
@@ -95,7 +96,7 @@ def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) ->
     if lora_modules(model):
         load_adapter(model, folder)
     _load_optimizer_tensors(model, optimizer, moments)
-    set_rng_state(rng)
+    placement_of(model).set_rng_state(rng)
     return state
 
 
@@ -111,23 +112,6 @@ def prune(folder: Path, keep: int, best_step: int | None) -> None:
     for step in sorted(found)[:-keep]:
         if step != best_step:
             shutil.rmtree(found[step])
-
-
-def rng_state() -> dict[str, Tensor]:
-    """The state of torch's random generators: the CPU's and every CUDA device's."""
-    states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        for index, state in enumerate(torch.cuda.get_rng_state_all()):
-            states[f"cuda:{index}"] = state
-    return states
-
-
-def set_rng_state(states: dict[str, Tensor]) -> None:
-    """Undo whatever was drawn since `rng_state` returned ``states``."""
-    torch.set_rng_state(states["cpu"])
-    for device, state in states.items():
-        if device != "cpu":
-            torch.cuda.set_rng_state(state, device)
 
 
 def _step_of(path: Path) -> int | None:

@@ -19,7 +19,7 @@ from graftlm.adapters.peft_format import save_adapter
 from graftlm.errors import ArtifactError
 from graftlm.files import write_json
 from graftlm.models import save_model
-from graftlm.system import long_lived_objects_set_aside, peak_resident, resident
+from graftlm.system import long_lived_objects_set_aside
 from graftlm.training import checkpoint
 from graftlm.training.checkpoint import TrainState
 from graftlm.training.evaluation import evaluate
@@ -71,7 +71,7 @@ def _steps(
     """Run the remaining steps; return whether the user stopped them."""
     settings = run.config.train
     while state.step < run.total_steps and not state.finished:
-        started, rng = time.perf_counter(), checkpoint.rng_state()
+        started, rng = time.perf_counter(), run.placement.rng_state()
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * learning_rate_factor(
                 state.step, run.total_steps, settings.warmup_ratio, settings.schedule
@@ -87,7 +87,7 @@ def _steps(
                 stop_requested,
             )
         except Interrupted:
-            checkpoint.set_rng_state(rng)
+            run.placement.set_rng_state(rng)
             return True
         seconds = time.perf_counter() - started
         state.step += 1
@@ -99,7 +99,7 @@ def _steps(
             **dataclasses.asdict(result),
             "learning_rate": optimizer.param_groups[0]["lr"],
             "tokens_per_second": result.tokens / seconds,
-            "memory_bytes": _memory_now(run.model),
+            "memory_bytes": run.placement.memory_now(),
         }
         if settings.eval_steps and run.eval_examples and state.step % settings.eval_steps == 0:
             row["eval_loss"] = _evaluate(run)
@@ -155,7 +155,7 @@ def _finish(
         supervised_tokens=state.supervised_tokens,
         tokens_per_second=state.tokens / state.seconds if state.seconds else 0.0,
         wall_seconds=state.seconds,
-        peak_memory_bytes=max(state.peak_memory_bytes, _peak_memory(run.model)),
+        peak_memory_bytes=max(state.peak_memory_bytes, run.placement.peak_memory()),
         trainable_parameters=sum(p.numel() for p in run.model.parameters() if p.requires_grad),
         total_parameters=run.total_parameters,
         train_loss=_recent_loss(run.out),
@@ -194,14 +194,14 @@ def _resume(run: Run, optimizer: torch.optim.Optimizer) -> TrainState:
 
 
 def _save_checkpoint(run: Run, optimizer: torch.optim.Optimizer, state: TrainState) -> None:
-    state.peak_memory_bytes = max(state.peak_memory_bytes, _peak_memory(run.model))
+    state.peak_memory_bytes = max(state.peak_memory_bytes, run.placement.peak_memory())
     folder = run.out / "checkpoints"
     checkpoint.save(
         folder / f"step-{state.step}",
         run.model,
         optimizer,
         state,
-        checkpoint.rng_state(),
+        run.placement.rng_state(),
         run.config.model.name,
     )
     checkpoint.prune(folder, run.config.train.keep_checkpoints, state.best_step)
@@ -216,13 +216,3 @@ def _evaluate(run: Run) -> float:
 def _recent_loss(out: Path, steps: int = 10) -> float | None:
     losses = [row["loss"] for row in read_metrics(out / "metrics.jsonl")[-steps:]]
     return sum(losses) / len(losses) if losses else None
-
-
-def _memory_now(model: nn.Module) -> int:
-    device = next(model.parameters()).device
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else resident()
-
-
-def _peak_memory(model: nn.Module) -> int:
-    device = next(model.parameters()).device
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_resident()

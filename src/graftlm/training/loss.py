@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from graftlm.data.batch import IGNORED, Batch
 from graftlm.models.capabilities import capabilities
-from graftlm.system import trim_heap
+from graftlm.system.placement import placement_of
 from graftlm.training.linear_cross_entropy import linear_cross_entropy
 
 __all__ = ["causal_lm_loss"]
@@ -39,8 +39,9 @@ def causal_lm_loss(model: PreTrainedModel, batch: Batch, tolerance: float = 0.0)
         logits = model(**inputs, use_cache=False).logits[:, :-1][supervised]
         return F.cross_entropy(logits.float(), targets[supervised], reduction="sum")
     hidden = model.base_model(**inputs, use_cache=False).last_hidden_state[:, :-1]
-    if hidden.is_cpu and hidden.requires_grad:
-        trim_heap()  # what this pass has kept is in memory until the backward pass: no more than it
+    if hidden.requires_grad:
+        # What this pass has kept stays in memory until the backward pass; nothing else should.
+        placement_of(model).trim_heap()
     loss, _ = linear_cross_entropy(
         head.entering(hidden[supervised]),
         head.weight,

@@ -15,6 +15,7 @@ from graftlm.config import RunConfig
 from graftlm.data.batch import Batch, Example
 from graftlm.data.pack import lengths_of
 from graftlm.data.sampler import batches as epoch_batches
+from graftlm.system.placement import Placement, placement_of
 from graftlm.training.batching import micro_batches
 
 __all__ = ["Run", "RunResult"]
@@ -66,6 +67,11 @@ class Run:
     config: RunConfig
     out: Path
     total_parameters: int
+
+    @property
+    def placement(self) -> Placement:
+        """Where the model is."""
+        return placement_of(self.model)
 
     @property
     def total_steps(self) -> int:

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from graftlm.data.batch import Batch
 from graftlm.errors import TrainingError
-from graftlm.system import trim_heap
+from graftlm.system.placement import placement_of
 from graftlm.training.loss import causal_lm_loss
 
 __all__ = ["Interrupted", "StepResult", "train_step"]
@@ -71,14 +71,13 @@ def train_step(
         Interrupted: ``stop_requested()`` was true between micro-batches; likewise.
     """
     supervised = sum(batch.supervised_tokens for batch in batches)
-    loss_sum = 0.0
+    loss_sum, placement = 0.0, placement_of(model)
     optimizer.zero_grad(set_to_none=True)
     for batch in batches:
         if stop_requested():
             optimizer.zero_grad(set_to_none=True)
             raise Interrupted
-        if batch.input_ids.is_cpu:
-            trim_heap()  # of what the last backward pass has freed
+        placement.trim_heap()  # of what the last backward pass has freed
         loss = causal_lm_loss(model, batch, loss_tolerance)
         value = float(loss.detach())
         if not torch.isfinite(loss.detach()):

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import torch
 from transformers import PreTrainedModel
 
 from graftlm.adapters import add_lora, count_parameters, lora_config, lora_modules
@@ -35,6 +34,7 @@ from graftlm.frozen.nf4.linear import NF4Linear
 from graftlm.models import StoredTokenizer, load_tokenizer, load_weights, resolve
 from graftlm.models.capabilities import require_packable
 from graftlm.system import release_freed_memory
+from graftlm.system.placement import placement_for
 from graftlm.training.disk import require_space
 from graftlm.training.loop import fit
 from graftlm.training.recompute import recompute_activations
@@ -97,7 +97,7 @@ def adapted_model(config: RunConfig) -> PreTrainedModel:
         trust_remote_code=config.model.trust_remote_code,
     )
     # Seeded before the adapters are drawn, so that a seed names one run.
-    torch.manual_seed(config.train.seed)
+    placement_for("auto").seed(config.train.seed)
     if config.method == "full":
         model.requires_grad_(True)
     else:
@@ -144,7 +144,7 @@ def train(
     rows, held = _examples(tokenizer, settings.data, data, eval_data)
     task = _task(model, tokenizer, settings, rows, held)
     begin_run(task.out, settings, None)
-    torch.manual_seed(settings.train.seed)
+    task.placement.seed(settings.train.seed)
     return fit(task, resume=resume, progress=progress)
 
 

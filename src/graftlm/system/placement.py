@@ -1,0 +1,212 @@
+"""Where a run computes: its device, and which of how many processes this one is.
+
+This file is the only one outside `kernels/` that asks what kind of device a tensor lies on. All
+others ask a `Placement`: how to move a batch, how much memory is in use, how many positions to
+compute at once, how to add a number up over all processes.
+
+Today a run is one process. Training starts on the CPU. A model that its user has moved to a GPU
+is trained there (`placement_of`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Iterable
+from typing import Literal, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from graftlm.errors import ConfigError, ResourceError
+from graftlm.system import (
+    RETURNED_FROM,
+    available_memory,
+    peak_resident,
+    resident,
+    trim_heap,
+)
+
+__all__ = ["POSITIONS_AT_ONCE", "Placement", "gpu_name", "placement_for", "placement_of"]
+
+POSITIONS_AT_ONCE = 512
+"""Positions of one pass on a CPU: more are no faster, and fewer are slower."""
+
+
+class Movable(Protocol):
+    """Something with a `to(device)` that returns it on that device: a batch, a tensor, a model."""
+
+    def to(self, device: torch.device, /) -> Movable: ...
+
+
+MovableT = TypeVar("MovableT", bound=Movable)
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """A device, and the rank of this process among all that train one model.
+
+    Attributes:
+        device: where the model and its batches live. The machine need not have it: a plan asks
+            about devices of other machines.
+        rank: the number of this process, from 0.
+        world_size: how many processes train together. Only 1 is supported.
+
+    Raises:
+        ConfigError: more than one process.
+    """
+
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        if (self.rank, self.world_size) != (0, 1):
+            raise ConfigError(
+                f"rank {self.rank} of {self.world_size}: training in several processes is not "
+                "supported yet. Start graftlm as one process, without torchrun."
+            )
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and talks to the user."""
+        return self.rank == 0
+
+    @property
+    def runs_on_cpu(self) -> bool:
+        """Whether the device is the CPU, so that its memory is that of the process."""
+        return self.device.type == "cpu"
+
+    @property
+    def exists(self) -> bool:
+        """Whether this machine has the device."""
+        return self.runs_on_cpu or (self.device.type == "cuda" and torch.cuda.is_available())
+
+    @property
+    def rows_end_to_end(self) -> bool:
+        """Whether rows laid end to end cost no more than padded ones.
+
+        They do on a CPU, where our attention skips blocks outside the mask.
+        """
+        return self.runs_on_cpu
+
+    @property
+    def blocks_returned_from(self) -> int:
+        """Bytes from which a freed block goes back to the system at once; 0: the device's own way.
+
+        See `graftlm.system.return_freed_memory`.
+        """
+        return RETURNED_FROM if self.runs_on_cpu else 0
+
+    def positions_at_once(self, asked: int | None = None) -> int | None:
+        """Positions of one pass, at most; ``None``: a whole batch, whatever it has.
+
+        Args:
+            asked: `TrainConfig.micro_batch_tokens`, which wins where it is set; 0 asks for whole
+                batches.
+        """
+        if asked is None and self.runs_on_cpu:
+            return POSITIONS_AT_ONCE
+        return asked or None
+
+    def move(self, item: MovableT) -> MovableT:
+        """``item`` on this device."""
+        return item.to(self.device)  # type: ignore[return-value]
+
+    def memory_now(self) -> int:
+        """Bytes in use: of the process on a CPU, of the tensors on a GPU."""
+        return resident() if self.runs_on_cpu else int(torch.cuda.memory_allocated(self.device))
+
+    def peak_memory(self) -> int:
+        """The most bytes in use since the process started."""
+        if self.runs_on_cpu:
+            return peak_resident()
+        return int(torch.cuda.max_memory_allocated(self.device))
+
+    def free_memory(self) -> int:
+        """Bytes that a new allocation can have.
+
+        Raises:
+            ResourceError: this machine does not have the device.
+        """
+        if self.runs_on_cpu:
+            return available_memory()
+        if not self.exists:
+            raise ResourceError(
+                f"there is no {self.device} here to ask; say what it has, such as --memory 24GB"
+            )
+        return int(torch.cuda.mem_get_info(self.device)[0])
+
+    def trim_heap(self) -> None:
+        """Between two phases of a step: give back the free pages between blocks in use."""
+        if self.runs_on_cpu:
+            trim_heap()
+
+    def seed(self, seed: int) -> None:
+        """Set all of torch's random generators."""
+        torch.manual_seed(seed)
+
+    def rng_state(self) -> dict[str, Tensor]:
+        """The state of the random generators that a run draws from, by device."""
+        states = {"cpu": torch.get_rng_state()}
+        if not self.runs_on_cpu:
+            states["cuda:0"] = torch.cuda.get_rng_state(self.device)
+        return states
+
+    def set_rng_state(self, states: dict[str, Tensor]) -> None:
+        """Undo whatever was drawn since `rng_state` returned ``states``.
+
+        The states of devices that this run does not use are left out: it draws nothing there.
+        """
+        torch.set_rng_state(states["cpu"])
+        if not self.runs_on_cpu and "cuda:0" in states:
+            torch.cuda.set_rng_state(states["cuda:0"], self.device)
+
+    def sum_over_ranks(self, value: float) -> float:
+        """``value`` added up over all processes."""
+        return value  # the sum over one process
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Add up the gradients of ``parameters`` over all processes, in place."""
+        # With one process they are complete.
+
+
+def placement_for(request: Literal["auto", "cpu"] = "auto") -> Placement:
+    """The placement of a run that starts now.
+
+    Args:
+        request: ``auto`` or ``cpu``. Both mean the CPU; under ``auto`` a GPU that stays idle is
+            reported once, on stderr.
+
+    Raises:
+        ConfigError: any other request.
+    """
+    if request not in ("auto", "cpu"):
+        raise ConfigError(
+            f"device {request!r}: expected auto or cpu; graftlm does not train on a GPU yet"
+        )
+    if request == "auto":
+        _report_idle_gpu()
+    return Placement(torch.device("cpu"))
+
+
+def placement_of(model: nn.Module) -> Placement:
+    """The placement of a model in hand: the device of its first parameter."""
+    return Placement(next(model.parameters()).device)
+
+
+def gpu_name() -> str | None:
+    """The name of this machine's first GPU, or ``None``."""
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+
+
+@functools.cache
+def _report_idle_gpu() -> None:
+    """Say once that a GPU is there and is not used."""
+    if (name := gpu_name()) is not None:
+        print(
+            f"NOTE: this machine has a GPU ({name}), but graftlm trains on the CPU only, for now. "
+            "The GPU stays idle.",
+            file=sys.stderr,
+        )

@@ -1,0 +1,89 @@
+"""The one place that knows the device: what it answers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from graftlm.data import Example, collate
+from graftlm.errors import ConfigError, ResourceError
+from graftlm.system import RETURNED_FROM, placement
+from graftlm.system.placement import POSITIONS_AT_ONCE, Placement, placement_for, placement_of
+
+CPU, GPU = Placement(torch.device("cpu")), Placement(torch.device("cuda:0"))
+
+
+def test_a_cpu_computes_parts_laid_end_to_end_and_a_gpu_whole_batches() -> None:
+    assert CPU.positions_at_once() == POSITIONS_AT_ONCE
+    assert GPU.positions_at_once() is None
+    assert CPU.positions_at_once(100) == GPU.positions_at_once(100) == 100
+    assert CPU.positions_at_once(0) is None
+    assert CPU.rows_end_to_end
+    assert not GPU.rows_end_to_end
+    assert (CPU.blocks_returned_from, GPU.blocks_returned_from) == (RETURNED_FROM, 0)
+
+
+def test_a_run_starts_on_the_cpu_as_the_only_process() -> None:
+    for request in ("auto", "cpu"):
+        found = placement_for(request)
+        assert (found.device.type, found.rank, found.world_size) == ("cpu", 0, 1)
+        assert found.is_main
+        assert found.runs_on_cpu
+        assert found.exists
+    with pytest.raises(ConfigError, match="expected auto or cpu"):
+        placement_for("cuda")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="rank 1 of 2"):
+        Placement(torch.device("cpu"), rank=1, world_size=2)
+
+
+def test_an_idle_gpu_is_reported_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    placement._report_idle_gpu.cache_clear()
+    monkeypatch.setattr(placement, "gpu_name", lambda: "H200")
+    placement_for("cpu")
+    assert capsys.readouterr().err == ""
+    assert placement_for("auto").runs_on_cpu
+    placement_for("auto")
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("this machine has a GPU (H200)") == 1
+    placement._report_idle_gpu.cache_clear()
+
+
+def test_a_model_in_hand_decides_where_its_batches_go() -> None:
+    there = placement_of(nn.Linear(2, 2, device="meta"))
+    batch = there.move(collate([Example([1, 2], [True, True])], 0))
+    assert batch.input_ids.device == batch.labels.device == torch.device("meta")
+
+
+def test_the_random_state_comes_back() -> None:
+    CPU.seed(3)
+    state = CPU.rng_state()
+    first = torch.rand(4)
+    # A checkpoint that was taken where there is a GPU is restored where there is none.
+    CPU.set_rng_state(state | {"cuda:0": torch.zeros(16, dtype=torch.uint8)})
+    assert torch.equal(torch.rand(4), first)
+    CPU.seed(3)
+    assert torch.equal(torch.rand(4), first)
+
+
+def test_memory_of_a_cpu_run_is_that_of_the_process() -> None:
+    assert 0 < CPU.memory_now() <= CPU.peak_memory()
+    assert CPU.free_memory() > 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a GPU that is not there")
+def test_a_device_that_is_not_there_is_not_asked_for_its_memory() -> None:
+    assert not GPU.exists
+    with pytest.raises(ResourceError, match="say what it has"):
+        GPU.free_memory()
+
+
+def test_one_process_has_the_sum_already() -> None:
+    weight = nn.Parameter(torch.ones(2))
+    weight.grad = torch.full((2,), 3.0)
+    CPU.sum_gradients([weight])
+    assert torch.equal(weight.grad, torch.full((2,), 3.0))
+    assert CPU.sum_over_ranks(7) == 7

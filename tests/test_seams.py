@@ -1,0 +1,70 @@
+"""What only one place may know, counted over the source: 0 modules elsewhere ask it."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent.parent / "src" / "graftlm"
+
+
+def modules_outside(*places: str) -> Iterator[tuple[str, ast.Module]]:
+    """The name and the syntax tree of each module of the package outside ``places``."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = path.relative_to(PACKAGE).as_posix()
+        if not name.startswith(places):
+            yield name, ast.parse(path.read_text(encoding="utf-8"))
+
+
+def asks_for_the_device(tree: ast.Module) -> bool:
+    """Whether the module reads `x.is_cpu`, `x.is_cuda`, `device.type` or `torch.cuda`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            module = node.module if isinstance(node, ast.ImportFrom) else None
+            if any(f"{module or ''}.{one.name}".strip(".") == "torch.cuda" for one in node.names):
+                return True
+        if not isinstance(node, ast.Attribute):
+            continue
+        owner = ast.unparse(node.value)
+        if node.attr in ("is_cpu", "is_cuda") or (owner, node.attr) == ("torch", "cuda"):
+            return True
+        if node.attr == "type" and owner.partition("(")[0].endswith("device"):
+            return True
+    return False
+
+
+# Being rebuilt: each leaves this list, and none may join it.
+STILL_ASKING_FOR_THE_DEVICE = {
+    "cli/doctor.py",
+    "models/block_attention.py",
+    "planning/cost.py",
+    "planning/plan.py",
+    "planning/planner.py",
+    "planning/trace.py",
+    "planning/trial_run.py",
+}
+
+
+def test_only_placement_and_kernels_ask_for_the_device() -> None:
+    asking = {
+        name
+        for name, tree in modules_outside("kernels/", "system/placement.py")
+        if asks_for_the_device(tree)
+    }
+    assert asking <= STILL_ASKING_FOR_THE_DEVICE
+
+
+def test_a_question_for_the_device_is_recognised() -> None:
+    for text in (
+        "x.is_cpu",
+        "x.device.type == 'cpu'",
+        "device.type",
+        "torch.device(d).type",
+        "torch.cuda.is_available()",
+        "from torch import cuda",
+        "import torch.cuda",
+    ):
+        assert asks_for_the_device(ast.parse(text)), text
+    for text in ("x.device", "x.type", "kind.type", "import torch"):
+        assert not asks_for_the_device(ast.parse(text)), text
