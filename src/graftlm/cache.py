@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from graftlm.errors import ResourceError
 from graftlm.files import atomic_folder
 
-__all__ = ["cache_folder", "once"]
+__all__ = ["cache_folder", "forget", "once"]
 
 
 def cache_folder() -> Path:
     """The cache's root; it need not exist yet."""
     override = os.environ.get("GRAFTLM_CACHE")
-    return Path(override) if override else Path.home() / ".cache" / "graftlm"
+    return Path(override).expanduser() if override else Path.home() / ".cache" / "graftlm"
 
 
 def once(kind: str, key: str, make: Callable[[Path], None]) -> Path:
@@ -45,3 +46,8 @@ def once(kind: str, key: str, make: Callable[[Path], None]) -> Path:
     finally:
         lock.release()
     return target
+
+
+def forget(kind: str, key: str) -> None:
+    """Remove the cached folder ``kind/key``, so that `once` makes it again."""
+    shutil.rmtree(cache_folder() / kind / key, ignore_errors=True)

@@ -72,6 +72,14 @@ class DataConfig(Settings):
     """Without `eval`: hold this share of `train` out, chosen by content, the same for ever."""
     columns: dict[str, str] = {}
     """Column names: `{prompt: question, completion: answer}` reads `question` as the prompt."""
+    ignore: tuple[str, ...] = ()
+    """Columns to leave out knowingly, where graftlm would refuse rows because such a column
+    changes what they mean: `[label, weight]`."""
+    format: Literal["plain", "chat"] = "plain"
+    """Rows of a prompt and a completion: `plain` text, or a question and an answer as turns of
+    the `chat` template. The adapter is later asked in the same form."""
+    separator: str = "\n"
+    """What stands between prompt and completion in plain text; `""` for nothing."""
     max_length: int = pydantic.Field(512, ge=2)
     """Longest row in tokens."""
     truncation: Literal["drop", "left", "right", "split"] = "drop"

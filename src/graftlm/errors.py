@@ -7,6 +7,7 @@ The command line prints the message without a traceback and exits with ``exit_co
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 
 __all__ = [
@@ -20,7 +21,11 @@ __all__ = [
     "TargetError",
     "TrainingError",
     "near_matches",
+    "printable",
 ]
+
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
+"""What can move a terminal's cursor, hide text, or cannot be written as UTF-8 at all."""
 
 
 class GraftLMError(Exception):
@@ -65,6 +70,15 @@ class ResourceError(RequestError):
 
 class TrainingError(GraftLMError):
     """Training had to stop, for example because the loss was not finite."""
+
+
+def printable(text: str) -> str:
+    r"""``text`` with control characters, other than newlines and tabs, written as escapes.
+
+    Text that comes from a file passes through here before it reaches a terminal, where an escape
+    sequence would be obeyed, and half a surrogate pair would raise `UnicodeEncodeError`.
+    """
+    return _CONTROL.sub(lambda match: ascii(match.group())[1:-1], text)
 
 
 def near_matches(word: str, candidates: Iterable[str], limit: int = 3) -> str:

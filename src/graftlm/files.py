@@ -34,9 +34,15 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path to write to; on success it becomes ``path``, else it is removed.
 
     Raises:
-        ResourceError: the folder cannot be written to, or the disk is full.
+        ResourceError: something else than a plain file is there, the folder cannot be written to,
+            or the disk is full.
     """
     target = Path(path)
+    if target.is_symlink() or (target.exists() and not target.is_file()):
+        raise ResourceError(
+            f"{target} is a link, a folder or a device, and writing would replace it. Name a plain "
+            "file, or one that does not exist yet."
+        )
     with disk_errors_named(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")

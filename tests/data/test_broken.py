@@ -77,11 +77,14 @@ CASES: dict[str, Case] = {
         "data.jsonl",
         lines({"question": "a", "answer": "b"}),
         r"found columns question, answer; the nearest format is completion, which needs prompt and "
-        r"completion \(set columns: \{prompt: question, completion: answer\}\)",
+        r"completion \(use --set 'data\.columns=\{prompt: question, completion: answer\}'\)",
         BAD,
     ),
     "typo in a column": Case(
-        "data.jsonl", lines({"promt": "a", "completion": "b"}), r"\{prompt: promt\}", BAD
+        "data.jsonl",
+        lines({"promt": "a", "completion": "b"}),
+        r"data\.columns=\{prompt: promt\}",
+        BAD,
     ),
     "answer is null": Case(
         "data.jsonl", lines({"prompt": "a", "completion": None}), "completion is null", BAD
@@ -150,7 +153,9 @@ CASES: dict[str, Case] = {
     "Latin-1": Case(
         "data.jsonl", b'{"prompt": "caf\xe9", "completion": "b"}', "not UTF-8", BAD
     ),
-    "UTF-16": Case("data.jsonl", lines(GOOD).decode().encode("utf-16"), "not UTF-8", BAD),
+    "UTF-16 without its mark": Case(
+        "data.jsonl", lines(GOOD).decode().encode("utf-16-le"), "not valid JSON", BAD
+    ),
     "ragged CSV": Case(
         "data.csv", b"prompt,completion\na,b\nc,d,e\n", r":3: found 3 fields, expected 2", BAD
     ),
@@ -165,7 +170,9 @@ CASES: dict[str, Case] = {
     ),
     "no gzip at all": Case("data.jsonl.gz", lines(GOOD), "cannot read", None),
     "no Parquet at all": Case("data.parquet", lines(GOOD), "cannot read .*data.parquet", None),
-    "unknown suffix": Case("data.xlsx", b"PK", r"suffix \.xlsx; expected one of \.arrow", None),
+    "unknown suffix": Case("data.pdf", b"PK", r"suffix \.pdf; expected one of \.arrow", None),
+    "old spreadsheet": Case("data.xls", b"\xd0\xcf", r"suffix \.xls;.*save it .* as \.xlsx", None),
+    "no workbook at all": Case("data.xlsx", lines(GOOD), "cannot read .* as an Excel", None),
     "columns that are not there": Case(
         "data.jsonl",
         lines(GOOD),

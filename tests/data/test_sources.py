@@ -8,12 +8,13 @@ import io
 import json
 
 import numpy as np
+import openpyxl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from graftlm.config import DataConfig
-from graftlm.data import load_examples, load_split, parse_row
+from graftlm.data import load_examples, parse_row
 from graftlm.data.examples import held_out
 from graftlm.data.readers import READERS
 from tests.oracles.chat_families import tokenizer_of
@@ -61,7 +62,41 @@ def parquet() -> bytes:
     return sink.getvalue()
 
 
+def _emptied() -> bytes:
+    """A column emptied and rows deleted in Excel leave separators behind."""
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter=";")
+    writer.writerows(
+        [[*row, "", ""] for row in (("prompt", "completion"), *map(dict.values, ROWS))]
+    )
+    writer.writerows([["", "", "", ""]] * 3)
+    return text.getvalue().encode()
+
+
+def workbook() -> bytes:
+    book = openpyxl.Workbook()
+    book.active.append(["prompt", "completion"])
+    for row in ROWS:
+        book.active.append([row["prompt"], row["completion"]])
+    sink = io.BytesIO()
+    book.save(sink)
+    return sink.getvalue()
+
+
+def excel(delimiter: str) -> str:
+    """A table as Excel writes it: every line ends in CRLF, lines inside a field in LF."""
+    return separated(delimiter).decode()
+
+
 FILES = {
+    "utf16.jsonl": lambda: jsonl(ROWS).decode().encode("utf-16"),
+    "semicolons.csv": lambda: b"\xef\xbb\xbf" + excel(";").encode(),
+    "named.csv": lambda: b"sep=;\r\n" + excel(";").encode(),
+    "tabs.csv": lambda: excel("\t").encode("utf-16"),
+    "bars.csv": lambda: excel("|").encode(),
+    "commas.tsv": lambda: excel(",").encode(),
+    "emptied.csv": lambda: _emptied(),
+    "rows.xlsx": workbook,
     "rows.jsonl": lambda: jsonl(ROWS),
     "bom.jsonl": lambda: b"\xef\xbb\xbf" + jsonl(ROWS),
     "rows.ndjson": lambda: jsonl(ROWS).replace(b"\n", b"\r\n\r\n"),
@@ -191,17 +226,6 @@ def test_a_row_is_on_the_same_side_for_ever(tokenizer):
     assert held <= more_held
     smaller = held_out(np.array(sorted(held), np.uint64), 0.1).sum()
     assert 0 < smaller < len(held)
-
-
-def test_load_split_serves_both_settings(tmp_path, tokenizer):
-    (tmp_path / "a.jsonl").write_bytes(jsonl(ROWS))
-    name = str(tmp_path / "a.jsonl")
-    train, held = load_split(tokenizer, DataConfig(train=name, eval_fraction=0.4))
-    assert len(train) + len(held) == len(ROWS)
-    assert not set(train.hashes.tolist()) & set(held.hashes.tolist())
-    train, held = load_split(tokenizer, DataConfig(train=name, eval=name))
-    assert len(train) == len(held) == len(ROWS)
-    assert load_split(tokenizer, DataConfig(train=name))[1] is None
 
 
 def test_a_table_with_a_nameless_index_column_is_read(tmp_path, tokenizer):

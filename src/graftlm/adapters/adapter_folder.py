@@ -9,7 +9,14 @@ from graftlm.adapters.peft_config import CONFIG_NAME, read_config
 from graftlm.config import RunConfig, load_run_config
 from graftlm.errors import ArtifactError
 
-__all__ = ["adapter_folder", "base_of", "recorded_settings", "run_settings", "trained_on"]
+__all__ = [
+    "adapter_folder",
+    "base_of",
+    "recorded_settings",
+    "run_folder_of",
+    "run_settings",
+    "trained_on",
+]
 
 
 def adapter_folder(path: str | Path) -> Path:
@@ -34,8 +41,13 @@ def adapter_folder(path: str | Path) -> Path:
 
 def run_settings(path: str | Path) -> RunConfig | None:
     """The settings of the run that made the adapter, when it still lies in its run folder."""
+    return _settings_in(run_folder_of(path))
+
+
+def run_folder_of(path: str | Path) -> Path:
+    """The folder that would be the run's, if the adapter still lies where a run wrote it."""
     folder = adapter_folder(path).absolute()
-    return _settings_in(folder.parents[1] if folder.parent.name == "checkpoints" else folder.parent)
+    return folder.parents[1] if folder.parent.name == "checkpoints" else folder.parent
 
 
 def recorded_settings(model: str | Path, adapter: str | Path | None = None) -> RunConfig | None:

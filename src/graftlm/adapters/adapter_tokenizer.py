@@ -8,11 +8,13 @@ add tokens.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graftlm.adapters.adapter_folder import adapter_folder, run_settings
+from graftlm.adapters.adapter_folder import adapter_folder, run_folder_of, run_settings
 from graftlm.data.chat import use_chat_template
+from graftlm.data.prompt_format import PromptFormat, with_format
 from graftlm.errors import ArtifactError
 from graftlm.models.load import tokenizer_in
 
@@ -46,9 +48,25 @@ def adapter_tokenizer(adapter: str | Path, base: PreTrainedTokenizerBase) -> Any
         _require_same_vocabulary(adapter_folder(adapter), own, base)
         return own
     settings = run_settings(adapter)
-    if settings is not None:
-        use_chat_template(base, settings.data.chat_template)
-    return base
+    if settings is None:
+        return base
+    use_chat_template(base, settings.data.chat_template)
+    asked = _asked_in(run_folder_of(adapter))
+    return base if asked is None else with_format(base, asked)
+
+
+def _asked_in(run: Path) -> PromptFormat | None:
+    """The form in which a run's rows asked the model; ``None`` for runs that do not say."""
+    try:
+        recorded = json.loads((run / "provenance.json").read_text(encoding="utf-8"))
+        return PromptFormat(**recorded["rows"]["asked"])
+    except KeyError:
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        raise ArtifactError(
+            f"{run / 'provenance.json'} cannot be read ({error}), so it is not known how the "
+            "adapter's text was laid out. Restore the file, or use the finished adapter folder."
+        ) from error
 
 
 def _has_files(adapter: str | Path) -> bool:

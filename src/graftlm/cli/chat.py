@@ -26,17 +26,30 @@ def chat(
     """Talk to a model. An empty line or Ctrl-D ends the talk.
 
     Example: `graftlm chat gemma-3-270m --adapter runs/first`
+
+    A model that was trained on plain prompts, without turns, is asked each message by itself, as
+    in its training.
     """
     from graftlm.data import render_prompt, stop_tokens
+    from graftlm.data.prompt_format import format_in
+    from graftlm.errors import ConfigError
     from graftlm.models import generate_text
 
     loaded, tokenizer = open_model(model, adapter, quantize)
+    trained_plain = format_in(tokenizer.chat_template)
+    if trained_plain is not None:
+        if system:
+            raise ConfigError("--system: the model was trained on plain prompts, without turns")
+        note = f"trained on {trained_plain}: each message is asked by itself"
+        print(note, file=sys.stderr)
     messages = [{"role": "system", "content": system}] if system else []
     while True:
         print("you> ", end="", flush=True, file=sys.stderr)
         line = sys.stdin.readline()
         if not line.strip():
             return
+        if trained_plain is not None:
+            messages.clear()
         messages.append({"role": "user", "content": line.strip()})
         answer = generate_text(
             loaded,

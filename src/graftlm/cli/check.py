@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from graftlm.cli._shared import JsonOption, say
+from graftlm.errors import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,19 +43,22 @@ def check(
     from graftlm.config import load_run_config, parse_override
     from graftlm.data import Encoder, load_examples
     from graftlm.data.audit.audit import audit
+    from graftlm.data.audit.fits import limits_of
     from graftlm.data.audit.page import audit_page
     from graftlm.data.examples import split
     from graftlm.files import atomic_write
-    from graftlm.models import load_tokenizer
+    from graftlm.models import load_tokenizer, resolve
+    from graftlm.training.data_checks import marker_findings, model_config_in
 
     overrides = [(["data", "max_length"], max_length)] if max_length is not None else []
     config = load_run_config(None, [*overrides, *map(parse_override, set_ or [])]).data
+    folder = resolve(model).path
     tokenizer = load_tokenizer(model)
     encoder = Encoder(tokenizer, config)
     examples = load_examples(data, tokenizer, config, strict=False)
     held = None
     if eval_data is not None:
-        held = load_examples(eval_data, tokenizer, config, strict=False)
+        held = load_examples(eval_data, tokenizer, config, strict=False, purpose="eval")
     elif config.eval_fraction:
         examples, held = split(examples, config.eval_fraction)
     result = audit(
@@ -62,43 +66,34 @@ def check(
         encoder,
         config,
         eval_examples=held,
-        vocab_size=_vocab_size(model),
+        limits=limits_of(model_config_in(folder)),
+        more=marker_findings(folder, encoder.format) if examples.report.kinds["chat"] else (),
         samples=samples,
     )
     facts = _facts(result)
     if html is not None:
-        page = audit_page(result, facts, name=data, model=model)
+        page = audit_page(result, facts, name=printable(data), model=printable(model))
         with atomic_write(html) as temporary:
             temporary.write_text(page, encoding="utf-8")
     if as_json:
-        say({"data": data, "model": model} | result.to_dict(), True, "")
+        say({"data": printable(data), "model": printable(model)} | result.to_dict(), True, "")
     else:
         _print(result, facts)
     if not result.ok:
         raise typer.Exit(1)
 
 
-def _vocab_size(model: str) -> int | None:
-    """Rows of the model's embedding, by its config."""
-    import json
-
-    from graftlm.models import resolve
-
-    config = json.loads((resolve(model).path / "config.json").read_text(encoding="utf-8"))
-    size = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
-    return int(size) if size else None
-
-
 def _facts(result: Audit) -> list[tuple[str, str]]:
     """What is said about the data in numbers, for the terminal and the page."""
     share = result.supervised_tokens / max(1, result.tokens)
     formats = ", ".join(f"{n:,} {name}" for name, n in result.formats.items())
-    chats = result.formats.keys() - {"completion", "text"}
+    chats = result.kinds.get("chat")
     percentiles = ", ".join(f"{p}\u00a0{n:,}" for p, n in result.length_percentiles.items())
     return [
         ("rows", f"{result.rows:,} ({formats})" if formats else f"{result.rows:,}"),
         ("examples", f"{result.examples:,}"),
         ("chat template", result.template if chats else f"{result.template} (not used)"),
+        ("asked with", f"{result.asked}: {result.asked_text!r}"),
         ("tokens", f"{result.tokens:,}"),
         ("learned tokens", f"{result.supervised_tokens:,} ({share:.1%})"),
         ("tokens a row", percentiles),
@@ -126,22 +121,23 @@ def _print(result: Audit, facts: list[tuple[str, str]]) -> None:
     console = Console(highlight=False, soft_wrap=False)
     table = Table.grid(padding=(0, 2))
     for label, value in facts:
-        table.add_row(Text(label, style="dim"), Text(value))
+        table.add_row(Text(label, style="dim"), Text(printable(value)))
     console.print(table)
     _print_histogram(console, result)
     for sample in result.samples:
         console.rule(f"{sample.tokens} tokens; green is learned", style="dim")
         text = Text()
         for piece, learned in sample.pieces:
-            text.append(piece, style="bold green" if learned else "dim")
+            text.append(printable(piece), style="bold green" if learned else "dim")
         console.print(text)
     console.rule(style="dim")
     for finding in result.findings:
         line = Text(f"{finding.severity:>7} ", style=_COLOURS[finding.severity])
-        line.append(f"{finding.count:,} {finding.message}", style="default not bold")
+        said = printable(f"{finding.count:,} {finding.message}")
+        line.append(said, style="default not bold")
         console.print(line)
         for place in finding.places:
-            console.print(Text(f"        {place}", style="dim"))
+            console.print(Text(f"        {printable(place)}", style="dim"))
     verdict = Text("Ready to train.", style="bold green")
     if not result.ok:
         count = sum(finding.severity == "error" for finding in result.findings)

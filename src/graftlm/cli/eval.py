@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 __all__ = ["evaluate"]
 
 _HIDE = {"show_default": False}
-_USED = ("chat_template", "columns", "loss_on", "max_length", "truncation", "workers")
+_USED = (
+    *("chat_template", "columns", "format", "ignore", "loss_on"),
+    *("max_length", "separator", "truncation", "workers"),
+)
 
 
 def evaluate(
@@ -47,16 +50,20 @@ def evaluate(
     Example: `graftlm eval gemma-3-270m --adapter runs/first --data held-out.jsonl`
 
     The result of a run is measured on rows read as that run read its own: with its chat template,
-    column names, longest row, and choice of what is learned. `--set` changes any of these.
+    column names, layout, longest row, and choice of what is learned. `--set` changes any of these.
     """
+    from graftlm.data.audit.before_training import require_fit
+    from graftlm.data.audit.fits import limits_of
     from graftlm.data.examples import load_examples
     from graftlm.training import evaluate as measure
 
-    config = _data_settings(model, adapter, max_length, set_ or [])
+    asked = _asked_for(max_length, set_ or [])
     loaded, tokenizer = open_model(model, adapter, quantize)
-    examples = load_examples(data, tokenizer, config)
-    if lost := examples.report.losses(config.max_length):
-        print(f"{data}: {lost}", file=sys.stderr)
+    config = _data_settings(model, adapter, tokenizer, asked)
+    examples = load_examples(data, tokenizer, config, purpose="eval")
+    require_fit(examples, limits_of(loaded.config.to_dict()))
+    for line in examples.report.said(data, config.max_length):
+        print(line, file=sys.stderr)
     result = measure(loaded, examples, batch_size)
     text = (
         f"loss {result.loss:.4f} nats per token, perplexity {result.perplexity:.3f}, "
@@ -66,11 +73,8 @@ def evaluate(
     say(dataclasses.asdict(result) | told, as_json, text)
 
 
-def _data_settings(
-    model: str, adapter: str | None, max_length: int | None, changes: Sequence[str]
-) -> DataConfig:
-    """How rows become tokens: as in the run that made what is measured, then as asked for."""
-    from graftlm.adapters.adapter_folder import recorded_settings
+def _asked_for(max_length: int | None, changes: Sequence[str]) -> list[tuple[list[str], Any]]:
+    """The settings that the user asks for, by path; refused where they mean nothing here."""
     from graftlm.config import load_run_config, parse_override
     from graftlm.errors import ConfigError, near_matches
 
@@ -81,8 +85,30 @@ def _data_settings(
             [f"eval does not use {name}{near_matches(name, usable)}" for name in odd]
             + [f"expected one of {', '.join(usable)}"]
         )
-    run = recorded_settings(model, adapter)
-    kept = run.data.model_dump(include=set(_USED)) if run else {}
     if max_length is not None:
-        kept["max_length"] = max_length
+        asked.insert(0, (["data", "max_length"], max_length))
+    load_run_config(None, asked)  # refuses bad values before a model is loaded
+    return asked
+
+
+def _data_settings(
+    model: str, adapter: str | None, tokenizer: Any, asked: Sequence[tuple[list[str], Any]]
+) -> DataConfig:
+    """How rows become tokens: as in the run that made what is measured, then as asked for.
+
+    Where no run's folder says it, the chat template says in which form the model was trained.
+    """
+    from graftlm.adapters.adapter_folder import recorded_settings
+    from graftlm.config import load_run_config
+    from graftlm.data.prompt_format import format_in
+
+    run = recorded_settings(model, adapter)
+    recorded = format_in(tokenizer.chat_template)
+    kept: dict[str, Any] = {}
+    if run is not None:
+        kept = run.data.model_dump(include=set(_USED))
+    elif recorded is not None:
+        kept["separator"] = recorded.separator
+    elif adapter is not None and tokenizer.chat_template:
+        kept["format"] = "chat"
     return load_run_config(None, [*((["data", n], v) for n, v in kept.items()), *asked]).data

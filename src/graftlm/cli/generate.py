@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -20,12 +21,20 @@ __all__ = ["generate"]
 
 def generate(
     model: ModelArgument,
-    prompt: Annotated[str, typer.Option(help="The prompt, as in the training rows.")],
+    prompt: Annotated[str, typer.Option(help="What to ask, as in the training rows.")],
     adapter: AdapterOption = None,
     quantize: QuantizeOption = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Stop after so many tokens.")] = 200,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(help="For a temperature above 0.")] = 0,
+    layout: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="`chat`: as a turn of the chat template; `plain`: as plain text; `auto`: as the "
+            "model was trained, which its template says.",
+        ),
+    ] = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Write the model's answer to a prompt.
@@ -33,10 +42,18 @@ def generate(
     Example: `graftlm generate gemma-3-270m --adapter runs/first --prompt "two pizzas at 7pm"`
     """
     from graftlm.data import render_prompt, stop_tokens
+    from graftlm.data.prompt_format import format_in
+    from graftlm.errors import ConfigError
     from graftlm.models import generate_text
 
+    if layout not in ("auto", "chat", "plain"):
+        raise ConfigError(f"--format {layout!r}: expected auto, chat or plain")
     loaded, tokenizer = open_model(model, adapter, quantize)
-    ids = render_prompt(prompt, tokenizer)
+    if layout == "auto":
+        plain = format_in(tokenizer.chat_template) is not None or not tokenizer.chat_template
+        layout = "plain" if plain else "chat"
+    asked = prompt if layout == "plain" else [{"role": "user", "content": prompt}]
+    ids = render_prompt(asked, tokenizer)
     answer = generate_text(
         loaded,
         tokenizer,
@@ -46,8 +63,13 @@ def generate(
         seed=seed,
         stop=stop_tokens(tokenizer),
     )[0]
-    say(
-        {"prompt": prompt, "text": answer.text, "tokens": answer.tokens, "stopped": answer.stopped},
-        as_json,
-        answer.text,
-    )
+    if not answer.stopped and answer.tokens < max_new_tokens:
+        print("the answer ends where the model's positions end", file=sys.stderr)
+    result = {
+        "prompt": prompt,
+        "format": layout,
+        "text": answer.text,
+        "tokens": answer.tokens,
+        "stopped": answer.stopped,
+    }
+    say(result, as_json, answer.text)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftlm.data.chat import ChatFormat, use_chat_template
 from graftlm.data.example import Example
-from graftlm.data.examples import load_examples, load_split
+from graftlm.data.examples import load_examples
 from graftlm.data.formats import Row, parse_row
 from graftlm.data.pack import pack_examples
 from graftlm.data.report import LoadReport
@@ -31,7 +31,6 @@ __all__ = [
     "Row",
     "collate",
     "load_examples",
-    "load_split",
     "pack_examples",
     "parse_row",
     "render_prompt",

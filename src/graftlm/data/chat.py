@@ -4,33 +4,27 @@ Training and inference share this file. A row becomes one text with *turns*: the
 to produce itself, from the end of the generation prompt to the end of the end-of-turn token. The
 tokeniser (`tokenise.py`) never lets a token straddle such an edge, so that the prefix a row was
 trained with is, token by token, the prefix `render_prompt` gives.
-
-How turns are found in any template, without ``{% generation %}`` marks: the conversation is
-rendered twice, once with each answer replaced by a character that does not occur in it. The texts
-around the marks then stand in the real rendering too, and what lies between them are the answers.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jinja2
-
 from graftlm.config import DataConfig
+from graftlm.data.dropped import dropped_parts
 from graftlm.data.formats import Row
 from graftlm.data.messages import RowError, parse_messages
+from graftlm.data.prompt_format import PromptFormat, format_in
+from graftlm.data.rendering import Template
 from graftlm.data.templates import built_in_name, family_template, template_text
+from graftlm.data.turns import MARKS, Span, TurnFinder
 from graftlm.errors import DataError
 
 __all__ = ["ChatFormat", "Rendered", "use_chat_template"]
-
-_MARKS = "\ue000\ue001\ue002\ue003\uf8f0\uf8f1\uf8f2\uf8f3"
-"""Private-use characters; the first two that a conversation does not contain mark its answers."""
-
-Span = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +37,13 @@ class Rendered:
     learned: tuple[Span, ...] = ()
     """Spans of the tokens that are learned."""
     bos: bool = False
-    """Put what the tokenizer puts before a text (usually its begin token) in front."""
+    """Put what the tokenizer puts before a text (usually its begin token) in front, unless the
+    text begins with it."""
     eos: bool = False
     """Append the tokenizer's end token."""
     eos_learned: bool = False
+    dropped: tuple[tuple[str, str], ...] = ()
+    """What the template did not show: (kind of finding, what)."""
 
 
 def use_chat_template(tokenizer: Any, name: str = "auto") -> str:
@@ -75,16 +72,22 @@ class ChatFormat:
         replaces_own: a built-in stands in for the tokenizer's own template.
         end: the text that closes an answer, such as ``<|im_end|>``; may be empty.
         markers: the tokenizer's special tokens, as text.
+        markers_used: those that the template writes around a question and an answer, with ids.
         end_ids: ids of the tokens that end an answer: where generation stops.
         prompt_differs: the generation prompt is not how answers begin in the template.
+        dated: the template prints today's date.
+        ends: how answers inside a chat and its last one are closed, where that differs.
+        recorded: the plain format in which the model was trained before, if its template says so.
     """
 
     def __init__(self, tokenizer: Any, config: DataConfig) -> None:
         self.tokenizer = tokenizer
         self.loss_on = config.loss_on
+        self.separator = config.separator
         own = tokenizer.chat_template
         self.template = use_chat_template(tokenizer, config.chat_template)
         self.replaces_own = bool(own) and own != tokenizer.chat_template
+        self.recorded = format_in(tokenizer.chat_template)
         added = {str(token): token for token in tokenizer.added_tokens_decoder.values()}
         shaped = [t for t in added if added[t].special or re.fullmatch(r"[<\[][^\s]+[>\]]", t)]
         specials = sorted({*shaped, *map(str, tokenizer.all_special_tokens)}, key=len, reverse=True)
@@ -95,16 +98,18 @@ class ChatFormat:
                 "the tokenizer has no end token, so a model could never learn to stop. "
                 "Set eos_token in its tokenizer_config.json."
             )
+        self._jinja = Template(tokenizer, self.template)
         self._probe()
 
     def _probe(self) -> None:
         """Learn the template's habits from a conversation of one question and one answer."""
-        mark = _MARKS[0]
+        mark = MARKS[0]
         asked = [{"role": "user", "content": "a"}]
+        answer = {"role": "assistant", "content": mark}
         try:
-            history = self._apply(asked, None, False)
-            prompt = self._apply(asked, None, True)
-            full = self._apply([*asked, {"role": "assistant", "content": mark}], None, False)
+            history = self._jinja.apply(asked, None, False)
+            prompt = self._jinja.apply(asked, None, True)
+            full = self._jinja.apply([*asked, answer], None, False)
         except RowError as error:
             raise DataError(f"{error}, in a chat of one question and one answer") from None
         header, found, tail = full.partition(mark)
@@ -114,16 +119,50 @@ class ChatFormat:
                 "Choose another by the setting data.chat_template."
             )
         gap = header[len(history) :] if prompt == history else ""
-        self._no_prompt = header.startswith(history) and bool(gap.strip())
-        self._direct = prompt == header or self._no_prompt
-        self.prompt_differs = not (header.startswith(prompt) or self._no_prompt)
+        no_prompt = header.startswith(history) and bool(gap.strip())
+        self.prompt_differs = not (header.startswith(prompt) or no_prompt)
         closing = self.special.search(tail)
         self._adds_eos = closing is None
         self.end = tail[: closing.end()] if closing else tail.rstrip()
-        ids = {self.tokenizer.eos_token_id}
-        if closing:
-            ids.add(self.tokenizer.convert_tokens_to_ids(closing.group()))
-        self.end_ids = sorted(i for i in ids if i is not None)
+        direct = prompt == header or no_prompt
+        self._turns = TurnFinder(self._jinja, self.special, self.end, direct, no_prompt)
+        self._no_prompt = no_prompt
+        self.ends = self._different_ends(asked, answer)
+        self.end_ids = self._ids_of_ends(closing.group() if closing else None)
+        self.dated = self._jinja.dated(asked, mark)
+        names = dict.fromkeys(self.special.findall(full))
+        ids = {name: self.tokenizer.convert_tokens_to_ids(name) for name in names}
+        self.markers_used = {name: i for name, i in ids.items() if i is not None}
+
+    def _different_ends(
+        self, asked: list[dict[str, Any]], answer: dict[str, Any]
+    ) -> tuple[str, str] | None:
+        """The markers that close a first and a last answer, where they are not the same."""
+        try:
+            text = self._jinja.apply([*asked, answer, *asked, answer], None, False)
+        except RowError:
+            return None  # the template takes one question and one answer only
+        pieces = text.split(answer["content"])
+        if len(pieces) != 3 or (self.end and pieces[1].startswith(self.end)):
+            return None
+        closing = self.special.match(pieces[1].lstrip())
+        # A marker that also opens the first question does not close an answer.
+        opens = closing is not None and pieces[0].lstrip().startswith(closing.group())
+        first = closing.group() if closing and not opens else ""
+        last = str(self.tokenizer.eos_token) if self._adds_eos else self.end
+        return None if first == last else (first, last)
+
+    def _ids_of_ends(self, closing: str | None) -> list[int]:
+        names = {closing} if closing else set()
+        if self.ends and self.ends[0]:
+            names.add(self.ends[0])
+        ids = {self.tokenizer.eos_token_id, *map(self.tokenizer.convert_tokens_to_ids, names)}
+        return sorted(i for i in ids if i is not None)
+
+    @property
+    def trained_prompt(self) -> PromptFormat:
+        """How a prompt that is a string is laid out: as recorded, else as the settings say."""
+        return self.recorded or PromptFormat("plain", self.separator)
 
     def render(self, row: Row) -> Rendered:
         """The row as text, and which parts of it are learned.
@@ -132,18 +171,18 @@ class ChatFormat:
             RowError: the template refuses the conversation, or loses a turn of it.
         """
         eos = str(self.tokenizer.eos_token)
+        if row.kind == "chat":
+            return self._render_chat(row)
         if row.kind == "text":
             ends = row.completion.endswith(eos)
             span = ((0, len(row.completion)),)
             return Rendered(row.completion, (), span, bos=True, eos=not ends, eos_learned=True)
-        if row.kind == "completion":
-            start = row.prompt + "\n" if row.prompt else ""
-            text = start + row.completion
-            turn = ((len(start), len(text)),)
-            learned = ((0, len(text)),) if self.loss_on == "all" else turn
-            ends = row.completion.endswith(eos)
-            return Rendered(text, turn, learned, bos=True, eos=not ends, eos_learned=True)
-        return self._render_chat(row)
+        start = row.prompt + self.separator if row.prompt else ""
+        text = start + row.completion
+        turn = ((len(start), len(text)),)
+        learned = ((0, len(text)),) if self.loss_on == "all" else turn
+        ends = row.completion.endswith(eos)
+        return Rendered(text, turn, learned, bos=True, eos=not ends, eos_learned=True)
 
     def _render_chat(self, row: Row) -> Rendered:
         messages = list(row.messages)
@@ -151,7 +190,10 @@ class ChatFormat:
         if not answers and self.loss_on != "all":
             roles = ", ".join(message["role"] for message in messages)
             raise RowError(f"the chat has no assistant message to learn from (roles: {roles})")
-        text, turns = self._locate(messages, row.tools, generation=False)
+        messages = self._jinja.fitting(messages, row.tools)
+        located = self._turns.locate(messages, row.tools, generation=False)
+        text, turns = located.text, located.turns
+        dropped = dropped_parts(messages, row.tools, located)
         eos = self._adds_eos and messages[-1]["role"] == "assistant"
         if eos:
             text = text[: turns[-1][1]]
@@ -162,7 +204,28 @@ class ChatFormat:
         learned = tuple(turn for turn, want in zip(turns, wanted, strict=True) if want)
         if self.loss_on == "all":
             learned, wanted = ((0, len(text)),), [True]
-        return Rendered(text, tuple(turns), learned, eos=eos, eos_learned=eos and wanted[-1])
+        shown = Rendered(
+            text, tuple(turns), learned, eos=eos, eos_learned=eos and wanted[-1], dropped=dropped
+        )
+        return self._without_bos(shown)
+
+    def _without_bos(self, rendered: Rendered) -> Rendered:
+        """Plain text gets its begin token as training gave it, not by the template's text."""
+        bos = self.tokenizer.bos_token
+        if self.recorded is None or not bos or not rendered.text.startswith(bos):
+            return rendered
+        n = len(bos)
+
+        def moved(spans: tuple[Span, ...]) -> tuple[Span, ...]:
+            return tuple((max(0, start - n), end - n) for start, end in spans)
+
+        return dataclasses.replace(
+            rendered,
+            text=rendered.text[n:],
+            turns=moved(rendered.turns),
+            learned=moved(rendered.learned),
+            bos=True,
+        )
 
     def prompt(self, given: str | Sequence[dict[str, Any]], tools: Any = None) -> Rendered:
         """What the model is given before it answers: exactly how a training row begins.
@@ -172,105 +235,14 @@ class ChatFormat:
             tools: JSON schemas of functions.
         """
         if isinstance(given, str):
-            return Rendered(given + "\n" if given else "", bos=True)
+            form = self.trained_prompt
+            return Rendered(given + form.separator if given else "", bos=True)
         messages = list(parse_messages(list(given), "messages")[0])
+        messages = self._jinja.fitting(messages, tools)
         if not self._no_prompt:
-            text, turns = self._locate(messages, tools, generation=True)
-            return Rendered(text, tuple(turns))
-        answer = {"role": "assistant", "content": _MARKS[0]}
-        text, turns = self._locate([*messages, answer], tools, generation=False)
-        return Rendered(text[: turns[-1][0]], tuple(turns[:-1]))
-
-    def _apply(self, messages: list[dict[str, Any]], tools: Any, generation: bool) -> str:
-        try:
-            text: str = self.tokenizer.apply_chat_template(
-                messages, tools=tools, add_generation_prompt=generation, tokenize=False
-            )
-        except (jinja2.TemplateError, TypeError, KeyError, ValueError, IndexError) as error:
-            raise RowError(f"the chat template ({self.template}) refuses: {error}") from error
-        return text
-
-    def _locate(
-        self, messages: list[dict[str, Any]], tools: Any, *, generation: bool
-    ) -> tuple[str, list[Span]]:
-        """Render, and find each assistant turn: its span reaches through its end token."""
-        text = self._apply(messages, tools, generation)
-        answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-        if not answers:
-            return text, []
-        unused = [mark for mark in _MARKS if mark not in text]
-        if not unused:
-            raise RowError("the text uses all private-use characters that mark answers")
-        mark = unused[0]
-        plain = self._direct and all(messages[i].keys() == {"role", "content"} for i in answers)
-        turns = self._verbatim(messages, tools, text, mark, generation) if plain else None
-        if turns is None:
-            turns = [self._turn(messages, tools, text, mark, i, generation) for i in answers]
-        return text, [(start, self._through_end(text, end)) for start, end in turns]
-
-    def _verbatim(
-        self, messages: list[dict[str, Any]], tools: Any, text: str, mark: str, generation: bool
-    ) -> list[Span] | None:
-        """The turns of a template that shows answers as they are, or stripped; else ``None``."""
-        blank = [{**m, "content": mark} if m["role"] == "assistant" else m for m in messages]
-        between = self._apply(blank, tools, generation).split(mark)
-        answers = [m["content"] for m in messages if m["role"] == "assistant"]
-        if len(between) != len(answers) + 1:
-            return None
-        for contents in (answers, [answer.strip() for answer in answers]):
-            turns, at = [], 0
-            for before, content in zip(between, contents, strict=False):
-                at += len(before)
-                turns.append((at, at + len(content)))
-                at += len(content)
-            pieces = [part for pair in zip(between, contents, strict=False) for part in pair]
-            if "".join([*pieces, between[-1]]) == text:
-                return turns
-        return None
-
-    def _turn(
-        self,
-        messages: list[dict[str, Any]],
-        tools: Any,
-        text: str,
-        mark: str,
-        index: int,
-        generation: bool,
-    ) -> Span:
-        """One turn of any template, by what changes when only this answer changes."""
-        answer = {"role": "assistant", "content": mark}
-        try:
-            other = self._apply(
-                [*messages[:index], answer, *messages[index + 1 :]], tools, generation
-            )
-        except RowError:  # e.g. a tool's result without the call it answers
-            answer = {**messages[index], "content": mark}
-            other = self._apply(
-                [*messages[:index], answer, *messages[index + 1 :]], tools, generation
-            )
-        start = _common(text, other)
-        end = len(text) - _common(text[start:][::-1], other[start:][::-1])
-        if index and not self._no_prompt:
-            prompt = self._apply(messages[:index], tools, True)
-            if len(prompt) <= end and text.startswith(prompt):
-                start = len(prompt)
-        for call in messages[index].get("tool_calls", ()):
-            if call["function"]["name"] not in text[start:end]:
-                raise RowError(
-                    f"the chat template ({self.template}) does not show the call of "
-                    f"{call['function']['name']}; choose a data.chat_template that renders tools"
-                )
-        return start, end
-
-    def _through_end(self, text: str, end: int) -> int:
-        """Extend a turn over the end marker that follows it."""
-        if self.end and text.startswith(self.end, end):
-            return end + len(self.end)
-        closing = self.special.match(text, end)  # another one, e.g. after a tool call
-        return closing.end() if closing else end
-
-
-def _common(a: str, b: str) -> int:
-    """Length of the common beginning."""
-    pairs = enumerate(zip(a, b, strict=False))
-    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
+            located = self._turns.locate(messages, tools, generation=True)
+            return self._without_bos(Rendered(located.text, tuple(located.turns)))
+        answer = {"role": "assistant", "content": MARKS[0]}
+        located = self._turns.locate([*messages, answer], tools, generation=False)
+        start = located.turns[-1][0]
+        return self._without_bos(Rendered(located.text[:start], tuple(located.turns[:-1])))

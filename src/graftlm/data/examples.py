@@ -7,8 +7,10 @@ second run, or a second process, opens them at once.
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Union
@@ -17,17 +19,18 @@ import numpy as np
 import numpy.typing as npt
 
 import graftlm
-from graftlm.cache import cache_folder, once
+from graftlm.cache import cache_folder, forget, once
 from graftlm.config import DataConfig
+from graftlm.data.folders import Purpose
 from graftlm.data.prepare import Prepared, chunks
 from graftlm.data.sources import Data, Source, open_source
-from graftlm.data.store import Examples, in_memory, open_folder, write_folder
+from graftlm.data.store import DamagedCacheError, Examples, in_memory, open_folder, write_folder
 from graftlm.data.tokenise import Encoder
 from graftlm.data.workers import prepare_all
 from graftlm.errors import ConfigError, DataError
 from graftlm.files import require_free_space
 
-__all__ = ["load_examples", "load_split", "split", "split_to_train"]
+__all__ = ["load_examples", "split", "split_to_train"]
 
 CACHE_FROM = 16 << 20
 """Files of at least so many bytes go through the cache."""
@@ -38,7 +41,12 @@ Mix = Union[Data, Mapping[str, float]]  # noqa: UP007 - evaluated on Python 3.10
 
 
 def load_examples(
-    data: Mix, tokenizer: Any, config: DataConfig, *, strict: bool = True
+    data: Mix,
+    tokenizer: Any,
+    config: DataConfig,
+    *,
+    strict: bool = True,
+    purpose: Purpose = "train",
 ) -> Examples:
     """Read, recognise, render, tokenise and truncate.
 
@@ -48,37 +56,28 @@ def load_examples(
         tokenizer: the model's; takes the chat template in force.
         config: what is learned, how long rows may be, and so on.
         strict: refuse malformed rows and data that would train nothing; ``False`` only counts them.
+        purpose: what the rows are for, which decides the split that is read of several.
 
     Raises:
         DataError: the source cannot be read, rows are malformed (the first few are listed with
             file and line), or nothing is left to learn from.
     """
     encoder = Encoder(tokenizer, config)
-    if isinstance(data, Mapping):
+    if isinstance(data, Mapping) and all(isinstance(w, int | float) for w in data.values()):
         if bad := [f"{name}: {weight}" for name, weight in data.items() if not weight > 0]:
             raise ConfigError(f"weights of sources must be above 0, found {', '.join(bad)}")
         loaded = [
-            _weighted(_load(open_source(name), encoder, config, strict), weight)
+            _weighted(_load(open_source(name, purpose), encoder, config, strict), weight)
             for name, weight in data.items()
         ]
         examples = Examples.joined(loaded)
         name = " and ".join(data)
     else:
-        source = open_source(data)
+        source = open_source(data, purpose)
         examples, name = _load(source, encoder, config, strict), source.name
     if strict:
         _require_some(examples, name, config)
     return examples
-
-
-def load_split(tokenizer: Any, config: DataConfig) -> tuple[Examples, Examples | None]:
-    """Training examples, and the held-out ones that ``eval`` or ``eval_fraction`` names."""
-    train = load_examples(config.train, tokenizer, config)
-    if config.eval is not None:
-        return train, load_examples(config.eval, tokenizer, config)
-    if not config.eval_fraction:
-        return train, None
-    return split_to_train(train, config.eval_fraction)
 
 
 def split_to_train(examples: Examples, fraction: float) -> tuple[Examples, Examples]:
@@ -119,6 +118,12 @@ def _weighted(examples: Examples, weight: float) -> Examples:
 
 
 def _load(source: Source, encoder: Encoder, config: DataConfig, strict: bool) -> Examples:
+    examples = _read(source, encoder, config, strict)
+    examples.report.sources = list(source.notes)
+    return examples
+
+
+def _read(source: Source, encoder: Encoder, config: DataConfig, strict: bool) -> Examples:
     large = source.size >= CACHE_FROM
     parts = prepare_all(chunks(iter(source)), encoder, config, config.workers)
     if not (large and strict):
@@ -129,7 +134,13 @@ def _load(source: Source, encoder: Encoder, config: DataConfig, strict: bool) ->
         require_free_space(cache_folder(), need, "Tokenised data")
         write_folder(folder, _checked(parts))
 
-    return open_folder(once("data", _key(source, encoder, config), make))
+    key = _key(source, encoder, config)
+    try:
+        return open_folder(once("data", key, make))
+    except DamagedCacheError as error:
+        print(f"{source.name}: {error}; it is made again", file=sys.stderr)
+        forget("data", key)
+        return open_folder(once("data", key, make))
 
 
 def _checked(parts: Iterator[Prepared]) -> Iterator[Prepared]:
@@ -165,7 +176,10 @@ def _require_some(examples: Examples, name: str, config: DataConfig) -> None:
 
 def _key(source: Source, encoder: Encoder, config: DataConfig) -> str:
     """Digest of all that the examples depend on."""
-    names = {"columns", "max_length", "truncation", "loss_on", "chat_template"}
+    names = {
+        *("columns", "ignore", "format", "separator"),
+        *("max_length", "truncation", "loss_on", "chat_template"),
+    }
     tokenizer = encoder.tokenizer
     backend = getattr(tokenizer, "backend_tokenizer", None)
     parts = [
@@ -174,6 +188,7 @@ def _key(source: Source, encoder: Encoder, config: DataConfig) -> str:
         backend.to_str() if backend is not None else repr(tokenizer),
         str(tokenizer.chat_template),
         str(tokenizer.special_tokens_map),
+        f"{datetime.date.today()}" if encoder.format.dated else "",
         graftlm.__version__,
     ]
     digest = hashlib.blake2b(digest_size=16)

@@ -8,12 +8,15 @@ learned: an assistant's message is, unless it says ``train: false`` or ``weight:
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from graftlm.errors import near_matches
+from graftlm.errors import near_matches, printable
 
-__all__ = ["RowError", "parse_messages", "parse_tools", "text_of"]
+__all__ = ["Arguments", "RowError", "parse_messages", "parse_tools", "shown", "text_of"]
+
+_USUAL = {"role", "from", "content", "value"}
+_MEDIA = ("image", "images", "audio", "audios", "video", "videos", "input_audio", "file", "files")
 
 _ROLES = {
     "system": "system",
@@ -34,6 +37,30 @@ _ROLES = {
 
 class RowError(ValueError):
     """What is wrong with one row; the caller adds where the row stands."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
+
+class Arguments(dict[str, Any]):
+    """The arguments of a tool call as an object, which remembers the text it came as.
+
+    Attributes:
+        text: the row's own JSON text, for templates that put text together.
+    """
+
+    def __init__(self, value: Mapping[str, Any], text: str | None = None) -> None:
+        super().__init__(value)
+        self.text = json.dumps(value, ensure_ascii=False) if text is None else text
+
+
+def shown(value: Any) -> str:
+    """The beginning of any value, for a message to people."""
+    try:
+        text = str(value)
+    except ValueError:  # an integer of more digits than Python writes
+        text = "a number of thousands of digits"
+    return text if len(text) <= 40 else text[:40] + "..."
 
 
 def parse_messages(value: Any, column: str) -> tuple[tuple[dict[str, Any], ...], tuple[bool, ...]]:
@@ -67,14 +94,19 @@ def _message(item: Any, where: str) -> tuple[dict[str, Any], bool]:
         raise RowError(
             f"{where} has the role {given!r}, expected system, user, assistant or tool{hint}"
         )
+    _require_json({k: v for k, v in item.items() if k not in _USUAL}, where, default=str)
+    if media := [key for key in _MEDIA if item.get(key)]:
+        raise RowError(f"{where} holds {media[0]}; graftlm trains on text only")
     content = item.get("content", item.get("value"))
-    skipped = {"role", "from", "content", "value", "train", "weight", "tool_calls"}
+    skipped = {"role", "from", "content", "value", "train", "weight", "tool_calls", "function_call"}
     message = {k: v for k, v in item.items() if k not in skipped and v is not None}
     if role == "function_call":
         call = _object(content, f"{where}.value")
         message["tool_calls"] = [_tool_call(call, where)]
         return {"role": "assistant", "content": "", **message}, _learned(item, "assistant", where)
     calls = item.get("tool_calls")
+    if not calls and item.get("function_call"):  # OpenAI's older name for a single call
+        calls = [item["function_call"]]
     if calls:
         if not isinstance(calls, list | tuple):
             raise RowError(f"{where}.tool_calls is {type(calls).__name__}, expected a list")
@@ -91,13 +123,13 @@ def _learned(item: Mapping[str, Any], role: str, where: str) -> bool:
     weight = item.get("weight")
     if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
         raise RowError(
-            f"{where}.weight is {weight!r}, expected 0 or 1: an answer is learned or not. To have "
-            "rows count more or less, put them in a file of their own and set data.train: "
+            f"{where}.weight is {shown(weight)}, expected 0 or 1: an answer is learned or not. "
+            "To have rows count more or less, put them in a file of their own and set data.train: "
             "{file: weight, ...}"
         )
     train = item.get("train")
     if train is not None and not isinstance(train, bool):
-        raise RowError(f"{where}.train is {train!r}, expected true or false")
+        raise RowError(f"{where}.train is {shown(train)}, expected true or false")
     if train and role != "assistant":
         raise RowError(f"{where} asks to train on a {role} message; only answers are learned")
     return role == "assistant" and train is not False and weight != 0
@@ -109,12 +141,12 @@ def text_of(value: Any, where: str) -> str:
         return value
     if isinstance(value, list | tuple):
         return "".join(_part(part, where) for part in value)
-    raise RowError(f"{where} is {type(value).__name__} ({str(value)[:40]}), expected text")
+    raise RowError(f"{where} is {type(value).__name__} ({shown(value)}), expected text")
 
 
 def _part(part: Any, where: str) -> str:
     if isinstance(part, str):
-        return part
+        raise RowError(f"{where} is a list of texts ({shown(part)}, ...), expected one text")
     if isinstance(part, Mapping) and part.get("type", "text") == "text":
         text = part.get("text")
         if isinstance(text, str):
@@ -129,7 +161,10 @@ def _tool_call(call: Any, where: str) -> dict[str, Any]:
     function = call.get("function", call)
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise RowError(f"{where} has no function name, expected {{name, arguments}}")
-    arguments = _object(function.get("arguments") or {}, f"{where}.arguments")
+    given = function.get("arguments") or {}
+    arguments = Arguments(
+        _object(given, f"{where}.arguments"), given if isinstance(given, str) else None
+    )
     rest = {k: v for k, v in call.items() if k in ("id", "index") and v is not None}
     named = {"name": function["name"], "arguments": arguments}
     return {"type": "function", **rest, "function": named}
@@ -140,11 +175,26 @@ def _object(value: Any, where: str) -> dict[str, Any]:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise RowError(f"{where} is not valid JSON ({error}): {value[:40]!r}") from None
     if not isinstance(value, Mapping):
         raise RowError(f"{where} is {type(value).__name__}, expected an object")
+    _require_json(value, where)
     return dict(value)
+
+
+def _require_json(value: Any, where: str, default: Callable[[Any], Any] | None = None) -> None:
+    """Refuse what JSON cannot say: NaN, infinite or endless numbers, objects of Python.
+
+    Args:
+        value: any value.
+        where: where it stands in the row.
+        default: writes what JSON has no form for; numbers that are none pass, too.
+    """
+    try:
+        json.dumps(value, allow_nan=default is not None, default=default)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RowError(f"{where} cannot be written as JSON: {error}") from None
 
 
 def parse_tools(value: Any) -> list[Any] | None:
@@ -154,8 +204,9 @@ def parse_tools(value: Any) -> list[Any] | None:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise RowError(f"tools is not valid JSON ({error}): {value[:40]!r}") from None
     if not isinstance(value, list) or not all(isinstance(tool, Mapping) for tool in value):
         raise RowError("tools is not a list of objects; expected JSON schemas of functions")
+    _require_json(value, "tools")
     return list(value) or None

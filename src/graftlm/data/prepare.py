@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,8 @@ from graftlm.data.truncate import truncate
 __all__ = ["Prepared", "RenderedChunk", "chunks", "finish", "prepare", "render"]
 
 _CHUNK_ROWS = 1000
+_CHUNK_BYTES = 4 << 20
+"""Text in a chunk, about: its tokens take up to 220 bytes of memory for each byte."""
 _MOJIBAKE = re.compile("[ÃÂ][\u0080-\u00bf]|â€[\u0090-\u00ff™œ“”\u02dc]|á»[\u0080-\u00bf]")
 _MARKERS = re.compile(
     r"<\|im_start\|>|<\|im_end\|>|<start_of_turn>|<end_of_turn>|\[/?INST\]|<\|eot_id\|>"
@@ -48,9 +49,26 @@ class Prepared:
 
 
 def chunks(rows: Iterator[Raw]) -> Iterator[list[Raw]]:
-    """Rows in groups that are worth sending to another process."""
-    while chunk := list(islice(rows, _CHUNK_ROWS)):
+    """Rows in groups that are worth sending to another process, and bounded in size."""
+    chunk: list[Raw] = []
+    size = 0
+    for row in rows:
+        chunk.append(row)
+        size += _size(row.value)
+        if len(chunk) == _CHUNK_ROWS or size >= _CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
         yield chunk
+
+
+def _size(value: Any) -> int:
+    """Characters of text in a value, about."""
+    if isinstance(value, str | bytes):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(map(_size, value.values()))
+    return sum(map(_size, value)) if isinstance(value, list | tuple) else 8
 
 
 def prepare(raws: Sequence[Raw], encoder: Encoder, config: DataConfig) -> Prepared:
@@ -72,16 +90,24 @@ class RenderedChunk:
 def render(raws: Sequence[Raw], encoder: Encoder, config: DataConfig) -> RenderedChunk:
     """The first half of `prepare`: parse, recognise and render."""
     chunk = RenderedChunk([], [], [], LoadReport(rows=len(raws)))
+    report = chunk.report
     for raw in raws:
+        for kind, what in raw.notes:
+            report.note(kind, what)
         try:
-            row = parse_row(raw.parse(), config.columns)
+            row = parse_row(raw.parse(), config.columns, format=config.format, ignore=config.ignore)
             rendered = encoder.format.render(row)
+            _require_characters(rendered.text)
         except RowError as error:
-            chunk.report.malformed += 1
-            chunk.report.note("malformed", f"{raw.where}: {error}")
+            report.malformed += 1
+            report.note("malformed", f"{raw.where}: {error}")
             continue
-        chunk.report.formats[row.format] += 1
-        _inspect(row, raw, encoder, chunk.report)
+        report.formats[row.format] += 1
+        report.kinds[row.kind] += 1
+        report.note_unused(row.unused)
+        for kind, what in rendered.dropped:
+            report.note(kind, f"{raw.where}: {what}")
+        _inspect(row, raw, encoder, report)
         chunk.raws.append(raw)
         chunk.texts.append(rendered)
         chunk.hashes.append(row.content_hash())
@@ -100,7 +126,7 @@ def finish(
         report.lengths[len(example)] += 1
         if len(example) > config.max_length:
             report.note("long", f"{raw.where}: {len(example)} tokens")
-        kept = truncate(example, config, report)
+        kept = truncate(example, config, report, encoder.head)
         if not kept and len(example) <= config.max_length:
             report.note("unsupervised", f"{raw.where}: nothing in this row is learned")
         made += kept
@@ -112,6 +138,19 @@ def finish(
         np.array(hashes, dtype=np.uint64),
         report,
     )
+
+
+def _require_characters(text: str) -> None:
+    """Half a surrogate pair is no character: no tokenizer can encode it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        around = text[max(0, error.start - 20) : error.start + 20]
+        raise RowError(
+            f"{around.encode(errors='replace').decode()!r} holds half a surrogate pair "
+            f"(U+{ord(text[error.start]):04X}), expected valid Unicode; the file was cut or "
+            "converted wrongly"
+        ) from None
 
 
 def _inspect(row: Row, raw: Raw, encoder: Encoder, report: LoadReport) -> None:
@@ -126,7 +165,16 @@ def _inspect(row: Row, raw: Raw, encoder: Encoder, report: LoadReport) -> None:
         if row.messages[-1]["role"] != "assistant":
             report.note("ends_without_answer", f"{raw.where}: ends with {row.messages[-1]['role']}")
     else:
-        texts, answers = [row.prompt, row.completion], [row.completion]
+        # A begin or end token at the very edge is the one that graftlm would have put there.
+        tokenizer = encoder.tokenizer
+        bos, eos = str(tokenizer.bos_token or ""), str(tokenizer.eos_token)
+        first = (row.prompt or row.completion).removeprefix(bos)
+        last = (row.completion if row.prompt else first).removesuffix(eos)
+        texts = [first, last] if row.prompt else ["", last]
+        answers = [last]
+    ends = [encoder.tokenizer.convert_ids_to_tokens(i) for i in encoder.format.end_ids]
+    if row.kind != "text" and (cut := next((e for e in ends for a in answers if e in a), None)):
+        report.note("end_inside_answer", f"{raw.where}: {cut}")
     text = "\n".join(texts)
     if not all(answer.strip() for answer in answers):
         report.note("empty_answer", f"{raw.where}: an answer is empty")

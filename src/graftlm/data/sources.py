@@ -1,17 +1,21 @@
-"""Where rows come from: files, folders, globs, standard input, Hub data sets, Python iterables."""
+"""Where rows come from: files, folders, globs, pipes, Hub data sets, Python iterables."""
 
 from __future__ import annotations
 
 import glob
 import hashlib
 import re
+import stat
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Union
 
+from graftlm.data.folders import Purpose, chosen_files, files_in
 from graftlm.data.readers import READERS, Raw, read_file, suffix_of
+from graftlm.data.readers.arrow_rows import without_nulls
+from graftlm.data.readers.files import read_stream
 from graftlm.errors import DataError, near_matches
 
 __all__ = ["Data", "Source", "open_source"]
@@ -20,20 +24,25 @@ Data = Union[str, Path, Iterable[Any]]  # noqa: UP007 - evaluated on Python 3.10
 """A path, folder, glob, `-`, Hub name, or an iterable of rows."""
 
 _HUB = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<split>[\w\[\]:%+-]+))?")
-_NOT_ROWS = {"dataset_info.json", "dataset_dict.json", "state.json"}
-_ABOUT = re.compile(
-    r"(readme|licen[cs]e|notice|changelog|contributing)\b.*\.(md|txt)", re.IGNORECASE
-)
-"""Texts about a data set, as its folder often holds; named by themselves, they are rows."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Rows that can be iterated over, with a key where their content can be told beforehand."""
+    """Rows that can be iterated over, with a key where their content can be told beforehand.
+
+    Attributes:
+        name: what the user called them.
+        files: the files they are read from, if any.
+        rows: what else they are read from.
+        notes: which files are read and which are not, where that is a choice.
+        from_arrow: whether missing keys were filled with null on the way here.
+    """
 
     name: str
     files: tuple[Path, ...] = ()
     rows: Iterable[Any] | None = None
+    notes: tuple[str, ...] = ()
+    from_arrow: bool = False
 
     @property
     def size(self) -> int:
@@ -46,7 +55,13 @@ class Source:
                 yield from read_file(file)
             return
         for number, row in enumerate(self.rows, start=1):
-            yield row if isinstance(row, Raw) else Raw(self.name, number, row)
+            if isinstance(row, Raw):
+                yield row
+            elif self.from_arrow and isinstance(row, Mapping):
+                pruned = {key: without_nulls(value) for key, value in row.items()}
+                yield Raw(self.name, number, pruned)
+            else:
+                yield Raw(self.name, number, row)
 
     def content_key(self) -> str:
         """Digest of the files' bytes and names."""
@@ -59,56 +74,86 @@ class Source:
         return digest.hexdigest()
 
 
-def open_source(data: Data) -> Source:
+def open_source(data: Data, purpose: Purpose = "train") -> Source:
     """Find what ``data`` names.
+
+    Args:
+        data: see `Data`.
+        purpose: what the rows are for; decides which split of a folder is read.
 
     Raises:
         DataError: nothing is there, or nothing that graftlm reads.
     """
     if not isinstance(data, str | Path):
-        if isinstance(data, Mapping) or not isinstance(data, Iterable):
-            raise DataError(
-                f"found {type(data).__name__} as data, expected a path or an iterable of rows"
-            )
-        return Source("row", rows=data)
+        return _iterable(data, purpose)
     name = str(data)
-    if name == "-":
-        return Source("stdin", rows=read_file(Path("stdin.jsonl"), sys.stdin.buffer))
     path = Path(data)
-    if path.is_file():
+    if name in ("-", "/dev/stdin"):
+        return Source("stdin", rows=read_stream("stdin", sys.stdin.buffer))
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:  # too long a name, or one with a null byte
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            reason = getattr(error, "strerror", None) or error
+            raise DataError(f"cannot open {name[:80]} as data: {reason}") from None
+        mode = 0
+    if stat.S_ISREG(mode):
         return Source(name, (path,))
-    if path.is_dir():
-        return Source(name, _files_in(path))
+    if stat.S_ISDIR(mode):
+        files, notes = chosen_files(name, files_in(path), path, purpose)
+        return Source(name, files, notes=tuple(notes))
+    if mode:
+        return _pipe(name, path, mode)
     if glob.has_magic(name):
-        files = tuple(sorted(Path(match) for match in glob.glob(name, recursive=True)))  # noqa: PTH207
-        files = tuple(file for file in files if file.is_file())
+        matches = sorted(Path(match) for match in glob.glob(name, recursive=True))  # noqa: PTH207
+        files = tuple(match for match in matches if match.is_file())
         if not files:
             raise DataError(f"no file matches {name}; expected at least one data file")
-        return Source(name, files)
+        files, notes = chosen_files(name, files, None, purpose)
+        return Source(name, files, notes=tuple(notes))
     hub = _HUB.fullmatch(name)
     if hub and suffix_of(path) not in READERS and not path.parent.is_dir():
-        return Source(name, rows=_hub_rows(hub["name"], hub["split"] or "train"))
+        split = hub["split"] or "train"
+        note = "" if hub["split"] else f"{name}: reads the split {split} of the Hub data set"
+        rows = _hub_rows(hub["name"], split)
+        return Source(name, rows=rows, notes=(note,) if note else (), from_arrow=True)
     beside = path.parent.iterdir() if path.parent.is_dir() else ()
     hint = near_matches(path.name, [file.name for file in beside])
     raise DataError(f"data file {path} does not exist; expected a file, folder or glob{hint}")
 
 
-def _files_in(folder: Path) -> tuple[Path, ...]:
-    """All data files below a folder, sorted; hidden ones and a data set's own notes left out."""
-    files = [
-        file
-        for file in sorted(folder.rglob("*"))
-        if file.is_file()
-        and suffix_of(file) in READERS
-        and file.name not in _NOT_ROWS
-        and not _ABOUT.fullmatch(file.name)
-        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-    ]
-    if not files:
+def _pipe(name: str, path: Path, mode: int) -> Source:
+    """What a shell's ``<(…)`` names; any other pipe or device might never end, or never begin."""
+    is_ours = path.parent in (Path("/dev/fd"), Path("/proc/self/fd"))
+    if not (is_ours and stat.S_ISFIFO(mode)):
         raise DataError(
-            f"the folder {folder} holds no data file; expected one of {', '.join(sorted(READERS))}"
+            f"{name} is a device or a named pipe, expected a file, a folder, - or <(command)"
         )
-    return tuple(files)
+    return Source(name, rows=read_stream(name, path.open("rb")))
+
+
+def _iterable(data: Any, purpose: Purpose) -> Source:
+    """Rows from Python; of a mapping of splits, the one for the purpose."""
+    if isinstance(data, Mapping):
+        order = ("train",) if purpose == "train" else ("validation", "test", "train")
+        split = next((name for name in order if name in data), None)
+        if split is None:
+            raise DataError(
+                f"found the splits {', '.join(map(str, data))}, expected train among them; "
+                "pass one of them"
+            )
+        others = ", ".join(str(name) for name in data if name != split)
+        note = f"data: reads the split {split}; {others or 'no other'} left out"
+        return Source("row", rows=data[split], notes=(note,), from_arrow=_of_datasets(data[split]))
+    if not isinstance(data, Iterable):
+        raise DataError(
+            f"found {type(data).__name__} as data, expected a path or an iterable of rows"
+        )
+    return Source("row", rows=data, from_arrow=_of_datasets(data))
+
+
+def _of_datasets(rows: Any) -> bool:
+    return type(rows).__module__.partition(".")[0] == "datasets"
 
 
 def _hub_rows(name: str, split: str) -> Iterable[Any]:

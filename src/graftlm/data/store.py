@@ -7,6 +7,7 @@ One record batch a chunk: ``input_ids`` list<int32>, ``supervised`` list<bool> (
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import overload
@@ -19,7 +20,7 @@ from graftlm.data.example import Example
 from graftlm.data.prepare import Prepared
 from graftlm.data.report import LoadReport
 
-__all__ = ["Examples", "in_memory", "open_folder", "write_folder"]
+__all__ = ["DamagedCacheError", "Examples", "in_memory", "open_folder", "write_folder"]
 
 _ARROW, _REPORT = "examples.arrow", "report.json"
 
@@ -101,6 +102,11 @@ class Examples(Sequence[Example]):
     def __iter__(self) -> Iterator[Example]:
         return (self[index] for index in range(len(self)))
 
+    @property
+    def highest_id(self) -> int:
+        """The largest token id in what these examples are chosen from; -1 where there is none."""
+        return max((int(part.ids.max(initial=-1)) for part in self._parts), default=-1)
+
     def select(self, index: npt.NDArray[np.int64]) -> Examples:
         """A view of these examples, in this order, possibly with repetitions."""
         view = Examples((), self.report)
@@ -141,6 +147,10 @@ def in_memory(parts: Iterator[Prepared]) -> Examples:
     return Examples(batches, report)
 
 
+class DamagedCacheError(Exception):
+    """What lies in the cache is not what was written there."""
+
+
 def write_folder(folder: Path, parts: Iterator[Prepared]) -> None:
     """Write chunks as they come: ``examples.arrow`` and ``report.json``."""
     report = LoadReport()
@@ -149,13 +159,32 @@ def write_folder(folder: Path, parts: Iterator[Prepared]) -> None:
         for part in parts:
             report.add(part.report)
             writer.write_batch(_record_batch(part))
-    text = json.dumps(report.to_dict(), ensure_ascii=False)
-    (folder / _REPORT).write_text(text, encoding="utf-8")
+    note = {"report": report.to_dict(), "crc32": _checksum(folder / _ARROW)}
+    (folder / _REPORT).write_text(json.dumps(note, ensure_ascii=False), encoding="utf-8")
 
 
 def open_folder(folder: Path) -> Examples:
-    """Memory-map what `write_folder` wrote."""
-    reader = pa.ipc.open_file(pa.memory_map(str(folder / _ARROW)))
-    batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
-    note = json.loads((folder / _REPORT).read_text(encoding="utf-8"))
-    return Examples(batches, LoadReport.from_dict(note))
+    """Memory-map what `write_folder` wrote.
+
+    Raises:
+        DamagedCacheError: a file is missing, or holds something else than was written.
+    """
+    try:
+        note = json.loads((folder / _REPORT).read_text(encoding="utf-8"))
+        if _checksum(folder / _ARROW) != note["crc32"]:
+            raise DamagedCacheError(f"the cached rows in {folder} were changed or cut off")
+        reader = pa.ipc.open_file(pa.memory_map(str(folder / _ARROW)))
+        batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+        return Examples(batches, LoadReport.from_dict(note["report"]))
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        raise DamagedCacheError(
+            f"the cached rows in {folder} cannot be read ({type(error).__name__})"
+        ) from error
+
+
+def _checksum(path: Path) -> int:
+    total = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            total = zlib.crc32(block, total)
+    return total

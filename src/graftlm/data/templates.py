@@ -14,7 +14,7 @@ from typing import Any
 
 from graftlm.errors import ConfigError, DataError, near_matches
 
-__all__ = ["BUILT_IN", "built_in_name", "family_template", "template_text"]
+__all__ = ["BUILT_IN", "built_in_name", "family_template", "plain_template", "template_text"]
 
 _CHATML = """\
 {%- if tools %}
@@ -104,7 +104,7 @@ _VICUNA = """\
 _PLAIN = """\
 {%- for message in messages %}
 {{- message['content'] }}
-{{- END if message['role'] == 'assistant' else '\\n' }}
+{{- END if message['role'] == 'assistant' else (SEPARATOR if message['content'] else '') }}
 {%- endfor %}"""
 
 BUILT_IN: dict[str, tuple[str, str | None]] = {
@@ -113,7 +113,7 @@ BUILT_IN: dict[str, tuple[str, str | None]] = {
     "gemma": (_GEMMA, "<end_of_turn>"),
     "llama3": (_LLAMA3, "<|eot_id|>"),
     "mistral": (_MISTRAL, None),
-    "plain": (_PLAIN, None),
+    "plain": (_PLAIN.replace("SEPARATOR", "'\\n'"), None),
     "vicuna": (_VICUNA, None),
 }
 """Name → (template, end marker; ``None`` for the tokenizer's own end token)."""
@@ -156,6 +156,16 @@ def template_text(name: str, tokenizer: Any) -> str:
     text, end = BUILT_IN[name]
     if end is None or end not in tokenizer.get_vocab():
         end = tokenizer.eos_token
+    return _fitted(text, end, tokenizer)
+
+
+def plain_template(separator: str, tokenizer: Any) -> str:
+    """Messages as plain text: what is said, the separator, the answer, the end token."""
+    text = _fitted(_PLAIN, tokenizer.eos_token, tokenizer)
+    return text.replace("SEPARATOR", json.dumps(separator, ensure_ascii=False))
+
+
+def _fitted(text: str, end: str | None, tokenizer: Any) -> str:
     if end is None:
         raise DataError(
             "the tokenizer has no end token, so a model could never learn to stop. "

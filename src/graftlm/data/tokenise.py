@@ -33,6 +33,7 @@ class Encoder:
     Attributes:
         format: how rows are rendered.
         tokenizer: the model's.
+        head: what the tokenizer puts before every text, usually its begin token; may be empty.
     """
 
     def __init__(self, tokenizer: Any, config: DataConfig) -> None:
@@ -43,7 +44,7 @@ class Encoder:
         inside = tokenizer("a", add_special_tokens=False).input_ids
         full = list(tokenizer("a").input_ids)
         at = next((i for i in range(len(full)) if full[i : i + len(inside)] == inside), 0)
-        self._bos = full[:at]
+        self.head = full[:at]
         self._eos = tokenizer.eos_token_id
         self._known: dict[tuple[str, str], bool] = {}
         if self._backend is not None:
@@ -77,7 +78,8 @@ class Encoder:
     def _example(self, row: Rendered, encoding: Any) -> Example:
         edges = sorted({edge for turn in (*row.turns, *row.learned) for edge in turn})
         ids, at = self._positions(row.text, edges, encoding)
-        head = self._bos if row.bos else []
+        # Exactly one: a text may begin with the begin token itself.
+        head = self.head if row.bos and ids[: len(self.head)] != self.head else []
         tail = [self._eos] if row.eos else []
         supervised = np.zeros(len(head) + len(ids) + len(tail), dtype=np.bool_)
         for start, end in row.learned:
@@ -200,8 +202,9 @@ def render_prompt(
     """The token ids a model is given before it answers, as in training to the last token.
 
     Args:
-        given: a prompt (rendered as ``prompt``/``completion`` rows are), messages, or a row, of
-            which everything before its last answer is taken.
+        given: a prompt (rendered as ``prompt``/``completion`` rows are, or as the tokenizer's
+            template records that the model was trained), messages, or a row, of which everything
+            before its last answer is taken.
         tokenizer: the model's.
         config: the settings the model was trained with, for its chat template.
         tools: JSON schemas of functions the model may call.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -21,13 +22,22 @@ class Counts(Protocol):
     unsupervised: int
 
 
-def truncate(example: Example, config: DataConfig, counts: Counts) -> list[Example]:
+def truncate(
+    example: Example, config: DataConfig, counts: Counts, head: Sequence[int] = ()
+) -> list[Example]:
     """The examples a row becomes: itself, a part, several windows, or none; all is counted.
 
     ``left`` keeps the end of the row, so also the end of the answer; ``right`` keeps its beginning,
     so the model is not taught to stop there. ``split`` makes consecutive windows without overlap.
     What holds no learned token after the cut (the first token of a window is never predicted) is
     left out.
+
+    Args:
+        example: the whole row.
+        config: its ``max_length`` and ``truncation``.
+        counts: takes the counts.
+        head: the tokens that begin every text of this tokenizer, usually its begin token. Where a
+            row begins with them, so does every part of it: models read nothing without.
     """
     limit = config.max_length
     windows = [example]
@@ -35,19 +45,30 @@ def truncate(example: Example, config: DataConfig, counts: Counts) -> list[Examp
         if config.truncation == "drop":
             counts.too_long += 1
             return []
+        begins = len(head) < limit and list(example.input_ids[: len(head)]) == list(head)
+        first = list(head) if begins else []
         if config.truncation == "split":
             counts.split += 1
-            starts = range(0, len(example), limit)
-            windows = [_cut(example, start, start + limit) for start in starts]
+            starts = range(limit, len(example), limit - len(first))
+            windows = [_cut(example, 0, limit, [])]
+            windows += [_cut(example, s, s + limit - len(first), first) for s in starts]
         else:
             counts.truncated += 1
-            left = config.truncation == "left"
-            start = len(example) - limit if left else 0
-            windows = [_cut(example, start, start + limit)]
+            if config.truncation == "left":
+                windows = [_cut(example, len(example) - limit + len(first), len(example), first)]
+            else:
+                windows = [_cut(example, 0, limit, [])]
     kept = [window for window in windows if np.any(window.supervised[1:])]
     counts.unsupervised += len(windows) - len(kept)
     return kept
 
 
-def _cut(example: Example, start: int, end: int) -> Example:
-    return Example(example.input_ids[start:end], example.supervised[start:end])
+def _cut(example: Example, start: int, end: int, head: list[int]) -> Example:
+    """A part of a row, behind tokens that are read and not learned."""
+    ids, supervised = example.input_ids[start:end], example.supervised[start:end]
+    if not head:
+        return Example(ids, supervised)
+    return Example(
+        np.concatenate([np.array(head, np.int32), np.asarray(ids, np.int32)]),
+        np.concatenate([np.zeros(len(head), np.bool_), np.asarray(supervised, np.bool_)]),
+    )

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+
+from graftlm.data.audit.fits import limits_of
+from graftlm.errors import DataError
 
 __all__ = ["Answer", "generate_text"]
 
@@ -47,8 +51,12 @@ def generate_text(
         temperature: 0 takes the likeliest token each time.
         seed: of the draw, for a temperature above 0.
         stop: tokens that end an answer besides the model's own, such as a chat template's.
+
+    Raises:
+        DataError: a prompt fills all the positions that the model has.
     """
     longest = max(len(prompt) for prompt in prompts)
+    max_new_tokens = min(max_new_tokens, _room(model, longest))
     end = _end_tokens(model, tokenizer) | set(stop)
     pad = min(end)  # masked on the left, cut off on the right
     device = next(model.parameters()).device
@@ -70,6 +78,19 @@ def generate_text(
             **(sampling if temperature > 0 else greedy),
         )
     return [_answer(tokenizer, row[longest:].tolist(), end) for row in output]
+
+
+def _room(model: nn.Module, longest: int) -> int:
+    """Tokens that may follow the longest prompt: positions of a fixed table cannot be exceeded."""
+    limits = limits_of(model.config.to_dict())  # type: ignore[operator, union-attr]
+    if limits.positions is None or not limits.fixed:
+        return sys.maxsize
+    if longest >= limits.positions:
+        raise DataError(
+            f"the prompt has {longest:,} tokens, and the model has {limits.positions:,} positions "
+            "for prompt and answer; shorten it"
+        )
+    return limits.positions - longest
 
 
 def _answer(tokenizer: Any, new: list[int], end: set[int]) -> Answer:

@@ -49,14 +49,24 @@ def check_run(out: Path, config: RunConfig, resume: bool) -> None:
     require_writable(out)
 
 
-def begin_run(out: Path, config: RunConfig, base_path: Path | None) -> None:
-    """Write down the settings and what the result will be made from."""
+def begin_run(
+    out: Path, config: RunConfig, base_path: Path | None, rows: dict[str, Any] | None = None
+) -> None:
+    """Write down the settings and what the result will be made from.
+
+    Args:
+        out: the run folder.
+        config: the settings.
+        base_path: the base model's folder, if it has one.
+        rows: what is recorded of the rows, above all how the model will be asked.
+    """
     with atomic_write(out / "config.yaml") as temporary:
         temporary.write_text(
             yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
             encoding="utf-8",
         )
-    write_json(out / "provenance.json", _provenance(config, base_path))
+    recorded = _provenance(config, base_path) | ({"rows": rows} if rows else {})
+    write_json(out / "provenance.json", recorded)
 
 
 def result_folder(out: Path, method: str) -> Path:

@@ -26,6 +26,7 @@ from graftlm.config import (
 from graftlm.data.audit import audit
 from graftlm.data.batch import Example
 from graftlm.data.examples import load_examples, split_to_train
+from graftlm.data.folders import Purpose
 from graftlm.data.pack import pack_examples
 from graftlm.data.store import Examples
 from graftlm.errors import ConfigError, TargetError
@@ -35,6 +36,12 @@ from graftlm.models import StoredTokenizer, load_tokenizer, load_weights, resolv
 from graftlm.models.capabilities import require_packable
 from graftlm.system import release_freed_memory
 from graftlm.system.placement import placement_for
+from graftlm.training.data_checks import (
+    check_rows,
+    model_config_in,
+    record_of_rows,
+    trained_tokenizer,
+)
 from graftlm.training.disk import require_space
 from graftlm.training.loop import fit
 from graftlm.training.recompute import recompute_activations
@@ -68,11 +75,12 @@ def run(config: RunConfig, *, resume: bool = False, progress: bool = True) -> Ru
     # The rows first: once they are tokens, the tokenizer need not be in memory beside the model.
     tokenizer = load_tokenizer(config.model.name, trust_remote_code=config.model.trust_remote_code)
     rows, held = _examples(tokenizer, config.data, config.data.train, config.data.eval)
-    with StoredTokenizer(tokenizer) as stored:
+    check_rows(rows, held, tokenizer, config.data, model_config_in(base_path), base_path)
+    with StoredTokenizer(trained_tokenizer(tokenizer, rows, config.data)) as stored:
         del tokenizer
         release_freed_memory()
         task = _task(adapted_model(config), stored, config, rows, held)
-        begin_run(task.out, config, base_path)
+        begin_run(task.out, config, base_path, record_of_rows(rows, config.data))
         return fit(task, resume=resume, progress=progress)
 
 
@@ -142,8 +150,10 @@ def train(
         raise ConfigError(problems)
     check_run(Path(out), settings, resume)
     rows, held = _examples(tokenizer, settings.data, data, eval_data)
-    task = _task(model, tokenizer, settings, rows, held)
-    begin_run(task.out, settings, None)
+    check_rows(rows, held, tokenizer, settings.data, model.config.to_dict())
+    saved = trained_tokenizer(tokenizer, rows, settings.data)
+    task = _task(model, saved, settings, rows, held)
+    begin_run(task.out, settings, None, record_of_rows(rows, settings.data))
     task.placement.seed(settings.train.seed)
     return fit(task, resume=resume, progress=progress)
 
@@ -175,8 +185,10 @@ def _examples(
     tokenizer: Any, config: DataConfig, data: Any, eval_data: Any
 ) -> tuple[Sequence[Example], Sequence[Example]]:
     """What is trained on, and what is measured on."""
-    examples = _read(data, tokenizer, config)
-    held: Sequence[Example] = [] if eval_data is None else _read(eval_data, tokenizer, config)
+    examples = _read(data, tokenizer, config, "train")
+    held: Sequence[Example] = []
+    if eval_data is not None:
+        held = _read(eval_data, tokenizer, config, "eval")
     if eval_data is None and config.eval_fraction and isinstance(examples, Examples):
         examples, held = split_to_train(examples, config.eval_fraction)
     audit.require_trainable(examples)
@@ -193,14 +205,14 @@ def _packed(
     return pack_examples(examples, config.max_length)
 
 
-def _read(source: Any, tokenizer: Any, config: DataConfig) -> Sequence[Example]:
+def _read(source: Any, tokenizer: Any, config: DataConfig, purpose: Purpose) -> Sequence[Example]:
     """Tokenised rows of a source, or examples as they were given."""
     if not isinstance(source, str | Path | Mapping):
         audit.require_trainable(source)
         return cast("Sequence[Example]", source)
-    examples = load_examples(source, tokenizer, config)
-    if lost := examples.report.losses(config.max_length):
-        print(f"{source}: {lost}", file=sys.stderr)
+    examples = load_examples(source, tokenizer, config, purpose=purpose)
+    for line in examples.report.said(str(source), config.max_length):
+        print(line, file=sys.stderr)
     return examples
 
 

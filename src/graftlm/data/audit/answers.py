@@ -17,13 +17,13 @@ __all__ = ["Answers"]
 class Answers:
     """One pass over the examples: what is learned in each, and whether it ends."""
 
-    def __init__(self, examples: Examples, encoder: Encoder, vocab_size: int | None) -> None:
+    def __init__(self, examples: Examples, encoder: Encoder) -> None:
         end_ids = np.array(encoder.format.end_ids)
         unknown = encoder.tokenizer.unk_token_id
-        self.supervised = self.unended = self.unknown = self.beyond = 0
+        self.supervised = self.unended = self.unknown = 0
         self.said: Counter[bytes] = Counter()
         self.prompts: set[bytes] = set()
-        self._tokenizer, self._vocab_size = encoder.tokenizer, vocab_size
+        self._tokenizer = encoder.tokenizer
         for example in examples:
             ids, learned = np.asarray(example.input_ids), np.asarray(example.supervised)
             answer = ids[learned]
@@ -35,18 +35,10 @@ class Answers:
                 self.prompts.add(ids[:first].tobytes())
             if unknown is not None:
                 self.unknown += int((ids == unknown).sum())
-            if vocab_size is not None:
-                self.beyond += int(ids.max(initial=0) >= vocab_size)
 
     def findings(self, total: int, config: DataConfig) -> list[Finding]:
         """What is wrong with the answers of ``total`` examples."""
         found: list[Finding] = []
-        if self.beyond:
-            found.append(
-                Finding("vocabulary", "error", self.beyond, "examples hold token ids the model's "
-                        f"embedding ({self._vocab_size} rows) lacks: the tokenizer is not the "
-                        "model's")
-            )  # fmt: skip
         if self.unknown:
             found.append(
                 Finding("unknown_tokens", "warning", self.unknown, "tokens are the unknown token: "

@@ -13,6 +13,7 @@ from graftlm.config import DataConfig
 from graftlm.data.audit.answers import Answers
 from graftlm.data.audit.duplicates import NearIndex, repeats
 from graftlm.data.audit.findings import Finding, by_notes
+from graftlm.data.audit.fits import ModelLimits, fit_findings
 from graftlm.data.audit.lengths import (
     histogram,
     packing_efficiency,
@@ -21,6 +22,7 @@ from graftlm.data.audit.lengths import (
     recommended_max_length,
 )
 from graftlm.data.example import Example
+from graftlm.data.prompt_format import PromptFormat, format_of
 from graftlm.data.store import Examples
 from graftlm.data.tokenise import Encoder
 from graftlm.errors import DataError
@@ -63,6 +65,12 @@ class Audit:
     rows: int
     examples: int
     formats: dict[str, int]
+    kinds: dict[str, int]
+    """``chat``, ``completion`` (plain text) or ``text`` → rows."""
+    asked: str
+    """How the model will be asked, in words."""
+    asked_text: str
+    """What it is given for a question, written QUESTION, before it answers."""
     template: str
     max_length: int
     tokens: int
@@ -98,7 +106,8 @@ def audit(
     config: DataConfig,
     *,
     eval_examples: Examples | None = None,
-    vocab_size: int | None = None,
+    limits: ModelLimits | None = None,
+    more: Sequence[Finding] = (),
     samples: int = 3,
 ) -> Audit:
     """Look at everything that will be learned.
@@ -108,24 +117,30 @@ def audit(
         encoder: the one they were made with.
         config: the settings they were made with.
         eval_examples: what will be measured on, to find rows that are in both.
-        vocab_size: rows in the model's embedding.
+        limits: what the model can read.
+        more: findings on the model itself.
         samples: how many examples to show.
     """
     report = examples.report
     lengths = examples.lengths
-    answers = Answers(examples, encoder, vocab_size)
+    answers = Answers(examples, encoder)
     findings = by_notes(report, examples, config, encoder)
     findings += answers.findings(len(examples), config)
+    findings += [*fit_findings(examples, limits or ModelLimits()), *more]
     findings += _twice(examples)
     if eval_examples is not None:
         findings += _leaks(examples, eval_examples, answers.prompts, encoder)
     rank = {"error": 0, "warning": 1, "info": 2}
     capacity = max(config.max_length, int(lengths.max(initial=0)))
+    asked = format_of(report.kinds, config)
     shown = np.unique(np.linspace(0, max(0, len(examples) - 1), samples).astype(int))
     return Audit(
         rows=report.rows,
         examples=len(examples),
         formats=dict(report.formats),
+        kinds=dict(report.kinds),
+        asked=str(asked),
+        asked_text=_asked_text(encoder, asked),
         template=encoder.format.template,
         max_length=config.max_length,
         tokens=int(lengths.sum()),
@@ -142,6 +157,13 @@ def audit(
         findings=sorted(findings, key=lambda finding: rank[finding.severity]),
         samples=[sample_of(examples[int(i)], encoder.tokenizer) for i in shown if len(examples)],
     )
+
+
+def _asked_text(encoder: Encoder, asked: PromptFormat) -> str:
+    question = "QUESTION"
+    if asked.kind != "chat":
+        return question + asked.separator
+    return encoder.format.prompt([{"role": "user", "content": question}]).text
 
 
 def _twice(examples: Examples) -> list[Finding]:
@@ -176,7 +198,7 @@ def _leaks(train: Examples, held: Examples, prompts: set[bytes], encoder: Encode
             Finding("leakage", "error", same, f"of {len(held)} eval examples are in the training "
                     "data word for word: the eval loss would flatter")
         )  # fmt: skip
-    asked = Answers(held, encoder, None).prompts
+    asked = Answers(held, encoder).prompts
     if shared := len(asked & prompts):
         found.append(
             Finding("prompt_leakage", "warning", shared, f"of {len(asked)} eval prompts are in the "

@@ -6,24 +6,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 from graftlm.config import DataConfig
+from graftlm.data.chat import ChatFormat
+from graftlm.data.notes import NOTES
 from graftlm.data.report import LoadReport
 from graftlm.data.store import Examples
 from graftlm.data.tokenise import Encoder
 
-__all__ = ["Finding", "Severity", "by_notes"]
+__all__ = ["Finding", "Severity", "by_notes", "template_findings"]
 
 Severity = Literal["error", "warning", "info"]
 
 _TOO_MANY = 0.1
 """Share of rows from which a loss of rows is an error."""
-
-_NOTES: dict[str, str] = {
-    "ends_without_answer": "chats end without an answer; what follows the last answer is not used",
-    "replacement_character": "rows hold U+FFFD: characters were lost when the file was converted",
-    "mojibake": "rows hold UTF-8 that was read as another encoding, such as Ã© for é",
-    "special_token_in_text": "rows hold the text of a special token, which becomes that token",
-    "empty_prompt": "rows have no prompt",
-}
 
 
 @dataclass(frozen=True)
@@ -89,38 +83,54 @@ def by_notes(
         severity = "error" if twice > 0.5 * read else "warning"
         message = "rows hold marks of a chat template in their text: it would be applied twice"
         add("template_in_text", severity, twice, message)
-    for kind, message in _NOTES.items():
+    for kind, note in NOTES.items():
         if report.notes[kind]:
-            add(kind, "warning", report.notes[kind], message)
-    return found + _template_findings(report, config, encoder)
+            add(kind, note.severity, report.notes[kind], note.message)
+    if report.unused:
+        rows_with = max(report.unused.values())
+        message = f"rows have columns that are not used: {report.columns_in_words()}"
+        add("unused_columns", "info", rows_with, message)
+    for line in report.sources:
+        add("sources", "info", len(report.sources), line)
+    return found + template_findings(report, config, encoder.format)
 
 
-def _template_findings(report: LoadReport, config: DataConfig, encoder: Encoder) -> list[Finding]:
+def template_findings(report: LoadReport, config: DataConfig, form: ChatFormat) -> list[Finding]:
     """What does not fit between template, tokenizer and data."""
-    chats = sum(n for name, n in report.formats.items() if name not in ("completion", "text"))
-    if not chats:
-        return []
-    found = []
-    form = encoder.format
-    if form.prompt_differs:
-        found.append(
-            Finding("template_prompt", "warning", chats, "chats: the template's generation prompt "
-                    "is not how its answers begin, so generation starts unlike training")
-        )  # fmt: skip
-    if form.replaces_own:
-        found.append(
-            Finding("template_mismatch", "warning", chats, f"chats are rendered by the built-in "
-                    f"{form.template} template, although the model brings its own")
-        )  # fmt: skip
-    if form.template == "plain":
-        found.append(
-            Finding("template_plain", "info", chats, "chats are rendered without roles, as the "
-                    "model has no chat template; data.chat_template names others")
-        )  # fmt: skip
-    if len(report.formats) > 1:
+    found: list[Finding] = []
+
+    def add(kind: str, severity: Severity, count: int, message: str) -> None:
+        found.append(Finding(kind, severity, count, message))
+
+    chats, plain = report.kinds["chat"], report.kinds["completion"]
+    if len(report.formats) > 1 or (chats and plain):
         names = ", ".join(f"{name} ({n})" for name, n in report.formats.most_common())
-        found.append(
-            Finding("mixed_formats", "info", sum(report.formats.values()), f"rows are of several "
-                    f"formats: {names}")
-        )  # fmt: skip
+        rows = sum(report.formats.values())
+        if chats and plain:
+            add("mixed_formats", "warning", rows, f"rows are of several formats: {names}. The "
+                "model will be asked by chat turns; data.format=chat lays all out so")  # fmt: skip
+        else:
+            add("mixed_formats", "info", rows, f"rows are of several formats: {names}")
+    if plain and not chats and form.template not in ("plain",):
+        add("plain_questions", "info", plain, "rows are trained as plain text, and the model will "
+            "be asked in plain text: --set data.format=chat makes them questions and answers in "
+            f"chat turns (template: {form.template})")  # fmt: skip
+    if not chats:
+        return found
+    if form.prompt_differs:
+        add("template_prompt", "warning", chats, "chats: the template's generation prompt is not "
+            "how its answers begin, so generation starts unlike training")  # fmt: skip
+    if form.replaces_own:
+        add("template_mismatch", "warning", chats, f"chats are rendered by the built-in "
+            f"{form.template} template, although the model brings its own")  # fmt: skip
+    if form.template == "plain":
+        add("template_plain", "info", chats, "chats are rendered without roles, as the model has "
+            "no chat template; data.chat_template names others")  # fmt: skip
+    if form.dated:
+        add("template_date", "warning", chats, "chats: the template prints today's date, so the "
+            "same rows are other tokens tomorrow, also when a run is resumed")  # fmt: skip
+    if form.ends:
+        first, last = (repr(end) if end else "no end token" for end in form.ends)
+        add("template_ends", "warning", chats, f"chats: answers inside a chat end with {first}, "
+            f"the last one with {last}")  # fmt: skip
     return found

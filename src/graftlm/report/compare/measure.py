@@ -107,7 +107,7 @@ def scored_rows(config: RunConfig, count: int) -> list[Row]:
     names = [source] if isinstance(source, str) else list(source)
     found: list[Row] = []
     for name in names:
-        for raw in open_source(name):
+        for raw in open_source(name, "train" if data.eval is None else "eval"):
             row = _row(raw.value, config)
             if row is not None and (data.eval is not None or _held(row, data.eval_fraction)):
                 found.append(row)
@@ -125,7 +125,10 @@ def _row(value: Any, config: RunConfig) -> Row | None:
     """The row, if it has an answer; reading the data for training says what is malformed."""
     try:
         row = parse_row(
-            json.loads(value) if isinstance(value, bytes) else value, config.data.columns
+            json.loads(value) if isinstance(value, bytes) else value,
+            config.data.columns,
+            format=config.data.format,
+            ignore=config.data.ignore,
         )
     except (RowError, ValueError):
         return None

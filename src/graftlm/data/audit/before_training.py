@@ -1,0 +1,62 @@
+"""What training asks of its rows before it starts: what `graftlm check` would find as an error.
+
+The cheap part of the audit, on examples that are tokenised already: it takes no second look at
+each row, and is done before the weights of the model are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from graftlm.config import DataConfig
+from graftlm.data.audit.findings import Finding, template_findings
+from graftlm.data.audit.fits import ModelLimits, fit_findings
+from graftlm.data.chat import ChatFormat
+from graftlm.data.example import Example
+from graftlm.data.store import Examples
+from graftlm.errors import DataError
+
+__all__ = ["require_fit", "said_before_training"]
+
+
+def require_fit(examples: Sequence[Example], limits: ModelLimits) -> list[Finding]:
+    """Refuse rows that the model cannot read.
+
+    Returns:
+        The findings that are no reason to refuse, to be printed.
+
+    Raises:
+        DataError: token ids beyond the embedding table, or rows longer than a model's fixed
+            positions.
+    """
+    findings = fit_findings(examples, limits)
+    errors = [f"{f.count:,} {f.message}" for f in findings if f.severity == "error"]
+    if errors:
+        raise DataError("\n".join(errors))
+    return findings
+
+
+def said_before_training(
+    examples: Sequence[Example],
+    held: Sequence[Example],
+    form: ChatFormat,
+    config: DataConfig,
+) -> list[Finding]:
+    """What is worth a line before hours are spent, on rows that can be trained on."""
+    found: list[Finding] = []
+    if isinstance(examples, Examples):
+        found += [
+            finding
+            for finding in template_findings(examples.report, config, form)
+            if finding.severity == "warning"
+        ]
+    if isinstance(examples, Examples) and isinstance(held, Examples) and len(held):
+        same = int(np.isin(held.hashes, examples.hashes).sum())
+        if same:
+            found.append(
+                Finding("leakage", "warning", same, f"of the {len(held):,} rows to measure on are "
+                        "trained on too: the held-out loss cannot tell overfitting")
+            )  # fmt: skip
+    return found

@@ -1,0 +1,6 @@
+"""Reading one file of rows, whatever its format."""
+
+from graftlm.data.readers.files import READERS, read_file, suffix_of
+from graftlm.data.readers.raw import MAX_ROW, Raw
+
+__all__ = ["MAX_ROW", "READERS", "Raw", "read_file", "suffix_of"]

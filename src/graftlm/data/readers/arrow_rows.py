@@ -1,0 +1,87 @@
+"""Arrow and Parquet: tables of typed columns.
+
+Arrow has one type for all values of a column, so that an object that lacks a key which another
+row's has is stored with that key and null. Such nulls inside objects are taken out again:
+otherwise a model would learn to call tools with arguments that nobody gave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+
+from graftlm.data.messages import RowError
+from graftlm.data.readers.raw import Raw
+
+__all__ = ["read_arrow", "read_parquet", "without_nulls"]
+
+_ROWS = 1024
+
+
+def read_parquet(name: str, file: BinaryIO) -> Iterator[Raw]:
+    """Rows of a Parquet file, read in batches."""
+    import pyarrow.parquet as pq
+
+    yield from _rows(name, pq.ParquetFile(file).iter_batches(batch_size=_ROWS))
+
+
+def read_arrow(name: str, file: BinaryIO) -> Iterator[Raw]:
+    """Rows of an Arrow file or stream, or a Feather file."""
+    head = file.read(6)
+    file.seek(0)
+    if head == b"ARROW1":
+        opened = pa.ipc.open_file(file)
+        batches: Iterable[pa.RecordBatch] = (
+            opened.get_batch(i) for i in range(opened.num_record_batches)
+        )
+    else:
+        batches = iter(pa.ipc.open_stream(file))
+    yield from _rows(name, batches)
+
+
+def _rows(name: str, batches: Iterable[pa.RecordBatch]) -> Iterator[Raw]:
+    number = 0
+    for batch in batches:
+        # Offsets that point outside the buffers would end the process, not raise.
+        batch.validate(full=True)
+        for start in range(0, batch.num_rows, _ROWS):
+            for row in _as_python(batch.slice(start, _ROWS)):
+                number += 1
+                pruned = {key: without_nulls(value) for key, value in row.items()}
+                problem = next((v for v in row.values() if isinstance(v, RowError)), None)
+                yield Raw(name, number, problem or pruned)
+
+
+def _as_python(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """The rows of a batch; a column whose values Python cannot hold is text, or a `RowError`."""
+    try:
+        rows: list[dict[str, Any]] = batch.to_pylist()
+    except (ValueError, OverflowError, pa.ArrowException):
+        columns = {
+            column: _values(column, batch.column(i)) for i, column in enumerate(batch.schema.names)
+        }
+        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return rows
+
+
+def _values(column: str, values: pa.Array) -> list[Any]:
+    """A column's values, e.g. as text for times in nanoseconds, which Python's do not have."""
+    try:
+        return list(values.to_pylist())
+    except (ValueError, OverflowError, pa.ArrowException) as error:
+        try:
+            return list(values.cast(pa.string()).to_pylist())
+        except pa.ArrowException:
+            problem = RowError(f"the column {column} ({values.type}) cannot be read: {error}")
+            return [problem] * len(values)
+
+
+def without_nulls(value: Any) -> Any:
+    """``value`` without the keys of objects inside it that are null."""
+    if isinstance(value, Mapping):
+        return {k: without_nulls(v) for k, v in value.items() if v is not None}
+    if isinstance(value, list | tuple):
+        return [without_nulls(item) for item in value]
+    return value

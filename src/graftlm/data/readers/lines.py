@@ -1,0 +1,65 @@
+"""Lines of a file, each of a bounded size, in the encoding that the file's first bytes tell."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import Any, BinaryIO, TextIO, cast
+
+from graftlm.data.messages import RowError
+from graftlm.data.readers.raw import MAX_ROW
+
+__all__ = ["as_text", "byte_lines", "peek"]
+
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_BLOCK = 1 << 20
+
+
+def peek(file: BinaryIO) -> tuple[BinaryIO, bytes]:
+    """The file, buffered, and its first bytes, which stay unread."""
+    buffered: Any = file if hasattr(file, "peek") else io.BufferedReader(cast("Any", file))
+    return buffered, buffered.peek(4096)
+
+
+def as_text(file: BinaryIO) -> TextIO:
+    """The file as text: UTF-8, or UTF-16 where a byte order mark says so (Excel's "Unicode text").
+
+    Line ends are left as they are.
+    """
+    buffered, head = peek(file)
+    encoding = "utf-16" if head[:2] in _UTF16 else "utf-8-sig"
+    return io.TextIOWrapper(buffered, encoding=encoding, newline="")
+
+
+def byte_lines(file: BinaryIO) -> Iterator[tuple[int, bytes | RowError]]:
+    """Line numbers from 1, with the lines as UTF-8.
+
+    A line that is longer than `MAX_ROW` is skipped block by block, so that it never lies in memory
+    as a whole; a `RowError` stands in its place.
+    """
+    buffered, head = peek(file)
+    if head[:2] in _UTF16:
+        with as_text(buffered) as text:
+            number = 0
+            while line16 := text.readline(MAX_ROW + 1):
+                number += 1
+                size = len(line16)
+                yield number, line16.encode() if size <= MAX_ROW else too_large(size)
+        return
+    number = 0
+    while line := buffered.readline(MAX_ROW + 1):
+        number += 1
+        if len(line) <= MAX_ROW:
+            yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+            continue
+        size = len(line)
+        while not line.endswith(b"\n") and (line := buffered.readline(_BLOCK)):
+            size += len(line)
+        yield number, too_large(size)
+
+
+def too_large(size: int) -> RowError:
+    """What is said about a row of ``size`` bytes."""
+    return RowError(
+        f"the row has {size:,} bytes, expected at most {MAX_ROW:,}; cut it into several rows"
+    )

@@ -1,0 +1,108 @@
+"""Rendering messages by a tokenizer's chat template, whichever form it wants them in."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import jinja2
+
+from graftlm.data.messages import Arguments, RowError
+
+__all__ = ["Template"]
+
+
+class Template:
+    """The chat template in force.
+
+    Args:
+        tokenizer: holds it as its ``chat_template``.
+        name: what it is called in messages to people.
+    """
+
+    def __init__(self, tokenizer: Any, name: str) -> None:
+        self.tokenizer = tokenizer
+        self.name = name
+
+    def apply(
+        self, messages: list[dict[str, Any]], tools: Any, generation: bool, **variables: Any
+    ) -> str:
+        """Render.
+
+        Args:
+            messages: the conversation.
+            tools: JSON schemas of functions.
+            generation: end with what the model is given before it answers.
+            variables: given to the template besides.
+
+        Raises:
+            RowError: the template refuses, with its reason.
+        """
+        try:
+            text: str = self.tokenizer.apply_chat_template(
+                messages,
+                tools=tools,
+                add_generation_prompt=generation,
+                tokenize=False,
+                **variables,
+            )
+        except (
+            jinja2.TemplateError,
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            RecursionError,
+            TypeError,
+            ValueError,
+        ) as error:
+            raise RowError(f"the chat template ({self.name}) refuses: {error}") from error
+        return text
+
+    def fitting(self, messages: list[dict[str, Any]], tools: Any) -> list[dict[str, Any]]:
+        """The messages with the arguments of tool calls in the form that the template can show.
+
+        Most templates expect objects and write them as JSON. Some join strings, and fail on an
+        object or write it as Python does (``{'n': 4}``): they get the row's own JSON text.
+        """
+        if not any(message.get("tool_calls") for message in messages):
+            return messages
+        as_text = [_with_text_arguments(message) for message in messages]
+        try:
+            text = self.apply(messages, tools, False)
+        except RowError:
+            try:
+                self.apply(as_text, tools, False)
+            except RowError:
+                return messages  # which says why when it is rendered
+            return as_text
+        given = [call["function"]["arguments"] for m in messages for call in _calls(m)]
+        python_form = any(arguments and str(arguments) in text for arguments in given)
+        return as_text if python_form else messages
+
+    def dated(self, messages: list[dict[str, Any]], mark: str) -> bool:
+        """Whether the template prints the date of the day on which it renders."""
+        try:
+            return mark in self.apply(messages, None, True, strftime_now=lambda *_: mark)
+        except RowError:
+            return True  # it computes with the date
+
+
+def _calls(message: dict[str, Any]) -> list[dict[str, Any]]:
+    return message.get("tool_calls") or []
+
+
+def _with_text_arguments(message: dict[str, Any]) -> dict[str, Any]:
+    if not _calls(message):
+        return message
+    calls = [
+        {**call, "function": {**call["function"], "arguments": _text(call["function"])}}
+        for call in _calls(message)
+    ]
+    return {**message, "tool_calls": calls}
+
+
+def _text(function: dict[str, Any]) -> str:
+    arguments = function["arguments"]
+    if isinstance(arguments, Arguments):
+        return arguments.text
+    return json.dumps(arguments, ensure_ascii=False)
