@@ -26,7 +26,7 @@ from graftlm.config import (
     with_method,
 )
 from graftlm.errors import ConfigError, ModelError, ResourceError, TrainingError
-from graftlm.planning import choose, make_plan, rehearse
+from graftlm.planning import choose, make_plan, run_trial
 from graftlm.planning.baseline_memory import framework_memory
 from graftlm.planning.calibration import Calibration
 from graftlm.planning.loading import loading_bytes
@@ -79,7 +79,7 @@ def test_the_predicted_peak_is_the_measured_one(
     config = run_of(small_model, length=256)
     plan = make_plan(config, memory="100GB", methods=[method])
     option = next(o for o in plan.options if o.gradient_checkpointing == checkpointing)
-    measured = rehearse(option.setting.applied(config), length=256)
+    measured = run_trial(option.setting.applied(config), length=256)
     assert option.predicted_peak_bytes == pytest.approx(measured.peak_bytes, rel=0.08)
 
 
@@ -178,13 +178,13 @@ def test_what_is_not_a_language_model_is_refused(tmp_path: Path) -> None:
         make_plan(run_of(tmp_path), memory="1GB")
 
 
-def test_a_rehearsal_that_fails_says_why(tiny_llama: Path) -> None:
+def test_a_trial_run_that_fails_says_why(tiny_llama: Path) -> None:
     config = run_of(tiny_llama).model_copy(update={"method": "lora"})
     config = config.model_copy(
         update={"lora": config.lora.model_copy(update={"targets": ("no_such",)})}
     )
     with pytest.raises(TrainingError, match="no_such"):
-        rehearse(config, length=8)
+        run_trial(config, length=8)
 
 
 def test_a_process_reports_its_own_peak_not_its_parents() -> None:

@@ -40,7 +40,7 @@ def test_a_heap_never_shrinks(lives: list, seed: int, below: int) -> None:
     timeline, moments = replay(lives, seed)
     heap = max((sum(s for s in sizes if s < below) for sizes in moments), default=0)
     large = max((sum(s for s in sizes if s >= below) for sizes in moments), default=0)
-    peaks = timeline.peaks(kept_below=below)
+    peaks = timeline.peaks(heap_below=below)
     assert max((p.nbytes for p in peaks.values()), default=0) == heap + large
 
 
@@ -52,7 +52,7 @@ def test_of_equal_peaks_the_fullest_is_named() -> None:
     timeline.born(second)
     timeline.died(second, "forward")
     timeline.born(third)
-    peaks = timeline.peaks(kept_below=100).values()
+    peaks = timeline.peaks(heap_below=100).values()
     assert [(peak.nbytes, peak.alive, peak.module) for peak in peaks] == [
         (9, 5, "a"),
         (9, 9, "b"),

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["plan"]
 
+MEMORY_OF = (
+    "Memory is that of a process that runs `graftlm train`, or `graftlm.run` and nothing else."
+)
 _HIDE = {"show_default": False}
 _COLUMNS = (
     "method",
@@ -43,7 +46,10 @@ def plan(
         typer.Option("--set", help="Any setting, as for `graftlm train`. Repeatable.", **_HIDE),
     ] = None,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Also run each setting, and compare.")
+        bool, typer.Option("--verify", help="Also run what is recommended, and compare.")
+    ] = False,
+    verify_all: Annotated[
+        bool, typer.Option("--verify-all", help="Also run every setting that fits, and compare.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -73,14 +79,20 @@ def plan(
 
     console = stderr_console()
     with console.status("planning") as status:
+
+        def say_progress(text: str) -> None:
+            status.update(f"planning: {text}")
+            if not console.is_terminal and "latest" in text:
+                console.print(text)
+
         found = make_plan(
             config,
             memory=memory,
             device=device,
             methods=[word.strip() for word in methods.split(",")],  # type: ignore[misc]
             lengths=row_lengths(config) if data else (),
-            verify=verify,
-            progress=lambda text: status.update(f"planning: {text}"),
+            verify="all" if verify_all else "recommended" if verify else None,
+            progress=say_progress,
         )
     if as_json:
         print(json.dumps(found.to_json(), ensure_ascii=False))
@@ -106,7 +118,12 @@ def _print(found: Plan) -> None:
     )
     console.print(f"{'Nothing fits' if chosen.missing else 'Recommended'}: {chosen.why}.")
     console.print(f"Its peak, at {peak.peak_at}: {parts}.")
-    if not chosen.missing:
+    console.print(MEMORY_OF)
+    if found.command is None:
+        console.print(
+            f"There is no command for it: graftlm train runs on the CPU, not on {found.device}."
+        )
+    elif not chosen.missing:
         console.print(f"\n  {found.command}")
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "load_tokenizer",
     "load_weights",
     "pick_dtype",
+    "take_quantization",
     "tokenizer_in",
 ]
 
@@ -104,7 +105,7 @@ def load_weights(
     model = _fill(
         empty_model(config, trust_remote_code),
         checkpoint,
-        already_nf4=_take_quantization(config, str(name)),
+        already_nf4=take_quantization(config, str(name)),
         streaming=StreamingConfig(quantize == "nf4", block_size, double_quant),
         dtype=pick_dtype(dtype, config, checkpoint),
     )
@@ -227,8 +228,12 @@ def _report_experts(model: PreTrainedModel) -> None:
         )
 
 
-def _take_quantization(config: PretrainedConfig, name: str) -> bool:
-    """Remove `quantization_config`, which transformers would act on; return whether it says NF4."""
+def take_quantization(config: PretrainedConfig, name: str) -> bool:
+    """Remove `quantization_config`, which transformers would act on; return whether it says NF4.
+
+    Raises:
+        ModelError: the model is quantised in a way graftlm does not read.
+    """
     from graftlm.models.prequantized import is_nf4
 
     settings = None

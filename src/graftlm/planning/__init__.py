@@ -5,7 +5,7 @@ from __future__ import annotations
 from graftlm.planning.plan import Plan, Verified, choose, make_plan, row_lengths
 from graftlm.planning.planner import Option
 from graftlm.planning.sizes import format_size, parse_size
-from graftlm.planning.trial_run import Measured, rehearse
+from graftlm.planning.trial_run import Measured, run_trial
 
 __all__ = [
     "Measured",
@@ -16,6 +16,6 @@ __all__ = [
     "format_size",
     "make_plan",
     "parse_size",
-    "rehearse",
     "row_lengths",
+    "run_trial",
 ]

@@ -21,13 +21,13 @@ from graftlm.cache import once
 from graftlm.config import ModelConfig, RunConfig, TrainConfig
 from graftlm.files import write_json
 from graftlm.planning.trace import BatchShape, trace_step
-from graftlm.planning.trial_run import Measured, rehearse
+from graftlm.planning.trial_run import Measured, run_trial
 from graftlm.system import versions
 
 __all__ = ["byte_tokenizer", "framework_memory"]
 
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "*.model", "chat_template*")
-VERSION = 11
+VERSION = 12
 """Raised when what is measured here changes."""
 
 
@@ -73,8 +73,8 @@ def _measure(tokenizer_files: list[Path], target: Path) -> None:
             byte_tokenizer().save_pretrained(folder)
         settings = TrainConfig(batch_size=shape.sequences)
         config = RunConfig(model=ModelConfig(name=str(folder)), train=settings)
-        rehearse(config, shape.length // shape.sequences)
-        measured = rehearse(config, shape.length // shape.sequences)
+        run_trial(config, shape.length // shape.sequences)
+        measured = run_trial(config, shape.length // shape.sequences)
     own = trace_step(architecture, config, shape, torch.bfloat16)
     # Between two steps the gradients of the last one are still there.
     left = own.resident + 4 * own.trainable_parameters

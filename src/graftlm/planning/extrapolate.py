@@ -1,9 +1,10 @@
-"""Planning a deep model from shallow ones.
+"""Planning a large model from small ones: memory and work are linear in what repeats.
 
-Layers repeat, so memory and work are linear in their number *at each place of the step*: the
-forward pass ends with all layers' activations, the backward pass begins with them in the last layer
-and ends with all gradients in the first. A deep model is traced twice at small depths, each place
-is continued along its line, and the peak is the largest. Tests compare it with the full trace.
+Layers repeat, so at each place of a step the peak is linear in their number. A deep model is traced
+at two small depths and continued along the line. Where a model reads its sequence token by token in
+Python (Mamba without its CUDA kernels), a trace takes as long as the sequence; it is then made at
+two short lengths and continued in the same way. Attention that needs memory in the square of the
+length is underestimated there. A test compares a continued trace with the full one.
 """
 
 from __future__ import annotations
@@ -11,40 +12,101 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
+
+from torch import nn
 
 from graftlm.config import LoRAConfig
 from graftlm.planning.cost import Work
-from graftlm.planning.timeline import Peak
+from graftlm.planning.timeline import COMPONENTS, Peak
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = [
-    "continued",
-    "continued_count",
-    "continued_work",
-    "depth_of",
-    "shallow_depths",
-    "with_depth",
-]
+__all__ = ["Trace", "depth_of", "shallow_depths", "with_depth"]
 
-SHALLOWEST = 4
-"""Layers of the first small model; fewer would not have left the ends' own behaviour behind."""
-WORTHWHILE = 3
+SHALLOWEST = 2
+"""Layers of the first small model: a first one and a last one."""
+WORTHWHILE = 2
 """A model this many times deeper than the two small ones together is continued, not traced."""
 
 
-def shallow_depths(architecture: PretrainedConfig, lora: LoRAConfig) -> tuple[int, int] | None:
-    """Two depths to trace in place of the model's own; ``None`` to trace it as it is."""
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """What one step takes.
+
+    Attributes:
+        peaks: the moment with most memory in use in each place of the step, tensors only.
+        resident: bytes alive between two steps.
+        work: floating-point operations and bytes moved by one step.
+        trainable_parameters: numbers that the optimiser changes.
+        weight_bytes: the base model, as it is held.
+    """
+
+    peaks: dict[str, Peak]
+    resident: int
+    work: Work
+    trainable_parameters: int
+    weight_bytes: int
+
+    @property
+    def peak(self) -> Peak:
+        """The moment with most memory in use in the whole step; of equal ones, the fullest."""
+        return max(self.peaks.values(), key=lambda peak: (peak.nbytes, peak.alive))
+
+    def continued(self, other: Trace, factor: float) -> Trace:
+        """``self + factor (other - self)``: the line through two traces."""
+
+        def line(first: int, second: int) -> int:
+            return max(0, round(first + factor * (second - first)))
+
+        peaks = {}
+        for place, end in other.peaks.items():
+            start = self.peaks.get(place, end)
+            names = [n for n in COMPONENTS if n in start.components or n in end.components]
+            components = {
+                name: line(start.components.get(name, 0), end.components.get(name, 0))
+                for name in names
+            }
+            alive = line(start.alive, end.alive)
+            peaks[place] = dataclasses.replace(end, components=components, alive=alive)
+        return Trace(
+            peaks=peaks,
+            resident=line(self.resident, other.resident),
+            work=self.work.plus(other.work.plus(self.work, -1), factor),
+            trainable_parameters=line(self.trainable_parameters, other.trainable_parameters),
+            weight_bytes=line(self.weight_bytes, other.weight_bytes),
+        )
+
+
+def shallow_depths(
+    architecture: PretrainedConfig, lora: LoRAConfig, build: Callable[[PretrainedConfig], nn.Module]
+) -> tuple[int, int] | None:
+    """Two depths to trace in place of the model's own; ``None``: it is traced as it is.
+
+    Args:
+        architecture: the transformers config.
+        lora: a setting that names layers by number treats them differently, so all are traced.
+        build: makes the model of a config on the meta device.
+    """
     depth = depth_of(architecture)
-    if depth is None or _names_layers(lora):
+    if depth is None or depth < WORTHWHILE * (2 * SHALLOWEST + 1) or _names_layers(lora):
         return None
-    period = _period(architecture, depth)
-    first = SHALLOWEST + (depth - SHALLOWEST) % period
-    second = first + period * -(-2 // period)
-    return (first, second) if depth >= WORTHWHILE * (first + second) // 2 else None
+    kinds = _kinds(architecture, build)
+    if kinds is None:
+        return None
+    start, period = _repetition(kinds)
+    first = max(SHALLOWEST, start + 1)
+    first += (depth - first) % period
+    second = first + period
+    if depth < WORTHWHILE * (first + second):
+        return None
+    try:  # a model may count its layers from the end
+        cut = _kinds(with_depth(architecture, second), build)
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError):
+        return None
+    return (first, second) if cut == kinds[:second] else None
 
 
 def with_depth(architecture: PretrainedConfig, depth: int) -> PretrainedConfig:
@@ -59,41 +121,45 @@ def with_depth(architecture: PretrainedConfig, depth: int) -> PretrainedConfig:
     return whole
 
 
-def continued_count(first: int, second: int, depths: tuple[int, int], depth: int) -> int:
-    """The line through two counts, at ``depth``."""
-    return first + (second - first) * (depth - depths[0]) // (depths[1] - depths[0])
-
-
-def continued(
-    first: Mapping[str, Peak], second: Mapping[str, Peak], depths: tuple[int, int], depth: int
-) -> dict[str, Peak]:
-    """Each place's peak, and each component of it, at ``depth``."""
-    peaks = {}
-    for place, end in second.items():
-        start = first.get(place, end)
-        names = [name for name in end.components if name in start.components]
-        components = {
-            name: continued_count(start.components[name], end.components[name], depths, depth)
-            for name in names
-        } | {name: size for name, size in end.components.items() if name not in names}
-        peaks[place] = dataclasses.replace(
-            end,
-            nbytes=sum(components.values()),
-            components=components,
-            alive=continued_count(start.alive, end.alive, depths, depth),
-        )
-    return peaks
-
-
-def continued_work(first: Work, second: Work, depths: tuple[int, int], depth: int) -> Work:
-    """Work at ``depth``."""
-    return first.plus(second.plus(first, -1), (depth - depths[0]) / (depths[1] - depths[0]))
-
-
 def depth_of(architecture: PretrainedConfig) -> int | None:
     """Number of layers, if the config says it in the usual way."""
     depth = getattr(architecture.get_text_config(), "num_hidden_layers", None)
     return depth if isinstance(depth, int) else None
+
+
+def _kinds(architecture: PretrainedConfig, build: Any) -> list[Any] | None:
+    """What each layer is: its class, its shapes, and what the config lists for it."""
+    text, depth = architecture.get_text_config(), depth_of(architecture)
+    layers = next(
+        (
+            m
+            for m in build(architecture).modules()
+            if isinstance(m, nn.ModuleList) and len(m) == depth
+        ),
+        None,
+    )
+    if layers is None:
+        return None
+    listed = [v for v in vars(text).values() if isinstance(v, list) and len(v) == depth]
+    return [
+        (
+            type(layer).__name__,
+            [(name, parameter.shape) for name, parameter in layer.named_parameters()],
+            [values[i] for values in listed],
+        )
+        for i, layer in enumerate(layers)
+    ]
+
+
+def _repetition(kinds: Sequence[Any]) -> tuple[int, int]:
+    """The least ``start + period`` so that from ``start`` on the kinds repeat every ``period``."""
+    depth = len(kinds)
+    for total in range(1, depth + 1):
+        for period in range(1, total + 1):
+            start = total - period
+            if all(kinds[i] == kinds[i + period] for i in range(start, depth - period)):
+                return start, period
+    return 0, depth
 
 
 def _names_layers(lora: LoRAConfig) -> bool:
@@ -101,15 +167,3 @@ def _names_layers(lora: LoRAConfig) -> bool:
     targets = (lora.targets,) if isinstance(lora.targets, str) else lora.targets
     names = (*targets, *lora.exclude, *lora.rank_pattern, *lora.alpha_pattern)
     return any(re.search(r"(^|[^A-Za-z])\d+|\\d|\[0-9", name) for name in names)
-
-
-def _period(architecture: PretrainedConfig, depth: int) -> int:
-    """After how many layers the kinds of layers repeat."""
-    text: Any = architecture.get_text_config()
-    patterns = [v for v in vars(text).values() if isinstance(v, list) and len(v) == depth]
-    period = 1
-    while period < depth and any(
-        pattern[i] != pattern[i % period] for pattern in patterns for i in range(depth)
-    ):
-        period += 1
-    return period

@@ -18,7 +18,7 @@ from graftlm.models.fuse import fuse_elementwise
 from graftlm.models.int8_embeddings import rows_in_int8
 from graftlm.models.load import empty_model
 from graftlm.models.streaming import linear_layers, unquantized_names
-from graftlm.planning.extrapolate import shallow_depths, with_depth
+from graftlm.planning.extrapolate import depth_of, with_depth
 from graftlm.training.recompute import recompute_activations
 
 if TYPE_CHECKING:
@@ -29,8 +29,9 @@ __all__ = ["build", "shallow"]
 
 def shallow(architecture: PretrainedConfig, config: RunConfig) -> Any:
     """The model on the meta device, as few layers as are traced, with the attention of a run."""
-    if depths := shallow_depths(architecture, config.lora):
-        architecture = with_depth(architecture, depths[0])
+    depth = depth_of(architecture)
+    if depth is not None:
+        architecture = with_depth(architecture, min(depth, 2))
     model = empty_model(architecture, config.model.trust_remote_code)
     quick_attention(model)
     return model

@@ -6,20 +6,23 @@ import dataclasses
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from graftlm.config import Embeddings, RunConfig, contradictions
 from graftlm.errors import ConfigError, ModelError, ResourceError, TargetError
 from graftlm.planning.planner import METHODS, Method, Option, Planner, Setting, as_setting
 from graftlm.planning.recommend import Recommendation, recommend
 from graftlm.planning.sizes import parse_size
-from graftlm.planning.trial_run import Measured, rehearse
+from graftlm.planning.trial_run import LIMIT_SECONDS, STEPS, Measured, run_trial
 from graftlm.system import available_memory
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 __all__ = ["Plan", "Verified", "choose", "make_plan", "row_lengths"]
+
+SLOW_STEP = 20.0
+"""Seconds; of slower steps a trial run makes two, not three."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +48,8 @@ class Plan:
         limit: bytes of memory planned for.
         options: each method with and without checkpointing, and whatever else was looked at.
         recommendation: what to take.
-        command: the `graftlm train` command that runs it.
+        command: the `graftlm train` command that runs it; ``None`` for a device that `train` does
+            not use.
         verified: the options that were run, if asked for.
     """
 
@@ -54,7 +58,7 @@ class Plan:
     limit: int
     options: tuple[Option, ...]
     recommendation: Recommendation
-    command: str
+    command: str | None
     verified: tuple[Verified, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -91,7 +95,7 @@ def make_plan(
     device: str = "cpu",
     methods: Sequence[Method] = METHODS,
     lengths: Sequence[int] = (),
-    verify: bool = False,
+    verify: Literal["recommended", "all"] | None = None,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Plan:
     """Plan a run from its settings; nothing of the model but its config is read.
@@ -103,8 +107,8 @@ def make_plan(
         device: ``cpu`` or ``cuda``; the machine need not have it.
         methods: what may be recommended.
         lengths: tokens of each row; by default every row is as long as ``max_length``.
-        verify: run the options of the table and what is recommended for real, each in a process
-            of its own.
+        verify: run what is recommended, or every option that fits, for real, each in a process of
+            its own. At most `LIMIT_SECONDS` an option.
         progress: is told what is being done.
 
     Raises:
@@ -116,6 +120,8 @@ def make_plan(
         problems.append("no method to consider: expected some of full, lora, qlora")
     if device not in ("cpu", "cuda"):
         problems.append(f"device {device!r}: expected cpu or cuda")
+    if verify and device != "cpu":
+        problems.append(f"a plan for {device} cannot be verified: training runs on the CPU")
     if problems:
         raise ConfigError(problems)
     limit = _limit(memory, device)
@@ -153,25 +159,39 @@ def make_plan(
     chosen = recommend(
         asked, methods, limit, planner.at_once(asked), predict_if_possible, _embeddings(config)
     )
-    verified = []
-    to_verify = [*table] if verify else []
-    if verify and chosen.option not in table and not chosen.missing:
-        to_verify.append(chosen.option)
-    for option in to_verify:
-        progress(f"running {option.method}, {option.rows} × {option.length}")
-        shape = planner.shape(option.setting)
-        length = option.length // shape.sequences if shape.rows == 1 else option.length
-        done = rehearse(option.setting.applied(config), length, shape.padded)
-        verified.append(Verified(option, done))
+    options = list(_different(made.values()))
+    to_verify = [chosen.option] if verify else []
+    if verify == "all":
+        to_verify += [option for option in options if option != chosen.option]
+    verified = [_verify(config, planner, o, progress) for o in to_verify if o.fits]
     return Plan(
         config.model.name,
         device,
         limit,
-        tuple(_different(made.values())),
+        tuple(options),
         chosen,
-        command(config, chosen.option),
+        command(config, chosen.option) if device == "cpu" else None,
         tuple(verified),
     )
+
+
+def _verify(
+    config: RunConfig, planner: Planner, option: Option, progress: Callable[[str], None]
+) -> Verified:
+    """Run ``option``; two steps where one takes long."""
+    steps = 2 if (option.seconds_per_step or 0.0) > SLOW_STEP else STEPS
+    name = f"running {option.method}, {option.rows} × {option.length}, {steps} steps"
+    progress(f"{name}, stopped after {LIMIT_SECONDS} s at the latest")
+    shape = planner.shape(option.setting)
+    length = option.length // shape.sequences if shape.rows == 1 else option.length
+    measured = run_trial(
+        option.setting.applied(config),
+        length,
+        shape.padded,
+        steps=steps,
+        progress=lambda where: progress(f"{name}: {where} (of {LIMIT_SECONDS} s)"),
+    )
+    return Verified(option, measured)
 
 
 def _embeddings(config: RunConfig) -> tuple[Embeddings, ...]:
@@ -265,10 +285,12 @@ def _limit(memory: str | int | None, device: str) -> int:
 
 def _architecture(config: RunConfig) -> tuple[PretrainedConfig, Path]:
     from graftlm.models import resolve
-    from graftlm.models.load import load_config
+    from graftlm.models.load import load_config, take_quantization
 
     folder = resolve(config.model.name, trust_remote_code=config.model.trust_remote_code).path
-    return load_config(folder, config.model.trust_remote_code), folder
+    architecture = load_config(folder, config.model.trust_remote_code)
+    take_quantization(architecture, config.model.name)  # refuses what training would refuse
+    return architecture, folder
 
 
 def _dtype(config: RunConfig, architecture: PretrainedConfig, folder: Path | None) -> Any:

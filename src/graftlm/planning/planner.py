@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from graftlm.config import Embeddings, RunConfig, with_method
-from graftlm.errors import ModelError
 from graftlm.models.capabilities import capabilities
-from graftlm.planning import fake_model as skeleton
+from graftlm.planning import fake_model
 from graftlm.planning.baseline_memory import framework_memory
 from graftlm.planning.calibration import Calibration, calibrate
 from graftlm.planning.largest_batch import laid, stacked
@@ -140,7 +139,7 @@ class Planner:
         """Whether rows are laid end to end, if the model keeps them apart, as nearly all do."""
         if self.device != "cpu":
             return False
-        can = capabilities(skeleton.shallow(self.architecture, self.config))
+        can = capabilities(fake_model.shallow(self.architecture, self.config))
         return can.attends_by_blocks and can.takes_positions
 
     def at_once(self, setting: Setting) -> int:
@@ -199,15 +198,7 @@ class Planner:
         key = setting.method, setting.gradient_checkpointing, setting.embeddings, shape
         if key not in self._traces:
             config, dtype = setting.applied(self.config), self._type(setting)
-            try:
-                trace = trace_step(self.architecture, config, shape, dtype, self.device)
-            except AttributeError as error:
-                if setting.embeddings == "keep":
-                    raise
-                raise ModelError(  # there is no 16-bit weight for its own code to read
-                    f"this model cannot have its embeddings in 8 bits ({error}). "
-                    "Use model.embeddings=keep."
-                ) from error
+            trace = trace_step(self.architecture, config, shape, dtype, self.device)
             self._traces[key] = trace
         return self._traces[key]
 

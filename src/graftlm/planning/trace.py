@@ -11,32 +11,29 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
+from graftlm._compat.tracing import FakeTensorMode
 from graftlm.adapters.adapter import Adapter
 from graftlm.config import RunConfig
 from graftlm.data.batch import IGNORED, Batch
+from graftlm.errors import GraftLMError, ModelError
 from graftlm.frozen.nf4.linear import NF4Linear
-from graftlm.planning import fake_model as skeleton
-from graftlm.planning.cost import Work
-from graftlm.planning.extrapolate import (
-    continued,
-    continued_count,
-    continued_work,
-    depth_of,
-    shallow_depths,
-    with_depth,
-)
-from graftlm.planning.fake_values import values_can_be_asked
-from graftlm.planning.timeline import Peak
-from graftlm.planning.tracker import Tracker
+from graftlm.models.load import empty_model
+from graftlm.planning import fake_model
+from graftlm.planning.extrapolate import Trace, depth_of, shallow_depths, with_depth
+from graftlm.planning.tracker import TooManyCallsError, Tracker
 from graftlm.system import RETURNED_FROM
 from graftlm.training.step import train_step
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ["BatchShape", "Trace", "trace_step"]
+__all__ = ["BatchShape", "Trace", "trace_in_full", "trace_step"]
+
+MOST_CALLS = 5000
+"""Operators that a layer calls in a step, at most; a usual one calls some hundred."""
+SHORT_LENGTHS = (64, 128)
+"""Rows of a model that calls more."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,30 +76,6 @@ class BatchShape:
         return Batch(ids, labels, mask, positions, self.rows * self.length)
 
 
-@dataclasses.dataclass(frozen=True)
-class Trace:
-    """What one step takes.
-
-    Attributes:
-        peaks: the moment with most memory in use in each place of the step, tensors only.
-        resident: bytes alive between two steps.
-        work: floating-point operations and bytes moved by one step.
-        trainable_parameters: numbers that the optimiser changes.
-        weight_bytes: the base model, as it is held.
-    """
-
-    peaks: dict[str, Peak]
-    resident: int
-    work: Work
-    trainable_parameters: int
-    weight_bytes: int
-
-    @property
-    def peak(self) -> Peak:
-        """The moment with most memory in use in the whole step; of equal ones, the fullest."""
-        return max(self.peaks.values(), key=lambda peak: (peak.nbytes, peak.alive))
-
-
 def trace_step(
     architecture: PretrainedConfig,
     config: RunConfig,
@@ -118,48 +91,89 @@ def trace_step(
         shape: the batch of each forward pass, and how many there are.
         dtype: type of the unquantised weights.
         device: ``cpu`` or ``cuda``; the machine need not have it.
+
+    Raises:
+        ModelError: the step cannot be traced.
     """
-    depths = shallow_depths(architecture, config.lora)
-    if depths is None:
-        return _trace(architecture, config, shape, dtype, device)
-    first, second = (
-        _trace(with_depth(architecture, depth), config, shape, dtype, device) for depth in depths
-    )
-    depth = depth_of(architecture)
-    assert depth is not None
-    counts = {
-        name: continued_count(getattr(first, name), getattr(second, name), depths, depth)
-        for name in ("resident", "trainable_parameters", "weight_bytes")
-    }
-    return Trace(
-        peaks=continued(first.peaks, second.peaks, depths, depth),
-        work=continued_work(first.work, second.work, depths, depth),
-        **counts,
-    )
+    try:
+        return _continued(architecture, config, shape, dtype, device)
+    except GraftLMError:
+        raise
+    except Exception as error:  # a model's own code may do anything with tensors without values
+        int8 = config.model.embeddings == "int8"
+        raise ModelError(
+            f"a training step of this model cannot be traced with {config.method}"
+            f"{' and embeddings in 8 bits' if int8 else ''}: {type(error).__name__}: {error}. "
+            f"{'Use model.embeddings=keep, or train' if int8 else 'Train'} it for a few steps "
+            "instead: their peak memory is in summary.json."
+        ) from error
 
 
-def _trace(
+def _continued(
     architecture: PretrainedConfig,
     config: RunConfig,
     shape: BatchShape,
     dtype: torch.dtype,
     device: torch.device | str,
 ) -> Trace:
+    arguments = config, shape, dtype, device
+    depths = shallow_depths(
+        architecture, config.lora, lambda kind: empty_model(kind, config.model.trust_remote_code)
+    )
+    if depths is None:
+        return _at_length(architecture, *arguments)
+    first, second = depths
+    depth = depth_of(architecture)
+    assert depth is not None
+    small, large = (_at_length(with_depth(architecture, d), *arguments) for d in depths)
+    return small.continued(large, (depth - first) / (second - first))
+
+
+def _at_length(
+    architecture: PretrainedConfig, config: RunConfig, shape: BatchShape, *rest: Any
+) -> Trace:
+    """The trace, continued from short rows where every token is an operation of its own."""
+    try:
+        return trace_in_full(architecture, config, shape, *rest, MOST_CALLS)
+    except TooManyCallsError:
+        short, longer = SHORT_LENGTHS
+        first, second = (
+            trace_in_full(architecture, config, dataclasses.replace(shape, length=length), *rest)
+            for length in SHORT_LENGTHS
+        )
+        return first.continued(second, (shape.length - short) / (longer - short))
+
+
+def trace_in_full(
+    architecture: PretrainedConfig,
+    config: RunConfig,
+    shape: BatchShape,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    most_calls: int | None = None,
+) -> Trace:
+    """`trace_step` of this very model and batch.
+
+    Raises:
+        TooManyCallsError: the step called more than ``most_calls`` operators a layer.
+    """
     device = torch.device("cuda:0" if torch.device(device).type == "cuda" else device)
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    tracker = Tracker(mode, device)
-    with values_can_be_asked(), mode, tracker:
-        model = skeleton.build(architecture, config, dtype, device)
+    depth = depth_of(architecture)
+    tracker = Tracker(device, None if most_calls is None else most_calls * (depth or 1))
+    with FakeTensorMode(allow_non_fake_inputs=True), tracker:
+        model = fake_model.build(architecture, config, dtype, device)
+        if device.type != "cpu" and not torch.cuda.is_available():
+            # The quick way through experts asks the GPU what it can do.
+            model.set_experts_implementation("eager")
         parameters = _claim_model(tracker, model)
         optimizer = torch.optim.AdamW(parameters, fused=True)
-        tracker.watch(model, _body(model))
-        tracker.watch_optimizer(optimizer)
+        tracker.watch(model, getattr(model, model.base_model_prefix, model), optimizer)
         _start_optimizer(optimizer, parameters)
         for state in optimizer.state.values():
             for value in state.values():
                 tracker.claim(value, "optimizer")
         # From the second pass on the gradients are there already; a third shows nothing new.
-        batches = [_fake_batch(tracker, shape, device)] * (1 if shape.passes <= 1 else 2)
+        batches = [shape.batch()] * (1 if shape.passes <= 1 else 2)
         resident = tracker.timeline.in_use()
         tracker.begin_step()
         settings = config.train
@@ -174,9 +188,7 @@ def _trace(
         for parameter in parameters:
             tracker.claim(parameter.grad, "gradients")
     return Trace(
-        peaks=tracker.timeline.peaks(
-            depth_of(architecture), RETURNED_FROM if device.type == "cpu" else 0
-        ),
+        peaks=tracker.timeline.peaks(depth, RETURNED_FROM if device.type == "cpu" else 0),
         resident=resident,
         work=tracker.work.plus(tracker.work, shape.passes / len(batches) - 1),
         trainable_parameters=sum(p.numel() for p in parameters),
@@ -199,30 +211,9 @@ def _claim_model(tracker: Tracker, model: nn.Module) -> list[nn.Parameter]:
     return [p for p in model.parameters() if p.requires_grad]
 
 
-def _body(model: Any) -> nn.Module:
-    """The model without its output head."""
-    body = getattr(model, model.base_model_prefix, model)
-    assert isinstance(body, nn.Module)
-    return body
-
-
 def _start_optimizer(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> None:
     """A first step, so that the moments exist as they do in every later one."""
     for parameter in parameters:
         parameter.grad = torch.empty_like(parameter)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-
-
-def _fake_batch(tracker: Tracker, shape: BatchShape, device: torch.device) -> Batch:
-    with torch.utils._python_dispatch._disable_current_modes():
-        real = shape.batch()
-    fake = tracker.shadows.fake
-    mask, positions = real.attention_mask, real.position_ids
-    return Batch(
-        fake(real.input_ids, device),
-        fake(real.labels, device),
-        None if mask is None else fake(mask, device),
-        None if positions is None else fake(positions, device),
-        real.tokens,
-    )

@@ -1,9 +1,9 @@
 """A run in small, for real: a process of its own loads, trains a few steps, and says what it took.
 
-    python -m graftlm.planning.trial_run < request.json > answer.json
+    python -m graftlm.planning.trial_run < request.json
 
-Two uses. `plan --verify` rehearses a planned setting with the real model and compares. And what a
-training process occupies *before* any model (interpreter, libraries, tokenizer) is the rehearsal of
+Two uses. `plan --verify` runs a planned setting with the real model and compares. And what a
+training process occupies *before* any model (interpreter, libraries, tokenizer) is the trial run of
 a model of next to nothing.
 """
 
@@ -15,28 +15,30 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from graftlm.config import RunConfig
 from graftlm.errors import TrainingError
 
-__all__ = ["Measured", "rehearse"]
+__all__ = ["LIMIT_SECONDS", "STEPS", "Measured", "run_trial"]
 
 STEPS = 3
 """The moments exist after the first; the second is in the steady state; one more to see that."""
-
+LIMIT_SECONDS = 600
+"""A trial run that takes longer is stopped."""
 TEXT = 20_000
 """Characters of the text that the rows are cut from."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What a rehearsal took.
+    """What a trial run took.
 
     Attributes:
-        peak_bytes: highest memory of the process; on CUDA, highest allocated.
+        peak_bytes: highest memory of the process.
         loading_peak_bytes: the same, up to the end of loading.
         resident_bytes: memory at the end.
         seconds_per_step: the fastest step.
@@ -48,34 +50,83 @@ class Measured:
     seconds_per_step: float
 
 
-def rehearse(config: RunConfig, length: int, padded: bool = False) -> Measured:
-    """Run ``config`` for three steps on rows cut from one text in a process of its own.
+def run_trial(
+    config: RunConfig,
+    length: int,
+    padded: bool = False,
+    *,
+    steps: int = STEPS,
+    progress: Callable[[str], None] = lambda text: None,
+) -> Measured:
+    """Run ``config`` for a few steps on rows cut from one text in a process of its own.
 
     Args:
         config: what is trained and how; its data is not read.
         length: tokens of each row.
         padded: make every second row one token shorter, so that there is something to mask.
+        steps: how many; two at least.
+        progress: is told how far it is, twice a second.
 
     Raises:
-        TrainingError: the process failed; its last words are quoted.
+        TrainingError: the process failed, and its last words are quoted; or it took longer than
+            `LIMIT_SECONDS`.
     """
-    request = {
-        "config": config.model_dump(mode="json"),
-        "rows": {"length": length, "padded": padded},
-    }
-    done = subprocess.run(
-        [sys.executable, "-m", "graftlm.planning.trial_run"],
-        input=json.dumps(request),
-        capture_output=True,
-        text=True,
-        env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
-    )
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise TrainingError(
-            f"the rehearsal of {config.method} with rows of {length} tokens failed: {lines[-1]}"
-        )
-    return Measured(**json.loads(done.stdout.strip().splitlines()[-1]))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        request = {
+            "config": config.model_copy(update={"out": str(folder / "run")}).model_dump(
+                mode="json"
+            ),
+            "rows": {"length": length, "padded": padded},
+            "steps": steps,
+        }
+        (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
+        with (
+            (folder / "request.json").open(encoding="utf-8") as stdin,
+            (folder / "answer.json").open("w", encoding="utf-8") as stdout,
+            (folder / "errors.txt").open("w", encoding="utf-8") as stderr,
+        ):
+            process = subprocess.Popen(
+                [sys.executable, "-m", "graftlm.planning.trial_run"],
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
+            )
+            try:
+                _wait(process, folder / "run" / "metrics.jsonl", steps, progress)
+            finally:
+                process.kill()
+                process.wait()
+        if process.returncode:
+            said = (folder / "errors.txt").read_text(encoding="utf-8", errors="replace")
+            lines = said.strip().splitlines() or [f"exit code {process.returncode}"]
+            raise TrainingError(
+                f"the trial run of {config.method} with rows of {length} tokens failed: {lines[-1]}"
+            )
+        answer = (folder / "answer.json").read_text(encoding="utf-8")
+    return Measured(**json.loads(answer.strip().splitlines()[-1]))
+
+
+def _wait(
+    process: subprocess.Popen[bytes], metrics: Path, steps: int, progress: Callable[[str], None]
+) -> None:
+    """Until the process ends; what it has written of its metrics says how far it is."""
+    started = time.monotonic()
+    while True:
+        try:
+            process.wait(timeout=0.5)
+            return
+        except subprocess.TimeoutExpired:
+            elapsed = time.monotonic() - started
+        if elapsed > LIMIT_SECONDS:
+            raise TrainingError(
+                f"the trial run was stopped after {LIMIT_SECONDS} s. Make it smaller, with "
+                "--max-length, --batch-size or a smaller model."
+            )
+        done = metrics.read_text(encoding="utf-8").count("\n") if metrics.exists() else None
+        where = "loading" if done is None else f"step {min(done + 1, steps)} of {steps}"
+        progress(f"{where}, {elapsed:.0f} s")
 
 
 def _answer(request: dict[str, Any]) -> Measured:
@@ -84,55 +135,61 @@ def _answer(request: dict[str, Any]) -> Measured:
 
     return_freed_memory()
 
-    from pydoc_data.topics import topics  # English text that every Python has
-
-    import torch
-
     from graftlm.models import StoredTokenizer, load_tokenizer
     from graftlm.training import train
     from graftlm.training.train import adapted_model
 
     config = RunConfig.model_validate(request["config"])
     tokenizer = load_tokenizer(config.model.name, trust_remote_code=config.model.trust_remote_code)
-    text = " ".join(topics.values())[:TEXT]
-    ids = tokenizer(text)["input_ids"]
-    with StoredTokenizer(tokenizer) as stored, tempfile.TemporaryDirectory() as folder:
+    ids = tokenizer(_text())["input_ids"]
+    with StoredTokenizer(tokenizer) as stored:
         del tokenizer
         release_freed_memory()
         model = adapted_model(config)
         # The stand-in for a model of next to nothing knows fewer tokens than its tokenizer.
         known = model.get_input_embeddings().num_embeddings
         loading_peak = peak_resident()
-        if torch.cuda.is_available():
-            model.to("cuda")  # type: ignore[arg-type]
-        out = Path(folder) / "run"
         result = train(
             model,
             stored,
-            _rows(**request["rows"], ids=[i % known for i in ids], config=config),
-            config.train.model_copy(update={"steps": STEPS, "save_steps": None}),
-            out=out,
+            _rows(
+                **request["rows"],
+                steps=request["steps"],
+                ids=[i % known for i in ids],
+                config=config,
+            ),
+            config.train.model_copy(update={"steps": request["steps"], "save_steps": None}),
+            out=config.out,
             data_config=config.data.model_copy(update={"group_by_length": False}),
             progress=False,
         )
-        lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    steps = [json.loads(line) for line in lines]
-    seconds = min(row["tokens"] / row["tokens_per_second"] for row in steps)
+        lines = (Path(config.out) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    done = [json.loads(line) for line in lines]
+    seconds = min(row["tokens"] / row["tokens_per_second"] for row in done)
     return Measured(result.peak_memory_bytes, loading_peak, resident(), seconds)
 
 
-def _rows(length: int, padded: bool, ids: Sequence[int], config: RunConfig) -> list[Any]:
-    """As many examples of this length as the steps take.
+def _text() -> str:
+    """English text that every Python has: its own documentation.
 
-    Their tokens are ``ids``, of real text, from another place in each row: what the loss keeps
-    depends on how well the model knows what it reads.
+    What the loss keeps in memory depends on how well the model knows what it reads; to a trained
+    model random tokens would be unlike any text.
     """
+    from pydoc_data.topics import topics
+
+    return " ".join(topics.values())[:TEXT]
+
+
+def _rows(
+    length: int, padded: bool, steps: int, ids: Sequence[int], config: RunConfig
+) -> list[Any]:
+    """As many examples of this length as the steps take, each from another place of the text."""
     from graftlm.data.batch import Example
 
-    batches = STEPS * config.train.gradient_accumulation_steps
+    batches = steps * config.train.gradient_accumulation_steps
     return [
         Example(
-            input_ids=[ids[(37 * row + i) % len(ids)] for i in range(size)],
+            input_ids=[ids[(997 * row + i) % len(ids)] for i in range(size)],
             supervised=[i > 0 for i in range(size)],
         )
         for row in range(config.train.batch_size * batches)

@@ -34,7 +34,7 @@ from graftlm.frozen.int8_rows import Int8Embedding
 from graftlm.frozen.nf4.linear import NF4Linear
 from graftlm.models import StoredTokenizer, load_tokenizer, load_weights, resolve
 from graftlm.models.capabilities import require_packable
-from graftlm.system import release_freed_memory
+from graftlm.system import release_freed_memory, return_freed_memory
 from graftlm.system.placement import placement_for
 from graftlm.training.data_checks import (
     check_rows,
@@ -54,6 +54,9 @@ __all__ = ["adapted_model", "run", "train"]
 def run(config: RunConfig, *, resume: bool = False, progress: bool = True) -> RunResult:
     """Do one whole training run as ``config`` describes it, in the folder ``config.out``.
 
+    From then on the process gives freed memory back to the system, as the plan assumes
+    (`graftlm.system.return_freed_memory`).
+
     Raises:
         ConfigError: a required setting is missing.
         GraftLMError: whatever stops the model, the data or the training; see `graftlm.errors`.
@@ -69,6 +72,7 @@ def run(config: RunConfig, *, resume: bool = False, progress: bool = True) -> Ru
     problems += _undecided(config) + contradictions(config)
     if problems:
         raise ConfigError(problems)
+    return_freed_memory()
     config = settled(config)
     base_path = resolve(config.model.name).path
     check_run(Path(config.out), config, resume)

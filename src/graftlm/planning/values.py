@@ -1,0 +1,184 @@
+"""Real values for the tensors that steer a step.
+
+A fake tensor has a shape and no values, yet a step asks for some: how many tokens are supervised,
+which pairs a mask lets attend, how many tokens an expert gets. All of these are small tensors of
+integers and booleans, and most derive from the batch alone. They stay real, and so does all that is
+computed from them alone. Weights, activations and whatever meets them are fake.
+
+A router's choice depends on activations, so a plan cannot know it. Choices are spread evenly: entry
+i of the result chooses number i mod n. What else is asked of a fake tensor is answered with one, or
+true.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from graftlm._compat.tracing import (
+    ASKS_FOR_VALUES,
+    FakeTensor,
+    modes_off,
+    tree_leaves,
+    tree_map_only,
+)
+
+__all__ = ["StepValues"]
+
+aten = torch.ops.aten
+
+STEERING = (torch.bool, torch.int16, torch.int32, torch.int64)
+"""Types of what stays real: codes of stored weights, of 8 bits each, do not."""
+LARGEST = 1 << 26
+"""Elements of a real tensor, at most; a larger mask (8192 × 8192) is fake."""
+LARGEST_FLOATS = 1 << 20
+"""The same for numbers made of integers, such as counts of tokens."""
+
+_MASK_INDEXED = (
+    aten.index.Tensor,
+    aten.index_put.default,
+    aten.index_put_.default,
+    aten._index_put_impl_.default,
+    aten._unsafe_index_put.default,
+)
+_CONVOLVES = (aten.convolution.default, aten.convolution_backward.default)
+_CHOOSES = (
+    aten.topk.default,
+    aten.sort.default,
+    aten.sort.stable,
+    aten.argmax.default,
+    aten.argmin.default,
+    aten.max.dim,
+    aten.min.dim,
+    aten.multinomial.default,
+)
+
+
+class StepValues:
+    """Carries out operators on fake and real tensors together; the fake tensor mode is active."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._fakes: Any = WeakIdKeyDictionary()
+
+    def scalar(self, tensor: Tensor) -> bool | int | float:
+        """The value of a one-element tensor: the real one, else an assumed one."""
+        if _is_real(tensor):
+            with modes_off():
+                value: bool | int | float = tensor.item()
+            return value
+        if tensor.dtype == torch.bool:
+            return True
+        return 1.0 if tensor.dtype.is_floating_point else 1
+
+    def call(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """``func(*args, **kwargs)``, real where its result steers the step."""
+        if func in _MASK_INDEXED:
+            args = (args[0], self._positions(args[1]), *args[2:])
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        known = all(_is_real(tensor) for tensor in tensors)
+        fakes = tree_map_only(Tensor, self._fake, (args, kwargs))
+        try:
+            result = self._elsewhere(func, *fakes) if func in _CONVOLVES else _run(func, *fakes)
+        except ASKS_FOR_VALUES:
+            assumed = tree_map_only(Tensor, _value_or_ones, (args, kwargs))
+            result = _really(func, *assumed)
+            return tree_map_only(Tensor, self._unless_steering, result)
+        if known and _stays_real(func, result, from_tensors=bool(tensors)):
+            return _really(func, args, kwargs)
+        if func in _CHOOSES:
+            return tree_map_only(Tensor, _spread(_choices(func, args, kwargs)), result)
+        return result
+
+    def _elsewhere(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """A convolution on CPU tensors: its shapes are otherwise asked of the device's library."""
+        if self._device.type == "cpu":
+            return func(*args, **kwargs)
+        on_cpu = tree_map_only(Tensor, lambda t: torch.empty_like(t, device="cpu"), (args, kwargs))
+        result = _run(func, *on_cpu)
+        return tree_map_only(Tensor, lambda t: torch.empty_like(t, device=self._device), result)
+
+    def _fake(self, tensor: Tensor) -> Tensor:
+        """A fake stand-in on the planned device, the same one each time."""
+        if not _is_real(tensor):
+            return tensor
+        fake: Tensor | None = self._fakes.get(tensor)
+        if fake is None:
+            fake = torch.empty_strided(
+                tensor.shape, tensor.stride(), dtype=tensor.dtype, device=self._device
+            )
+            self._fakes[tensor] = fake
+        return fake
+
+    def _unless_steering(self, tensor: Tensor) -> Tensor:
+        return tensor if tensor.dtype in STEERING else self._fake(tensor)
+
+    def _positions(self, indices: Any) -> list[Tensor | None]:
+        """Boolean masks as the integer positions that are true."""
+        positions: list[Tensor | None] = []
+        for index in indices:
+            if isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8):
+                with modes_off():
+                    positions.extend(_value_or_ones(index).nonzero(as_tuple=True))
+            else:
+                positions.append(index)
+        return positions
+
+
+def _run(func: Any, args: Any, kwargs: Any) -> Any:
+    return func(*args, **kwargs)
+
+
+def _is_real(tensor: Tensor) -> bool:
+    return not isinstance(tensor, FakeTensor) and not tensor.is_meta
+
+
+def _value_or_ones(tensor: Tensor) -> Tensor:
+    if _is_real(tensor):
+        return tensor
+    with modes_off():
+        return torch.ones(tensor.shape, dtype=tensor.dtype)
+
+
+def _really(func: Any, args: Any, kwargs: Any) -> Any:
+    if kwargs.get("device") is not None:
+        kwargs = {**kwargs, "device": torch.device("cpu")}
+    with modes_off():
+        if func is aten.histc.default:  # of integers there is none on a CPU
+            return func(args[0].float(), *args[1:], **kwargs).to(args[0].dtype)
+        result = func(*args, **kwargs)
+        if func in (aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default):
+            result.zero_()  # so that nothing is indexed by what was in memory
+    return result
+
+
+def _stays_real(func: Any, result: Any, from_tensors: bool) -> bool:
+    if torch.Tag.nondeterministic_seeded in func.tags:
+        return False
+    outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+    return bool(outputs) and all(
+        out.numel() <= (LARGEST if out.dtype in STEERING else LARGEST_FLOATS if from_tensors else 0)
+        and out.dtype in (*STEERING, torch.float32, torch.float64, torch.bfloat16, torch.float16)
+        for out in outputs
+    )
+
+
+def _choices(func: Any, args: Any, kwargs: Any) -> int:
+    """From how many numbers ``func`` chooses: the size of the dimension it goes along."""
+    names = [argument.name for argument in func._schema.arguments]
+    given = dict(zip(names, args, strict=False)) | kwargs
+    dim = given.get("dim", None if func in (aten.argmax.default, aten.argmin.default) else -1)
+    return int(args[0].numel() if dim is None else args[0].shape[dim])
+
+
+def _spread(choices: int) -> Any:
+    def stand_in(tensor: Tensor) -> Tensor:
+        if tensor.dtype != torch.int64 or tensor.numel() > LARGEST:
+            return tensor
+        with modes_off():
+            return (torch.arange(tensor.numel()) % max(choices, 1)).view(tensor.shape)
+
+    return stand_in
