@@ -154,7 +154,9 @@ def make_plan(
             impossible.add(setting.embeddings)
             return None
 
-    table = [predict(as_setting(config, m, c)) for m in methods for c in (False, True)]
+    for method in methods:
+        for checkpointing in (False, True):
+            predict(as_setting(config, method, checkpointing))
     asked = as_setting(config, methods[0], config.train.gradient_checkpointing is True)
     chosen = recommend(
         asked, methods, limit, planner.at_once(asked), predict_if_possible, _embeddings(config)
