@@ -130,16 +130,20 @@ def _continued(
 
 
 def _at_length(
-    architecture: PretrainedConfig, config: RunConfig, shape: BatchShape, *rest: Any
+    architecture: PretrainedConfig,
+    config: RunConfig,
+    shape: BatchShape,
+    dtype: torch.dtype,
+    device: torch.device | str,
 ) -> Trace:
     """The trace, continued from short rows where every token is an operation of its own."""
     try:
-        return trace_in_full(architecture, config, shape, *rest, MOST_CALLS)
+        return trace_in_full(architecture, config, shape, dtype, device, MOST_CALLS)
     except TooManyCallsError:
         short, longer = SHORT_LENGTHS
         first, second = (
-            trace_in_full(architecture, config, dataclasses.replace(shape, length=length), *rest)
-            for length in SHORT_LENGTHS
+            trace_in_full(architecture, config, at_length, dtype, device)
+            for at_length in (dataclasses.replace(shape, length=n) for n in SHORT_LENGTHS)
         )
         return first.continued(second, (shape.length - short) / (longer - short))
 
