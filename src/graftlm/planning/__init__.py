@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from graftlm.planning.plan import Plan, Verified, choose, make_plan, row_lengths
+from graftlm.planning.plan import Plan, choose, make_plan, row_lengths
 from graftlm.planning.planner import Option
 from graftlm.planning.sizes import format_size, parse_size
 from graftlm.planning.trial_run import Measured, run_trial
+from graftlm.planning.verify import Verified
 
 __all__ = [
     "Measured",

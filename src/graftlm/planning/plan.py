@@ -13,29 +13,13 @@ from graftlm.errors import ConfigError, ModelError, ResourceError, TargetError
 from graftlm.planning.planner import METHODS, Method, Option, Planner, Setting, as_setting
 from graftlm.planning.recommend import Recommendation, recommend
 from graftlm.planning.sizes import parse_size
-from graftlm.planning.trial_run import LIMIT_SECONDS, STEPS, Measured, run_trial
+from graftlm.planning.verify import Verified, verified
 from graftlm.system import available_memory
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 __all__ = ["Plan", "Verified", "choose", "make_plan", "row_lengths"]
-
-SLOW_STEP = 20.0
-"""Seconds; of slower steps a trial run makes two, not three."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Verified:
-    """A setting that was run for real."""
-
-    option: Option
-    measured: Measured
-
-    @property
-    def error(self) -> float:
-        """Relative error of the prediction."""
-        return self.option.predicted_peak_bytes / self.measured.peak_bytes - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +149,7 @@ def make_plan(
     to_verify = [chosen.option] if verify else []
     if verify == "all":
         to_verify += [option for option in options if option != chosen.option]
-    verified = [_verify(config, planner, o, progress) for o in to_verify if o.fits]
+    runs = [verified(config, o, planner.shape(o.setting), progress) for o in to_verify if o.fits]
     return Plan(
         config.model.name,
         device,
@@ -173,27 +157,8 @@ def make_plan(
         tuple(options),
         chosen,
         command(config, chosen.option) if device == "cpu" else None,
-        tuple(verified),
+        tuple(runs),
     )
-
-
-def _verify(
-    config: RunConfig, planner: Planner, option: Option, progress: Callable[[str], None]
-) -> Verified:
-    """Run ``option``; two steps where one takes long."""
-    steps = 2 if (option.seconds_per_step or 0.0) > SLOW_STEP else STEPS
-    name = f"running {option.method}, {option.rows} × {option.length}, {steps} steps"
-    progress(f"{name}, stopped after {LIMIT_SECONDS} s at the latest")
-    shape = planner.shape(option.setting)
-    length = option.length // shape.sequences if shape.rows == 1 else option.length
-    measured = run_trial(
-        option.setting.applied(config),
-        length,
-        shape.padded,
-        steps=steps,
-        progress=lambda where: progress(f"{name}: {where} (of {LIMIT_SECONDS} s)"),
-    )
-    return Verified(option, measured)
 
 
 def _embeddings(config: RunConfig) -> tuple[Embeddings, ...]:

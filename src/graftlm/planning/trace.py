@@ -7,7 +7,7 @@ optimiser; only the tensors are fake. Whatever the step becomes, the plan follow
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
