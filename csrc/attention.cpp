@@ -27,7 +27,6 @@
 namespace graftlm {
 namespace {
 
-constexpr int64_t kTile = 48;    // queries at a time
 constexpr int64_t kChunk = 192;  // keys at a time: what is made of them stays in the nearer caches
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
@@ -51,7 +50,7 @@ class Task {
     if (kChunk % gemm_.panel) throw std::logic_error("a chunk of keys is whole panels");
   }
 
-  int64_t tiles() const { return ceil_div(queries_, kTile); }
+  int64_t tiles() const { return ceil_div(queries_, kQueryTile); }
 
   void forward(int64_t tile, int64_t tile_end) {
     Buffer keys, values, scores;  // as long as the block: not kept
@@ -59,12 +58,12 @@ class Task {
     const char* k = pack(a_.k, g_, true, keys);
     const char* v = pack(a_.v, g_, false, values);
     for (; tile < tile_end; tile++) {
-      const int64_t i = tile * kTile, rows = std::min(kTile, queries_ - i);
+      const int64_t i = tile * kQueryTile, rows = std::min(kQueryTile, queries_ - i);
       const float* q = queries(a_.q, i, rows, a_.scale, query);
       float* p = scores.floats(rows * padded(keys_));
       float* o = out.zeros(rows * wide_);
-      float peak[kTile], sum[kTile] = {};
-      std::fill_n(peak, kTile, -kInfinity);
+      float peak[kQueryTile], sum[kQueryTile] = {};
+      std::fill_n(peak, kQueryTile, -kInfinity);
       const auto [from, to] = seen(i, rows);
       over(from, to, [&](Chunk c) {
         float* s = multiply_keys(q, rows, k, c, p + rows * c.first);
@@ -95,12 +94,12 @@ class Task {
     const char* k = pack(a_.k, g_, true, keys);
     const char* v = pack(a_.v, g_, true, values);
     const char* kr = pack(a_.k, g_, false, rows_of_keys);
-    for (int64_t i = 0; i < queries_; i += kTile) {
-      const int64_t rows = std::min(kTile, queries_ - i);
+    for (int64_t i = 0; i < queries_; i += kQueryTile) {
+      const int64_t rows = std::min(kQueryTile, queries_ - i);
       const float* q = queries(a_.q, i, rows, a_.scale, query);
       const float* dy = queries(a_.dy, i, rows, 1.0f, slope);
       const float* y = queries(a_.y, i, rows, 1.0f, result);
-      float delta[kTile];
+      float delta[kQueryTile];
       for (int64_t r = 0; r < rows; r++)
         delta[r] = kernels_.dot(dy + r * a_.size, y + r * a_.size, a_.size);
       char* qb = packed_q.bytes(gemm_.bytes(a_.size, rows, gemm_.panel));
@@ -111,7 +110,7 @@ class Task {
       const auto [from, to] = seen(i, rows);
       over(from, to, [&](Chunk c) {
         float* p = multiply_keys(q, rows, k, c, first.floats(rows * c.padded));
-        float unused[kTile] = {};
+        float unused[kQueryTile] = {};
         kernels_.exp_rows(p, rows, c.padded, lse(i), unused);
         hide(p, rows, c, i, 0.0f);
         float* ds = multiply_keys(dy, rows, v, c, second.floats(rows * c.padded));

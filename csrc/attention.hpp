@@ -23,6 +23,8 @@ struct AttentionBlock {
   bool causal;
 };
 
+constexpr int64_t kQueryTile = 48;  // queries at a time
+
 struct Attention {
   int64_t batches, heads, groups, queries, keys, size;  // heads / groups heads share one of k and v
   DType type;

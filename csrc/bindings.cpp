@@ -1,12 +1,15 @@
-// Python's view of the operators. Tensors cross as addresses: their types, shapes and layouts are
-// checked by graftlm/kernels/crossing.py and native.py: nothing here depends on a version of PyTorch.
+// The operators as Python calls them. A tensor is passed as its address, type and sizes, so that
+// nothing here depends on a version of PyTorch. The callers in graftlm/kernels/native/ check types,
+// sizes and layout. Every argument has a name, and Python passes it by that name.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/array.h>
+#include <nanobind/stl/map.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <array>
+#include <map>
 #include <string>
 #include <tuple>
 
@@ -17,6 +20,7 @@
 
 namespace nb = nanobind;
 using namespace graftlm;
+using namespace nb::literals;
 
 namespace {
 
@@ -104,6 +108,28 @@ NB_MODULE(_native, m) {
     for (int i = 0; i < 16; i++) table[i] = kLevels[i];
     return table;
   });
+  // What Python needs to know of the kernels: sizes that bound their scratch memory, which the plan
+  // counts, and numbers of the NF4 format and of the types, which a test compares with Python's.
+  m.def("constants", [] {
+    return std::map<std::string, double>{
+        {"packed_rows", double(kRowChunk)},
+        {"attention_queries", double(kQueryTile)},
+        {"cross_entropy_positions", double(kGroupTokens)},
+        {"nf4_group_size", double(1 << kGroupShift)},
+        {"nf4_zero_code", double(kZeroCode)},
+        {"nf4_smallest_absmax", double(kSmallestAbsmax)},
+        {"nf4_smallest_block", double(kSmallestBlock)},
+        {"nf4_largest_block", double(kLargestBlock)},
+        {"too_flat", double(kTooFlat)},
+        {"type_float32", double(int(DType::f32))},
+        {"type_bfloat16", double(int(DType::bf16))},
+        {"type_float16", double(int(DType::f16))},
+        {"type_int8", double(int(DType::i8))},
+        {"compute_float32", double(int(Compute::f32))},
+        {"compute_bfloat16", double(int(Compute::bf16))},
+        {"compute_bfloat16x3", double(int(Compute::bf16x3))},
+    };
+  });
 
   m.def(
       "quantize",
@@ -112,7 +138,7 @@ NB_MODULE(_native, m) {
         quantize(at<void>(src), DType(type), numel, block, at<uint8_t>(codes), at<float>(absmax),
                  threads);
       },
-      Free());
+      Free(), "src"_a, "type"_a, "numel"_a, "block"_a, "codes"_a, "absmax"_a, "threads"_a);
 
   m.def(
       "double_quantize",
@@ -121,7 +147,8 @@ NB_MODULE(_native, m) {
         double_quantize(at<float>(absmax), blocks, mean, at<uint8_t>(grid), points,
                         at<uint8_t>(codes), at<float>(nested), threads);
       },
-      Free());
+      Free(), "absmax"_a, "blocks"_a, "mean"_a, "grid"_a, "points"_a, "codes"_a, "nested"_a,
+      "threads"_a);
 
   m.def(
       "dequantize",
@@ -130,7 +157,8 @@ NB_MODULE(_native, m) {
         dequantize(weight(codes, absmax, nested, map, offset, rows, cols, block), at<void>(dst),
                    DType(type), threads);
       },
-      Free());
+      Free(), "codes"_a, "absmax"_a, "nested"_a, "map"_a, "offset"_a, "rows"_a, "cols"_a,
+      "block"_a, "dst"_a, "type"_a, "threads"_a);
 
   m.def(
       "linear",
@@ -142,7 +170,9 @@ NB_MODULE(_native, m) {
                at<void>(x), DType(type), lines, at<float>(bias), at<void>(y),
                update(a, b, rank, scaling, thin).get(), Compute(compute), threads);
       },
-      Free());
+      Free(), "codes"_a, "absmax"_a, "nested"_a, "map"_a, "offset"_a, "rows"_a, "cols"_a,
+      "block"_a, "dense_type"_a, "x"_a, "type"_a, "lines"_a, "bias"_a, "y"_a, "a"_a, "b"_a,
+      "rank"_a, "scaling"_a, "thin"_a, "compute"_a, "threads"_a);
 
   m.def(
       "cross_entropy",
@@ -159,7 +189,10 @@ NB_MODULE(_native, m) {
                               at<float>(dropped)},
                              threads);
       },
-      Free());
+      Free(), "weight"_a, "type"_a, "row_scale"_a, "vocabulary"_a, "dim"_a, "bias"_a, "scale"_a,
+      "softcap"_a, "hidden"_a, "targets"_a, "tokens"_a, "exact_bf16"_a, "label_smoothing"_a,
+      "tolerance"_a, "max_dropped"_a, "mean_row"_a, "lse"_a, "target_logit"_a, "grad"_a,
+      "dropped"_a, "threads"_a);
 
   m.def(
       "mean_row",
@@ -169,7 +202,7 @@ NB_MODULE(_native, m) {
                            at<float>(row_scale)};
         mean_row(head, at<float>(mean), threads);
       },
-      Free());
+      Free(), "weight"_a, "type"_a, "row_scale"_a, "vocabulary"_a, "dim"_a, "mean"_a, "threads"_a);
 
   m.def(
       "linear_backward",
@@ -181,7 +214,9 @@ NB_MODULE(_native, m) {
                         at<void>(dy), DType(type), lines, at<void>(dx),
                         update(a, b, rank, scaling, thin).get(), Compute(compute), threads);
       },
-      Free());
+      Free(), "codes"_a, "absmax"_a, "nested"_a, "map"_a, "offset"_a, "rows"_a, "cols"_a,
+      "block"_a, "dense_type"_a, "dy"_a, "type"_a, "lines"_a, "dx"_a, "a"_a, "b"_a, "rank"_a,
+      "scaling"_a, "thin"_a, "compute"_a, "threads"_a);
 
   m.def(
       "factor_gradient",
@@ -190,7 +225,8 @@ NB_MODULE(_native, m) {
         factor_gradient(at<void>(t), at<void>(x), DType(type), rows, rank, cols, scaling, turned,
                         at<float>(out), Compute(compute), threads);
       },
-      Free());
+      Free(), "t"_a, "x"_a, "type"_a, "rows"_a, "rank"_a, "cols"_a, "scaling"_a, "turned"_a,
+      "out"_a, "compute"_a, "threads"_a);
 
   m.def(
       "dense_linear",
@@ -199,7 +235,8 @@ NB_MODULE(_native, m) {
         dense_linear(at<void>(w), DType(weight_type), at<float>(row_scale), out, cols, at<void>(x),
                      DType(type), rows, at<void>(y), threads);
       },
-      Free());
+      Free(), "w"_a, "weight_type"_a, "row_scale"_a, "out"_a, "cols"_a, "x"_a, "type"_a, "rows"_a,
+      "y"_a, "threads"_a);
 
   m.def(
       "attention",
@@ -213,7 +250,8 @@ NB_MODULE(_native, m) {
                    at<float>(lse), {}, {}, {}, {}},
                   threads);
       },
-      Free());
+      Free(), "sizes"_a, "type"_a, "q"_a, "k"_a, "v"_a, "mask"_a, "scale"_a, "blocks"_a, "y"_a,
+      "lse"_a, "threads"_a);
 
   m.def(
       "attention_backward",
@@ -229,7 +267,8 @@ NB_MODULE(_native, m) {
              strided(dy), strided(dq), strided(dk), strided(dv)},
             threads);
       },
-      Free());
+      Free(), "sizes"_a, "type"_a, "q"_a, "k"_a, "v"_a, "mask"_a, "scale"_a, "blocks"_a, "y"_a,
+      "lse"_a, "dy"_a, "dq"_a, "dk"_a, "dv"_a, "threads"_a);
 
   m.def(
       "rms_norm",
@@ -238,7 +277,8 @@ NB_MODULE(_native, m) {
         rms_norm(at<void>(x), DType(type), rows, dim, at<void>(weight), DType(weight_type), shift,
                  eps, at<void>(y), at<float>(rstd), threads);
       },
-      Free());
+      Free(), "x"_a, "type"_a, "rows"_a, "dim"_a, "weight"_a, "weight_type"_a, "shift"_a, "eps"_a,
+      "y"_a, "rstd"_a, "threads"_a);
 
   m.def(
       "rms_norm_backward",
@@ -247,7 +287,8 @@ NB_MODULE(_native, m) {
         rms_norm_backward(at<void>(dy), at<void>(x), DType(type), rows, dim, at<void>(weight),
                           DType(weight_type), shift, at<float>(rstd), at<void>(dx), threads);
       },
-      Free());
+      Free(), "dy"_a, "x"_a, "type"_a, "rows"_a, "dim"_a, "weight"_a, "weight_type"_a, "shift"_a,
+      "rstd"_a, "dx"_a, "threads"_a);
 
   m.def(
       "gated",
@@ -256,7 +297,7 @@ NB_MODULE(_native, m) {
         gated(at<void>(g), at<void>(u), DType(type), numel, Gate{slope, cubic}, at<void>(y),
               threads);
       },
-      Free());
+      Free(), "g"_a, "u"_a, "type"_a, "numel"_a, "slope"_a, "cubic"_a, "y"_a, "threads"_a);
 
   m.def(
       "gated_backward",
@@ -265,5 +306,6 @@ NB_MODULE(_native, m) {
         gated_backward(at<void>(dy), at<void>(g), at<void>(u), DType(type), numel,
                        Gate{slope, cubic}, at<void>(dg), at<void>(du), threads);
       },
-      Free());
+      Free(), "dy"_a, "g"_a, "u"_a, "type"_a, "numel"_a, "slope"_a, "cubic"_a, "dg"_a, "du"_a,
+      "threads"_a);
 }

@@ -16,7 +16,6 @@
 namespace graftlm {
 namespace {
 
-constexpr int64_t kGroupTokens = 512;        // walked together: bounds every buffer
 constexpr int64_t kSliceTokens = 64;         // one task where tasks are tokens
 constexpr int64_t kRowsBytes = 512 << 10;    // of W at a time, as prepared, and ...
 constexpr int64_t kTokensBytes = 512 << 10;  // ... of hidden states: together they fit an L2

@@ -54,6 +54,7 @@ struct Head {
 };
 
 constexpr int64_t kPartitionRows = 4096;  // the unit of work and of determinism
+constexpr int64_t kGroupTokens = 512;     // walked together: bounds every buffer
 constexpr int64_t kWidestVector = 16;
 
 // Logits above the bound. A key is the token, times kPartitionRows, plus the row in its partition.

@@ -30,8 +30,6 @@
 namespace graftlm {
 namespace {
 
-constexpr int64_t kRowChunk = 512;  // rows of x or dy packed at a time; bounds the packed copy
-
 // Elements [start, start + count) of the flattened weight in float32.
 void read(const Frozen& w, int64_t start, int64_t count, float* to) {
   if (!w.dense) return level().dequantize_tile(w.stored, start, count, to);

@@ -24,6 +24,7 @@ alignas(64) constexpr float kLevels[16] = {
 
 constexpr int kZeroCode = 7;
 constexpr float kSmallestAbsmax = 1e-38f;  // quotients by a smaller maximum are taken by this one
+constexpr int64_t kSmallestBlock = 32, kLargestBlock = 4096;  // and powers of two between
 constexpr int kGroupShift = 8;             // 256 block maxima share a nested maximum
 
 // Halfway between neighbouring levels; the code of a value is the number of thresholds below it.

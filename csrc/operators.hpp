@@ -7,6 +7,8 @@
 
 namespace graftlm {
 
+constexpr int64_t kRowChunk = 512;  // rows of x or dy that a product packs at a time
+
 void quantize(const void* src, DType type, int64_t numel, int64_t block, uint8_t* codes,
               float* absmax, int threads);
 

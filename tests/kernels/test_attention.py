@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from graftlm.errors import ModelError
-from graftlm.kernels import native_attention
+from graftlm.kernels import operators
 from graftlm.kernels.attention import attention
 from graftlm.kernels.mask_blocks import Block, blocks
 from graftlm.kernels.native import extension
@@ -188,7 +188,9 @@ def test_any_order_in_memory(last: tuple[int, ...]) -> None:
         t.permute(order).contiguous().permute([order.index(i) for i in range(4)])
         for t, order in zip(plain, orders, strict=True)
     ]
-    assert native_attention.takes(*turned[:3], None) == (last[3] == 3 and bool(extension()))
+    assert (operators()["attention"].runs(*turned[:3], None, 0.25, [0, 60, 1]) == "native") == (
+        last[3] == 3 and bool(extension())
+    )
     found = []
     for q, k, v, dy in (plain, turned):
         factors = [t.detach().requires_grad_() for t in (q, k, v)]

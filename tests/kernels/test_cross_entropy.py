@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from graftlm.frozen.int8_rows import Int8Rows
-from graftlm.kernels import cross_entropy, cross_entropy_reference, native
+from graftlm.kernels import cross_entropy, native
 from graftlm.kernels.cross_entropy import Head
+from graftlm.kernels.reference import cross_entropy as reference
 from tests.oracles.products import rounds_to_int16
 
 pytestmark = pytest.mark.skipif(native.extension() is None, reason="no native kernels here")
@@ -111,7 +112,7 @@ def test_rows_in_8_bits_are_the_weight_they_stand_for(
     rest = (bias, options.get("softcap"), options.get("scale", 1.0))
     stands_for = Head(rows.codes.float() * rows.row_scale[:, None], *rest)
     walk = cross_entropy.forward(hidden, Head(rows.codes, *rest, rows.row_scale), targets)
-    exact = cross_entropy_reference.forward(hidden.double(), stands_for, targets, 0.0, True)
+    exact = reference.forward(hidden.double(), stands_for, targets, 0.0, True)
     rounded = rounds_to_int16(dtype)
     torch.testing.assert_close(
         walk.loss.double(), exact.loss, rtol=3e-5, atol=2e-3 if rounded else 3e-4
@@ -129,7 +130,7 @@ def test_label_smoothing_equals_the_reference(level: str) -> None:
     hidden, weight, targets = confident(70, 9000, 64)
     head = Head(weight, torch.linspace(-1, 1, 9000), None, 0.8)
     walk = cross_entropy.forward(hidden, head, targets, 0.1, 1e-8)
-    exact = cross_entropy_reference.forward(hidden.double(), head, targets, 0.1, True)
+    exact = reference.forward(hidden.double(), head, targets, 0.1, True)
     torch.testing.assert_close(walk.loss.double(), exact.loss, rtol=3e-5, atol=3e-4)
     torch.testing.assert_close(walk.grad_hidden.double(), exact.grad_hidden, rtol=0, atol=2e-3)
 
@@ -153,7 +154,7 @@ def test_a_flat_distribution_is_computed_densely(level: str) -> None:
     hidden, weight, targets = confident(9, 9000, 32)
     hidden[::2] = 0.01 * hidden[::2]
     walk = cross_entropy.forward(hidden, Head(weight), targets)
-    exact = cross_entropy_reference.forward(hidden.double(), Head(weight), targets, 0.0, True)
+    exact = reference.forward(hidden.double(), Head(weight), targets, 0.0, True)
     assert 5 <= walk.dense < 9
     assert (walk.dropped[::2] == 0).all()
     torch.testing.assert_close(
@@ -180,5 +181,5 @@ def test_not_a_number_is_not_hidden(level: str) -> None:
 def test_zero_tolerance_asks_for_the_reference(level: str) -> None:
     hidden, weight, targets = confident(5, 300, 32)
     walk = cross_entropy.forward(hidden, Head(weight), targets, tolerance=0.0)
-    exact = cross_entropy_reference.forward(hidden, Head(weight), targets, 0.0, True)
+    exact = reference.forward(hidden, Head(weight), targets, 0.0, True)
     assert torch.equal(walk.grad_hidden, exact.grad_hidden)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from graftlm.kernels import cross_entropy, nf4, ops
-from graftlm.kernels.cross_entropy_reference import Head
+from graftlm.kernels.products import weight_arguments
+from graftlm.kernels.reference.cross_entropy import Head
 from tests.oracles.products import rounds_to_int16
 
 BLOCK = 64
@@ -21,7 +22,7 @@ def draw(*shape: int, seed: int) -> Tensor:
 
 
 def backward(dy: Tensor, w4: nf4.NF4Weight) -> Tensor:
-    return torch.ops.graftlm.nf4_linear_backward(dy, *ops._parts(w4), "bfloat16")
+    return torch.ops.graftlm.nf4_linear_backward(dy, *weight_arguments(w4), "bfloat16")
 
 
 def error(result: Tensor, x: Tensor, w: Tensor) -> float:

@@ -24,6 +24,7 @@ def doctor(as_json: JsonOption = False) -> None:
         "available_memory_bytes": system.available_memory(),
         "cuda": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
         "kernels": kernels.status(),
+        "operators": len(kernels.operators()),
         "checks": kernels.selfcheck(),
     }
     say(report, as_json, _table(report))
@@ -36,9 +37,23 @@ def _table(report: dict[str, Any]) -> str:
         f"{'memory':<14} {report['available_memory_bytes'] / 1e9:.1f} GB free",
         f"{'cuda':<14} {report['cuda'] or 'none'}",
     ]
-    lines += [f"{'kernels':<14} {name}: {value}" for name, value in report["kernels"].items()]
     lines += [
-        f"{'check':<14} " + ", ".join(f"{key} {value}" for key, value in check.items())
-        for check in report["checks"]
+        f"{'kernels':<14} {device}, {name}: {value}"
+        for device, facts in report["kernels"].items()
+        for name, value in facts.items()
     ]
+    checks = report["checks"]
+    lines += [f"{'check':<14} {_line(check)}" for check in checks]
+    wrong = sorted({check["operator"] for check in checks if check["result"] != "ok"})
+    verdict = f"wrong: {', '.join(wrong)}" if wrong else "all right"
+    checked = len({check["operator"] for check in checks})
+    lines.append(f"{'operators':<14} {checked} of {report['operators']} checked, {verdict}")
     return "\n".join(lines)
+
+
+def _line(check: dict[str, Any]) -> str:
+    case = f" ({check['case']})" if check["case"] else ""
+    return (
+        f"{check['result']:<6} {check['operator']}{case} on {check['device']} by {check['runs']}: "
+        f"error {check['relative_error']:g}, {check['ms']} ms, reference {check['reference_ms']} ms"
+    )

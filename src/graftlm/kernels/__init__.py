@@ -1,5 +1,49 @@
-"""The operators on 4-bit weights, and what carries them out on this machine."""
+"""The operators that graftlm computes with, and the kernels that run them.
 
-from graftlm.kernels.doctor import selfcheck, status
+`operator` says what an operator is. Each operator stands in a file of its own here, with its
+reference there or in `reference/`. Each folder with a module `implementations` holds the kernels
+for one kind of device, which that module registers: `native/` for the CPU. To add a device is to
+add such a folder. A kernel from outside is registered by `implement`, or by `torch.library` alone.
+"""
 
-__all__ = ["selfcheck", "status"]
+import importlib
+import importlib.util
+import pkgutil
+
+from graftlm.kernels import (  # noqa: F401 - each defines its operators
+    attention,
+    cross_entropy,
+    decode_linear,
+    factor_gradient,
+    gated_unit,
+    lora_linear,
+    mean_row,
+    nf4_convert,
+    nf4_linear,
+    rms_norm,
+)
+from graftlm.kernels.operator import Implementation, Operator, implement, operators, withdraw
+from graftlm.kernels.self_check import selfcheck
+
+DEVICES = [
+    importlib.import_module(f"{__name__}.{folder.name}.implementations")
+    for folder in pkgutil.iter_modules(__path__)
+    if folder.ispkg and importlib.util.find_spec(f"{__name__}.{folder.name}.implementations")
+]
+"""The modules that registered kernels; each has ``DEVICE`` and ``status()``."""
+
+
+def status() -> dict[str, dict[str, str]]:
+    """What runs on each device that has a folder of kernels, and why."""
+    return {module.DEVICE: module.status() for module in DEVICES}
+
+
+__all__ = [
+    "Implementation",
+    "Operator",
+    "implement",
+    "operators",
+    "selfcheck",
+    "status",
+    "withdraw",
+]

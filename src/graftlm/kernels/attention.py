@@ -2,34 +2,36 @@
 
     y = softmax(s · q kᵀ + m) v
 
-Two things that PyTorch's CPU kernel does not do by itself. It multiplies what a mask hides; here
-each block of the mask is a product of its own. And it multiplies 16-bit inputs as they come: where
-the processor has no instruction for that, one after the other, the backward pass of 512 positions
-of four heads takes 20 times as long as in float32; where it has one, a kernel is compiled and kept
-for each shape, and blocks are of any shape. Nothing wide is kept: what waits for the backward pass
-is q, k, v and y in their own type, and one number a row, the log-sum-exp.
+It does two things that PyTorch's CPU kernel does not.
 
-The reference, and what runs with a mask of numbers, is PyTorch's kernel, given the blocks widened.
+- PyTorch's kernel multiplies what a mask hides. Here each block of the mask is a product of its
+  own, and nothing outside the blocks is computed.
+- PyTorch's kernel multiplies 16-bit inputs as they come. Without an instruction for that, the
+  backward pass of 512 positions and four heads takes 20 times as long as in float32. With one,
+  PyTorch compiles and keeps a kernel for each shape, and blocks have any shape.
+
+The backward pass needs q, k, v and y in their own type, and one number a row, the log-sum-exp.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
-from graftlm.kernels import native_attention
+from graftlm.errors import ModelError
 from graftlm.kernels.mask_blocks import Block
-from graftlm.kernels.register import define
+from graftlm.kernels.operator import Case, Operator, Timing
+from graftlm.kernels.products import draw
+from graftlm.kernels.reference import attention as reference
+from graftlm.system import fast_bfloat16
 
 __all__ = ["attention"]
-
-_theirs = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_theirs_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 def attention(
@@ -40,7 +42,7 @@ def attention(
     scale: float | None,
     blocks: Sequence[Block],
 ) -> Tensor:
-    """Scaled dot-product attention on a CPU, differentiable in q, k and v.
+    """Scaled dot-product attention, differentiable in q, k and v.
 
     Args:
         q: (B, H, L, D).
@@ -48,11 +50,14 @@ def attention(
         v: (B, G, S, D).
         mask: broadcastable to (B, H, L, S): m, or true where attention is paid; ``None``: to all.
         scale: s; ``None``: 1 / √D.
-        blocks: what to compute, all positions in turn; the mask is not read in a causal one. More
-            than one needs L = S; a single one reaches to the greater of the two.
+        blocks: the blocks to compute, which cover all positions in order. The mask is not read in a
+            causal block. More than one block needs L = S; a single one reaches to the greater.
 
     Returns:
         (B, H, L, D) in the type of q.
+
+    Raises:
+        ModelError: sizes do not fit each other, or blocks leave out a position.
     """
     s = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     numbers = [int(number) for block in blocks for number in block]
@@ -60,70 +65,58 @@ def attention(
     return y
 
 
-def _forward(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, numbers: list[int]
-) -> tuple[Tensor, Tensor]:
-    y, lse = _empty(q)
-    if native_attention.takes(q, k, v, mask):
-        native_attention.forward(q, k, v, mask, scale, numbers, y, lse)
-        return y, lse
-    mask = _whole(mask, q, k)
-    for block in _blocks(numbers):
-        factors = _factors(q, k, v, block)
-        result, sums = _theirs(
-            *factors, 0.0, block.causal, attn_mask=_added(mask, block), scale=scale
+def _check(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, blocks: Sequence[int]
+) -> None:
+    if not _fits(q, k, v, blocks):
+        raise ModelError(
+            f"q is {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)} and the blocks "
+            f"{list(blocks)}: expected (B, H, L, D), (B, G, S, D) twice, H a multiple of G, "
+            "and blocks (start, stop, causal) of all positions in turn"
         )
-        _part(y, block).copy_(result)
-        lse[:, :, block.start : block.stop] = sums
-    return y, lse
 
 
-def _backward(
-    dy: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    y: Tensor,
-    lse: Tensor,
-    scale: float,
-    numbers: list[int],
-) -> tuple[Tensor, Tensor, Tensor]:
-    if native_attention.takes(q, k, v, mask):
-        return native_attention.backward(dy, q, k, v, mask, y, lse, scale, numbers)
-    dq, dk, dv = _empty_backward(dy, q, k, v)
-    mask = _whole(mask, q, k)
-    for block in _blocks(numbers):
-        gradients = _theirs_backward(
-            _part(dy, block).float(),
-            *_factors(q, k, v, block),
-            _part(y, block).float(),
-            lse[:, :, block.start : block.stop],
-            0.0,
-            block.causal,
-            attn_mask=_added(mask, block),
-            scale=scale,
+def _fits(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[int]) -> bool:
+    if not q.ndim == k.ndim == v.ndim == 4:
+        return False
+    batches, heads, queries, size = q.shape
+    groups, keys = k.shape[1:3]
+    shapes = k.shape == v.shape == (batches, groups, keys, size)
+    return shapes and groups > 0 and heads % groups == 0 and _covers(blocks, queries, keys)
+
+
+def _covers(blocks: Sequence[int], queries: int, keys: int) -> bool:
+    """Whether blocks reach from the first position to the last, each where the last stops."""
+    starts, stops = blocks[::3], blocks[1::3]
+    ends = [0, *stops]
+    whole = len(blocks) % 3 == 0 and ends[-1] == max(queries, keys)
+    growing = all(start < stop for start, stop in zip(starts, stops, strict=False))
+    return whole and growing and list(starts) == ends[:-1] and (len(stops) < 2 or queries == keys)
+
+
+def _check_backward(dy: Tensor, *rest: Any) -> None:
+    q, k, v, mask, y, lse, scale, blocks = rest
+    _check(q, k, v, mask, scale, blocks)
+    if not (dy.shape == y.shape == q.shape and y.dtype == q.dtype and lse.shape == q.shape[:-1]):
+        raise ModelError(
+            f"y is {tuple(y.shape)} of {y.dtype}, its gradient {tuple(dy.shape)} and lse "
+            f"{tuple(lse.shape)}: expected what the forward pass gives for q, {tuple(q.shape)} of "
+            f"{q.dtype}"
         )
-        for whole, part in zip((dq, dk, dv), gradients, strict=True):
-            _part(whole, block).copy_(_gathered(part, whole.shape[1]))
-    return dq, dk, dv
 
 
-def _empty(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    # In the order of its positions in memory, as the layer that follows wants it.
-    rows, heads, length, size = q.shape
-    y = q.new_empty(rows, length, heads, size).transpose(1, 2)
-    return y, q.new_empty(rows, heads, length, dtype=torch.float32)
+def _fake(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return reference.empty_result(q)
 
 
-def _empty_backward(
+def _fake_backward(
     dy: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, mask, ctx.scale, ctx.numbers = inputs
+    q, k, v, mask, ctx.scale, ctx.blocks = inputs
     ctx.save_for_backward(q, k, v, mask, *output)
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
@@ -132,86 +125,100 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 def _gradient(ctx: Any, dy: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     if dy is None:
         return (None,) * 6
-    gradients = _attention_backward(dy, *ctx.saved_tensors, ctx.scale, ctx.numbers)
+    gradients = _attention_backward(dy, *ctx.saved_tensors, ctx.scale, ctx.blocks)
     return *gradients, None, None, None
 
 
-_attention_backward = define(
-    "attention_backward(Tensor dy, Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor y, "
-    "Tensor lse, float scale, int[] blocks) -> (Tensor, Tensor, Tensor)",
-    _backward,
-    _empty_backward,
-)
-_attention = define(
-    "attention(Tensor q, Tensor k, Tensor v, Tensor? mask, float scale, int[] blocks) "
-    "-> (Tensor y, Tensor lse)",
-    _forward,
-    _empty,
-    _gradient,
-    _keep,
-)
+def _flops(q: Tensor, k: Tensor, *rest: Any) -> int:
+    """Two products a block."""
+    return 2 * 2 * _pairs(q, k, rest[-1]) * q.shape[-1]
 
 
-@register_flop_formula(torch.ops.graftlm.attention)
-def _flops(q_shape: Any, *rest: Any, out_shape: Any = None, **_: Any) -> int:
-    """Two products a block; half of the positions in a causal one."""
-    return _product_flops(q_shape, rest[0], rest[-1], products=2)
-
-
-@register_flop_formula(torch.ops.graftlm.attention_backward)
-def _backward_flops(dy_shape: Any, *rest: Any, out_shape: Any = None, **_: Any) -> int:
+def _backward_flops(dy: Tensor, q: Tensor, k: Tensor, *rest: Any) -> int:
     """Five products: the scores once more, and the gradients of scores, q, k and v."""
-    return _product_flops(dy_shape, rest[1], rest[-1], products=5)
+    return 2 * 5 * _pairs(q, k, rest[-1]) * q.shape[-1]
 
 
-def _product_flops(q_shape: Any, k_shape: Any, numbers: Sequence[int], products: int) -> int:
-    rows, heads, length, size = q_shape
+def _pairs(q: Tensor, k: Tensor, numbers: Sequence[int]) -> int:
+    """Pairs of a query and a key, over all heads; half of the positions in a causal block."""
+    rows, heads, length, _ = q.shape
     pairs = 0
-    for block in _blocks(numbers):
+    for block in reference.blocks_of(numbers):
         queries = min(block.stop, length) - block.start
-        keys = min(block.stop, k_shape[2]) - block.start
+        keys = min(block.stop, k.shape[2]) - block.start
         pairs += queries * (queries + 1) // 2 if block.causal else queries * keys
-    return int(2 * products * rows * heads * pairs * size)
+    return rows * heads * pairs
 
 
-def _blocks(numbers: Sequence[int]) -> list[Block]:
-    thirds = zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True)
-    return [Block(start, stop, bool(causal)) for start, stop, causal in thirds]
+def _workspace(q: Tensor, *rest: Any) -> int:
+    """The scores of the longest block, twice, and its factors, in float32."""
+    longest = max((block.stop - block.start for block in reference.blocks_of(rest[-1])), default=0)
+    return 4 * q.shape[0] * q.shape[1] * longest * (2 * longest + 4 * q.shape[3])
 
 
-def _whole(mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
-    """The mask with a place for each query and key, so that a block can be cut from it."""
-    return None if mask is None else mask.expand(*mask.shape[:-2], q.shape[2], k.shape[2])
+def _backward_workspace(dy: Tensor, *rest: Any) -> int:
+    return 2 * _workspace(*rest)
 
 
-def _part(t: Tensor, block: Block) -> Tensor:
-    return t[:, :, block.start : block.stop]
+def _cases() -> list[Case]:
+    q, k, v = draw(1, 4, 150, 64), draw(1, 2, 150, 64, seed=1), draw(1, 2, 150, 64, seed=2)
+    mask = torch.ones(150, 150, dtype=torch.bool).tril().triu(-40)[None, None]
+    two_blocks = [0, 70, 1, 70, 150, 1]
+    narrow = (t.bfloat16() for t in (q, k, v))
+    return [
+        Case("causal", (q, k, v, None, 0.125, [0, 150, 1]), 1e-5),
+        Case("two blocks", (q, k, v, None, 0.125, two_blocks), 1e-5),
+        Case("a window", (q, k, v, mask, 0.125, [0, 150, 0]), 1e-5),
+        Case("bfloat16", (*narrow, None, 0.125, [0, 150, 1]), 1e-2),
+    ]
 
 
-def _factors(q: Tensor, k: Tensor, v: Tensor, block: Block) -> tuple[Tensor, Tensor, Tensor]:
-    """A block of each in float32, a head of k and v for each of q."""
-    query, key, value = (_part(t, block).float() for t in (q, k, v))
-    return query, _spread(key, q.shape[1]), _spread(value, q.shape[1])
+def _backward_cases() -> list[Case]:
+    made = []
+    for case in _cases():
+        q, k, v, mask, scale, blocks = case.arguments
+        y, lse = reference.forward(q, k, v, mask, scale, blocks)
+        dy = draw(*q.shape, seed=3, dtype=q.dtype)
+        bound = 2 * case.bound
+        made.append(
+            case._replace(arguments=(dy, q, k, v, mask, y, lse, scale, blocks), bound=bound)
+        )
+    return made
 
 
-def _spread(t: Tensor, heads: int) -> Tensor:
-    """Each head of k or v as often as heads of q share it; no copy of a single one."""
-    return t[:, :, None].expand(-1, -1, heads // t.shape[1], -1, -1).flatten(1, 2)
+def _timing(dtype: torch.dtype) -> Timing:
+    q = draw(1, 4, 512, 64, dtype=dtype)
+    arguments = (q, q, q, None, 0.125, [0, 512, 1])
+    flops = _flops(*arguments)
+    if dtype == torch.bfloat16 and fast_bfloat16():
+        # Models leave one block of such inputs to PyTorch's kernel, which this family counts too.
+        theirs = functools.partial(F.scaled_dot_product_attention, q, q, q, is_causal=True)
+        return Timing(theirs, flops)
+    return Timing(functools.partial(_attention, *arguments), flops)
 
 
-def _gathered(gradient: Tensor, heads: int) -> Tensor:
-    """The gradient of q, k or v, summed over the heads of q that shared one."""
-    batch, all_heads, positions, size = gradient.shape
-    if all_heads == heads:
-        return gradient
-    return gradient.reshape(batch, heads, -1, positions, size).sum(2)
-
-
-def _added(mask: Tensor | None, block: Block) -> Tensor | None:
-    """The block's part of the mask as what is added to the scores."""
-    if mask is None or block.causal:
-        return None
-    part = mask[..., block.start : block.stop, block.start : block.stop]
-    if mask.dtype != torch.bool:
-        return part.float()
-    return torch.zeros_like(part, dtype=torch.float32).masked_fill_(~part, float("-inf"))
+_attention_backward = Operator(
+    schema="attention_backward(Tensor dy, Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor y, "
+    "Tensor lse, float scale, int[] blocks) -> (Tensor dq, Tensor dk, Tensor dv)",
+    family="attention",
+    check=_check_backward,
+    reference=reference.backward,
+    fake=_fake_backward,
+    cases=_backward_cases,
+    flops=_backward_flops,
+    workspace=_backward_workspace,
+)
+_attention = Operator(
+    schema="attention(Tensor q, Tensor k, Tensor v, Tensor? mask, float scale, int[] blocks) "
+    "-> (Tensor y, Tensor lse)",
+    family="attention",
+    check=_check,
+    reference=reference.forward,
+    fake=_fake,
+    cases=_cases,
+    gradient=_gradient,
+    keep=_keep,
+    flops=_flops,
+    workspace=_workspace,
+    timing=_timing,
+)

@@ -3,23 +3,19 @@
     dA = vᵀ x     [r, in]        dB = s · dyᵀ u     [out, r]
 
 PyTorch's product in 16 bits compiles a kernel for every number of rows it meets and keeps it, which
-for rows of real text adds up to a tenth of a small model's memory; and it is bound by turning its
-thin factor, not by reading the wide one.
+for rows of real text adds up to a tenth of a small model's memory. Its time goes into transposing
+the thin factor, not into reading the wide one.
 """
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from graftlm.errors import ModelError
-from graftlm.kernels import native, reference
-from graftlm.kernels.library import compute_type
-from graftlm.kernels.register import define
+from graftlm.kernels.operator import Case, Operator
+from graftlm.kernels.products import draw
+from graftlm.kernels.reference import nf4_linear as reference
 
 __all__ = ["factor_gradient"]
 
@@ -34,16 +30,19 @@ def factor_gradient(
         wide: (..., n), of the same type and leading dimensions.
         scaling: a factor.
         turned: give the transpose.
-        compute: the arithmetic, as for the products of `graftlm.kernels.ops`.
+        compute: the arithmetic; see `graftlm.kernels.products.compute_type`.
 
     Returns:
         [r, n], or turned, [n, r]; float32, or float64 for such factors.
+
+    Raises:
+        ModelError: the two differ in type, device or leading dimensions.
     """
     result: Tensor = _factor_gradient(thin, wide, scaling, turned, compute)
     return result
 
 
-def _run(thin: Tensor, wide: Tensor, scaling: float, turned: bool, compute: str) -> Tensor:
+def _check(thin: Tensor, wide: Tensor, scaling: float, turned: bool, compute: str) -> None:
     alike = thin.dtype == wide.dtype and thin.device == wide.device
     if thin.shape[:-1] != wide.shape[:-1] or not alike or not thin.ndim:
         raise ModelError(
@@ -51,10 +50,9 @@ def _run(thin: Tensor, wide: Tensor, scaling: float, turned: bool, compute: str)
             f"{tuple(wide.shape)} of {wide.dtype} on {wide.device}: expected the same but for the "
             "last dimension"
         )
-    if native.takes(wide):
-        return native.factor_gradient(
-            thin, wide, scaling, turned, compute_type(compute, wide.dtype)
-        )
+
+
+def _reference(thin: Tensor, wide: Tensor, scaling: float, turned: bool, compute: str) -> Tensor:
     kind = reference.compute_type(wide)
     t, x = (m.reshape(-1, m.shape[-1]).to(kind) for m in (thin, wide))
     return (x.T @ t if turned else t.T @ x).mul_(scaling).to(_result_type(wide))
@@ -70,13 +68,33 @@ def _result_type(wide: Tensor) -> torch.dtype:
     return torch.float64 if wide.dtype == torch.float64 else torch.float32
 
 
-_factor_gradient = define(
-    "factor_gradient(Tensor thin, Tensor wide, float scaling, bool turned, str compute) -> Tensor",
-    _run,
-    _fake,
+def _flops(thin: Tensor, wide: Tensor, *rest: object) -> int:
+    return 2 * thin.shape[-1] * wide.numel()
+
+
+def _workspace(thin: Tensor, wide: Tensor, *rest: object) -> int:
+    """Both factors in float32."""
+    return 4 * (thin.numel() + wide.numel())
+
+
+def _cases() -> list[Case]:
+    thin, wide = draw(256, 16), draw(256, 640, seed=1)
+    narrow = thin.bfloat16(), wide.bfloat16()
+    return [
+        Case("", (thin, wide, 1.0, False, "float32"), 1e-5),
+        Case("turned", (thin, wide, 0.5, True, "float32"), 1e-5),
+        Case("bfloat16", (*narrow, 1.0, False, "bfloat16"), 2e-2),
+    ]
+
+
+_factor_gradient = Operator(
+    schema="factor_gradient(Tensor thin, Tensor wide, float scaling, bool turned, str compute) "
+    "-> Tensor",
+    family="nf4_linear",  # the kernel multiplies the same tiles
+    check=_check,
+    reference=_reference,
+    fake=_fake,
+    cases=_cases,
+    flops=_flops,
+    workspace=_workspace,
 )
-
-
-@register_flop_formula(torch.ops.graftlm.factor_gradient)
-def _flops(thin_shape: Any, wide_shape: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-    return int(2 * thin_shape[-1] * math.prod(wide_shape))

@@ -2,9 +2,9 @@
 
     w̄ = 1/V · Σ_v w_v
 
-A sparse gradient puts on it what it leaves out of the softmax (csrc/cross_entropy.hpp), and label
-smoothing needs it too. It takes a look at the whole weight, a third of a gigabyte for Gemma's
-262,144 words: of a short step, a noticeable part if it were taken each time.
+A sparse gradient of the loss puts on it what it leaves out of the softmax (csrc/cross_entropy.hpp),
+and label smoothing needs it too. Computing it reads the whole weight, a third of a gigabyte for
+Gemma's 262,144 words, which would be a noticeable part of a short step if every step did it.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from graftlm.kernels import native
-from graftlm.kernels.native_args import WEIGHT_TYPES
-from graftlm.kernels.register import define
+from graftlm.errors import ModelError
+from graftlm.kernels.operator import Case, Operator
+from graftlm.kernels.products import draw
 
 __all__ = ["mean_row"]
 
@@ -25,26 +25,30 @@ _known: Any = WeakIdKeyDictionary()
 
 
 def mean_row(weight: Tensor, row_scale: Tensor | None = None) -> Tensor:
-    """The mean of all rows, by the native kernel.
+    """The mean of all rows.
 
-    A change is noticed as autograd notices it, or by another memory or type: not one that is made
-    in place behind its back, through ``weight.data``.
+    A change of the weight is noticed if autograd notices it (its version), or if its memory or type
+    is another one. A change in place through ``weight.data`` is not.
 
     Args:
-        weight: (V, D) of a type that `graftlm.kernels.native.takes_rows` has accepted.
+        weight: (V, D), of any floating-point type, or int8 with ``row_scale``.
         row_scale: (V,): row r is that times what ``weight`` holds.
 
     Returns:
         (D,) float32; not to be written to.
+
+    Raises:
+        ModelError: the scales do not fit.
     """
     weight_now, scale_now = _state(weight), None if row_scale is None else _state(row_scale)
     if weight_now == () or scale_now == ():  # nobody can say whether they were changed
-        return _taken(weight, row_scale)
+        return _computed(weight, row_scale)
     known = _known.get(weight)
     if known is None or known[0] is not row_scale or known[1:3] != (weight_now, scale_now):
-        known = _known[weight] = (row_scale, weight_now, scale_now, _taken(weight, row_scale))
-    found: Tensor = known[3]
-    return found
+        known = (row_scale, weight_now, scale_now, _computed(weight, row_scale))
+        _known[weight] = known
+    kept: Tensor = known[3]
+    return kept
 
 
 def _state(t: Tensor) -> tuple[object, ...]:
@@ -54,28 +58,57 @@ def _state(t: Tensor) -> tuple[object, ...]:
     return t._version, t.data_ptr(), t.dtype, t.shape
 
 
-def _taken(weight: Tensor, row_scale: Tensor | None) -> Tensor:
+def _computed(weight: Tensor, row_scale: Tensor | None) -> Tensor:
     mean: Tensor = _mean_row(weight.detach(), row_scale)
     return mean
 
 
-def _run(weight: Tensor, row_scale: Tensor | None) -> Tensor:
-    weight = weight.contiguous()
-    row_scale = None if row_scale is None else row_scale.contiguous()
-    mean = _empty(weight, row_scale)
-    native.kernels().mean_row(
-        weight.data_ptr(),
-        WEIGHT_TYPES[weight.dtype],
-        0 if row_scale is None else row_scale.data_ptr(),
-        *weight.shape,
-        mean.data_ptr(),
-        torch.get_num_threads(),
-    )
-    return mean
+def _check(weight: Tensor, row_scale: Tensor | None) -> None:
+    if weight.ndim != 2:
+        raise ModelError(f"weight has shape {tuple(weight.shape)}: expected (V, D)")
+    if row_scale is not None and row_scale.shape != weight.shape[:1]:
+        raise ModelError(f"row_scale is {tuple(row_scale.shape)}: expected ({len(weight)},)")
 
 
-def _empty(weight: Tensor, row_scale: Tensor | None) -> Tensor:
+def _reference(weight: Tensor, row_scale: Tensor | None) -> Tensor:
+    if row_scale is None:
+        return weight.sum(0, dtype=torch.float32).div_(len(weight))
+    total = weight.new_zeros(weight.shape[1], dtype=torch.float32)
+    for start in range(0, len(weight), _ROWS):
+        rows = slice(start, start + _ROWS)
+        total += row_scale[rows].float() @ weight[rows].float()
+    return total.div_(len(weight))
+
+
+_ROWS = 4096
+"""Rows of an int8 weight that the reference widens together."""
+
+
+def _fake(weight: Tensor, row_scale: Tensor | None) -> Tensor:
     return weight.new_empty(weight.shape[1], dtype=torch.float32)
 
 
-_mean_row = define("mean_row(Tensor weight, Tensor? row_scale) -> Tensor", _run, _empty)
+def _workspace(weight: Tensor, row_scale: Tensor | None) -> int:
+    return 0 if row_scale is None else 4 * min(len(weight), _ROWS) * int(weight.shape[1])
+
+
+def _cases() -> list[Case]:
+    weight = draw(5000, 64) + 1
+    codes = (30 * draw(5000, 64, seed=1)).clamp(-127, 127).to(torch.int8)
+    return [
+        Case("", (weight, None), 1e-5),
+        Case("bfloat16", (weight.bfloat16(), None), 1e-5),
+        Case("int8", (codes, draw(5000, seed=2).abs()), 1e-4),
+    ]
+
+
+_mean_row = Operator(
+    schema="mean_row(Tensor weight, Tensor? row_scale) -> Tensor",
+    family="mean_row",
+    check=_check,
+    reference=_reference,
+    fake=_fake,
+    cases=_cases,
+    once=True,
+    workspace=_workspace,
+)

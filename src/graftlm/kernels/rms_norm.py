@@ -4,8 +4,8 @@
     dx = r · (g − x · r² · mean(g · x)),     g = dy · (w + c)
 
 c is 0, or 1 in models that store the weight's distance from one (Gemma). The sums are float32 and
-only y is rounded; kept for the backward pass are x, as it is, and r, one number a row. Written as
-separate operations, a bfloat16 x is kept three times in float32.
+only y is rounded. The backward pass needs x, as it is, and r, one number a row. Written as separate
+operations, autograd keeps a bfloat16 x three times in float32.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from graftlm.errors import ModelError
-from graftlm.kernels import native, native_elementwise
-from graftlm.kernels.register import define
+from graftlm.kernels.operator import Case, Operator
+from graftlm.kernels.products import draw
 
 __all__ = ["rms_norm"]
 
 
 def rms_norm(x: Tensor, weight: Tensor, shift: float, eps: float) -> Tensor:
-    """The norm of the last dimension.
+    """The norm of the last dimension; differentiable in ``x`` and ``weight``.
 
     Args:
         x: (..., D).
@@ -33,24 +33,37 @@ def rms_norm(x: Tensor, weight: Tensor, shift: float, eps: float) -> Tensor:
 
     Returns:
         (..., D) in the type of ``x``.
+
+    Raises:
+        ModelError: the weight does not fit.
     """
     y: Tensor = _rms_norm(x, weight, shift, eps)[0]
     return y
 
 
-def _forward(x: Tensor, weight: Tensor, shift: float, eps: float) -> tuple[Tensor, Tensor]:
+def _check(x: Tensor, weight: Tensor, *_: Any) -> None:
     if weight.shape != x.shape[-1:]:
         raise ModelError(f"weight has shape {tuple(weight.shape)}: expected ({x.shape[-1]},)")
-    if native.takes(x) and native.takes(weight):
-        return native_elementwise.rms_norm(x, weight, shift, eps)
+
+
+def _check_backward(dy: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, shift: float) -> None:
+    _check(x, weight)
+    if dy.shape != x.shape or rstd.shape != x.shape[:-1]:
+        raise ModelError(
+            f"dy has shape {tuple(dy.shape)} and rstd {tuple(rstd.shape)}: expected "
+            f"{tuple(x.shape)} and {tuple(x.shape[:-1])}"
+        )
+
+
+def _reference(x: Tensor, weight: Tensor, shift: float, eps: float) -> tuple[Tensor, Tensor]:
     wide = x.float()
     rstd = torch.rsqrt(wide.square().mean(-1) + eps)
     return (wide * rstd[..., None] * (weight.float() + shift)).to(x.dtype), rstd
 
 
-def _backward(dy: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, shift: float) -> Tensor:
-    if native.takes(x) and native.takes(weight) and dy.dtype == x.dtype:
-        return native_elementwise.rms_norm_backward(dy, x, weight, rstd, shift)
+def _reference_backward(
+    dy: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, shift: float
+) -> Tensor:
     wide, r = x.float(), rstd[..., None]
     g = dy.float() * (weight.float() + shift)
     pull = (g * wide).mean(-1, keepdim=True) * r.square()
@@ -58,9 +71,8 @@ def _backward(dy: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, shift: float)
 
 
 def _fake(x: Tensor, weight: Tensor, shift: float, eps: float) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x, memory_format=torch.contiguous_format), x.new_empty(
-        x.shape[:-1], dtype=torch.float32
-    )
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return y, x.new_empty(x.shape[:-1], dtype=torch.float32)
 
 
 def _fake_backward(dy: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, shift: float) -> Tensor:
@@ -85,15 +97,47 @@ def _gradient(ctx: Any, dy: Tensor | None, _: Tensor | None) -> tuple[Tensor | N
     return dx, dweight, None, None
 
 
-_rms_norm = define(
-    "rms_norm(Tensor x, Tensor weight, float shift, float eps) -> (Tensor, Tensor)",
-    _forward,
-    _fake,
-    _gradient,
-    _keep,
+def _workspace(x: Tensor, *_: Any) -> int:
+    """X and what it is multiplied by, in float32."""
+    return 8 * x.numel()
+
+
+def _cases() -> list[Case]:
+    x, weight = draw(256, 640), draw(640, seed=1)
+    return [
+        Case("", (x, weight, 1.0, 1e-6), 1e-5),
+        Case("bfloat16", (x.bfloat16(), weight.bfloat16(), 0.0, 1e-6), 1e-2),
+    ]
+
+
+def _backward_cases() -> list[Case]:
+    x, weight, dy = draw(256, 640), draw(640, seed=1), draw(256, 640, seed=2)
+    rstd = torch.rsqrt(x.square().mean(-1) + 1e-6)
+    narrow = (t.bfloat16() for t in (dy, x, weight))
+    return [
+        Case("", (dy, x, weight, rstd, 1.0), 1e-5),
+        Case("bfloat16", (*narrow, rstd, 0.0), 1e-2),
+    ]
+
+
+_rms_norm = Operator(
+    schema="rms_norm(Tensor x, Tensor weight, float shift, float eps) -> (Tensor y, Tensor rstd)",
+    family="rms_norm",
+    check=_check,
+    reference=_reference,
+    fake=_fake,
+    cases=_cases,
+    gradient=_gradient,
+    keep=_keep,
+    workspace=_workspace,
 )
-_rms_norm_backward = define(
-    "rms_norm_backward(Tensor dy, Tensor x, Tensor weight, Tensor rstd, float shift) -> Tensor",
-    _backward,
-    _fake_backward,
+_rms_norm_backward = Operator(
+    schema="rms_norm_backward(Tensor dy, Tensor x, Tensor weight, Tensor rstd, float shift) "
+    "-> Tensor",
+    family="rms_norm",
+    check=_check_backward,
+    reference=_reference_backward,
+    fake=_fake_backward,
+    cases=_backward_cases,
+    workspace=_workspace,
 )

@@ -22,18 +22,16 @@ from typing import Any
 from graftlm.cache import once
 from graftlm.files import write_json
 from graftlm.planning.cost import Work
-from graftlm.system import cpu_flags, fast_bfloat16, versions
+from graftlm.system import cpu_flags, versions
 
 __all__ = ["Calibration", "calibrate"]
 
-VERSION = 7
+VERSION = 8
 """Raised when what is measured here changes."""
 MODEL_ERROR = 0.25
 """Relative error of the formula above on a quiet machine (`benchmarks/bench_plan.py`)."""
 ROWS, FEATURES = 512, 1024
-"""Shape of the products that are timed: rows × features × features."""
-SPREAD = 8.0
-"""Standard deviation of the logits that the loss is timed with."""
+"""Shape of PyTorch's own product that is timed: rows × features × features."""
 QUIET = 0.8
 """Share of the processors' time that the products must have got for the figures to be kept."""
 
@@ -134,32 +132,24 @@ def _measure() -> Calibration:
 
 
 def _products() -> Iterator[tuple[str, int, Callable[[], Any]]]:
-    """``(kind, flops, call)`` of everything that is timed."""
+    """``(kind, flops, call)`` of everything that is timed.
+
+    PyTorch's own product, and each family of graftlm's operators by the call it names.
+    """
     import torch
     import torch.nn.functional as F
 
-    from graftlm.kernels import cross_entropy, ops
-    from graftlm.kernels.attention import attention
-    from graftlm.kernels.mask_blocks import Block
+    from graftlm.kernels import operators
 
-    flops = 2 * ROWS * FEATURES * FEATURES
     weight = torch.randn(FEATURES, FEATURES) / FEATURES**0.5
-    w4 = ops.quantize(weight)
-    targets = torch.arange(ROWS) * 7 % (8 * FEATURES)
     for dtype in (torch.float32, torch.bfloat16):
         name = str(dtype).removeprefix("torch.")
         x, w = torch.randn(ROWS, FEATURES, dtype=dtype), weight.to(dtype)
-        yield f"matmul {name}", flops, functools.partial(F.linear, x, w)
-        yield f"nf4_linear {name}", flops, functools.partial(ops.linear, x, w4)
-        q = torch.randn(1, 4, ROWS, 64, dtype=dtype)
-        attend = functools.partial(attention, q, q, q, None, None, (Block(0, ROWS, True),))
-        if dtype == torch.bfloat16 and fast_bfloat16():  # left to PyTorch: models/attention.py
-            attend = functools.partial(F.scaled_dot_product_attention, q, q, q, is_causal=True)
-        yield f"attention {name}", 4 * 4 * ROWS * (ROWS + 1) // 2 * 64, attend
-        head = cross_entropy.Head(w.repeat(8, 1))
-        # Logits as spread out as a trained model's: flat ones are all kept for the gradient.
-        loss = functools.partial(cross_entropy.forward, SPREAD * x, head, targets)
-        yield f"cross_entropy {name}", 8 * flops, loss
+        yield f"matmul {name}", 2 * ROWS * FEATURES * FEATURES, functools.partial(F.linear, x, w)
+        for operator in operators().values():
+            if operator.timing is not None:
+                timing = operator.timing(dtype)
+                yield f"{operator.family} {name}", timing.flops, timing.call
 
 
 def _time(call: Callable[[], Any], budget: float = 0.25) -> tuple[float, float]:

@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graftlm.errors import ModelError
-from graftlm.kernels import native
+from graftlm.kernels import operators
 from graftlm.kernels.nf4 import dequantize, quantize
 from graftlm.kernels.nf4.codebook import GRID, dynamic_levels
 from graftlm.kernels.nf4.double_quant import GROUP_SIZE, block_scales, double_quantize
 from tests.oracles import nf4_oracle as oracle
 
-WAYS = [double_quantize, *([native.double_quantize] if native.extension() else [])]
-each_way = pytest.mark.parametrize("shrink", WAYS, ids=lambda shrink: shrink.__module__)
+WAYS = [double_quantize, operators()["nf4_double_quantize"]]
+each_way = pytest.mark.parametrize("shrink", WAYS, ids=["reference", "operator"])
 
 
 @each_way

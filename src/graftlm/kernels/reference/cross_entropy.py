@@ -15,7 +15,16 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-__all__ = ["Gradients", "Head", "Walk", "backward", "forward", "gradient_at", "tile_rows"]
+__all__ = [
+    "Gradients",
+    "Head",
+    "Walk",
+    "backward",
+    "compute_dtype",
+    "forward",
+    "gradient_at",
+    "tile_rows",
+]
 
 TILE_ELEMENTS = 1 << 22
 """Logits alive at a time: 16 MB in float32, which a last-level cache or little more can hold."""

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from graftlm.errors import ModelError
 from graftlm.kernels import nf4, ops
+from graftlm.kernels.products import weight_arguments
 
 graftlm = torch.ops.graftlm
 
@@ -23,7 +24,7 @@ def weight(double_quant: bool = True) -> nf4.NF4Weight:
 def calls() -> list[Any]:
     cases: list[Any] = [("nf4_quantize", (torch.randn(5, 33), 64))]
     for double_quant in (False, True):
-        parts = ops._parts(weight(double_quant))
+        parts = weight_arguments(weight(double_quant))
         cases += [
             ("nf4_dequantize", (*parts, torch.bfloat16)),
             ("nf4_linear_backward", (torch.randn(2, 3, 24), *parts, "float32")),
@@ -55,7 +56,7 @@ def test_operator_passes_opcheck(name: str, arguments: tuple[Any, ...]) -> None:
 
 
 def test_shapes_are_known_without_data() -> None:
-    stored = ops._parts(weight())
+    stored = weight_arguments(weight())
     with FakeTensorMode() as mode:
         parts = [mode.from_tensor(p) if torch.is_tensor(p) else p for p in stored]
         x = torch.empty(2, 3, 100, dtype=torch.bfloat16)

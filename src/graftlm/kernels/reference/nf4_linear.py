@@ -1,12 +1,12 @@
-"""The NF4 product in plain PyTorch: what kernels are tested against, and what runs without them.
+"""The product with a weight stored in 4 bits, in plain PyTorch.
 
 With the frozen weight W (out, in) held in 4 bits (QLoRA, arXiv 2305.14314, equation 5):
 
     forward    y  = x Wᵀ      x (..., in)  → y (..., out)
     backward   dx = dy W      dy (..., out) → dx (..., in);  W gets no gradient
 
-W is dequantised a tile of rows at a time and each tile is multiplied and dropped, so the memory on
-top of the operands is one tile, never the matrix.
+W is dequantised a tile of rows at a time; each tile is multiplied and dropped. So the memory beside
+the operands is one tile, never the matrix.
 """
 
 from __future__ import annotations
@@ -18,15 +18,13 @@ import torch
 from torch import Tensor
 
 from graftlm.kernels import nf4
+from graftlm.kernels.nf4.double_quant import GROUP_SIZE
 from graftlm.kernels.nf4.weight import NF4Weight
 
-__all__ = ["compute_type", "linear", "linear_backward", "row_tiles"]
+__all__ = ["TILE_ELEMENTS", "compute_type", "linear", "linear_backward", "row_tiles"]
 
 TILE_ELEMENTS = 1 << 21
 """Weights dequantised at a time: 8 MB in float32, small beside a model, large beside a call."""
-
-GROUP = 256
-"""Blocks that share one nested maximum; tiles start on a group so that every part slices."""
 
 
 def linear(x: Tensor, w4: NF4Weight, bias: Tensor | None = None) -> Tensor:
@@ -70,15 +68,19 @@ def row_tiles(w4: NF4Weight, dtype: torch.dtype) -> Iterator[tuple[int, int, Ten
 
 
 def _flat_range(w4: NF4Weight, first: int, last: int, dtype: torch.dtype) -> Tensor:
-    """Elements ``first:last`` of the flattened weight. Blocks cross rows, so this is the unit."""
-    align = w4.block_size * GROUP
+    """Elements ``first:last`` of the flattened weight.
+
+    Blocks cross rows, so a part of the weight is cut at whole groups of blocks that share a nested
+    maximum, and the ends are cut off after it is dequantised.
+    """
+    align = w4.block_size * GROUP_SIZE
     group = first // align
     base, end = group * align, min(-(-last // align) * align, w4.numel)
     nested = w4.nested_absmax
     part = dataclasses.replace(
         w4,
         codes=w4.codes[base // 2 : -(-end // 2)],
-        absmax=w4.absmax[group * GROUP : -(-end // w4.block_size)],
+        absmax=w4.absmax[group * GROUP_SIZE : -(-end // w4.block_size)],
         nested_absmax=None if nested is None else nested[group : -(-end // align)],
         shape=(end - base,),
     )
