@@ -25,9 +25,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.utils._pytree import tree_leaves
 
 from graftlm._compat.torch_dispatcher import DispatcherKernel, count_flops_by, is_observed
+from graftlm._compat.tracing import tree_leaves
 from graftlm.errors import RequestError
 
 __all__ = ["Case", "Implementation", "Operator", "Timing", "implement", "operators", "withdraw"]

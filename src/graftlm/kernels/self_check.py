@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
+from graftlm._compat.tracing import tree_map_only
 from graftlm.kernels.operator import Case, Operator, operators
 
 __all__ = ["selfcheck"]

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from graftlm._compat.torch_attention import cpu_attention, cpu_attention_backward
+from graftlm._compat.tracing import tree_leaves
 from graftlm.kernels import Operator, operators
 
 __all__ = ["Work", "product_kind", "workspace_bytes"]
@@ -55,12 +55,12 @@ class Work:
             return
         self.calls += 1
         flops = _flops(func, args, kwargs, result)
-        tensors = [t for t in tree_flatten((args, kwargs, result))[0] if isinstance(t, Tensor)]
+        tensors = [t for t in tree_leaves((args, kwargs, result)) if isinstance(t, Tensor)]
         if flops:
             factor = next(t for t in tensors if t.dtype.is_floating_point)
             self.flops[product_kind(func, factor.dtype)] += flops
         elif func in _WRITES_ONLY:
-            self.nbytes += sum(t.nbytes for t in tree_flatten(result)[0] if isinstance(t, Tensor))
+            self.nbytes += sum(t.nbytes for t in tree_leaves(result) if isinstance(t, Tensor))
         else:
             self.nbytes += sum(t.nbytes for t in tensors)
 

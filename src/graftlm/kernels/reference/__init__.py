@@ -2,3 +2,5 @@
 
 Short references stand beside their operator. The NF4 format has its own folder, `kernels/nf4`.
 """
+
+__all__: list[str] = []
