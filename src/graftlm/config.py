@@ -52,6 +52,14 @@ class ModelConfig(Settings):
     """`int8` stores the embedding table and the output head in 8 bits, a scale a row: half of what
     16 bits take. They must be frozen: not with `full`, and no adapters on them. `auto` keeps their
     type, unless a plan (`memory`, or another `auto`) finds that 8 bits make the run fit."""
+    replacements: tuple[Literal["norms", "gated_units", "output_layer", "attention"], ...] = (
+        "norms",
+        "gated_units",
+        "output_layer",
+        "attention",
+    )
+    """Modules of transformers that quicker ones of graftlm stand for, where these compute the same;
+    `[]` keeps the model as transformers has it."""
     trust_remote_code: bool = False
     """Run Python code that the model folder brings along. Only for sources you trust."""
 

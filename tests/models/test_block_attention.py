@@ -96,9 +96,27 @@ def test_keys_beyond_the_queries_have_no_gradient() -> None:
         assert not gradient[:, :, 4:].any()
 
 
-def test_a_model_that_may_move_to_a_gpu_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_in_the_machine_changes_nothing_on_the_processor(
+    monkeypatch: pytest.MonkeyPatch, calls: list[int]
+) -> None:
+    mask = torch.ones(2, 24, dtype=torch.int64)
+    alone = tiny_model("llama", torch.float32)
+    assert quick_attention(alone)
+    logits, gradient = results(alone, mask)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert not quick_attention(tiny_model("llama", torch.float32))
+    beside = tiny_model("llama", torch.float32)
+    assert quick_attention(beside)
+    again, gradient_again = results(beside, mask)
+    assert torch.equal(again, logits)
+    assert torch.equal(gradient_again, gradient)
+    assert len(calls) == 4  # two layers, twice
+
+
+def test_tensors_elsewhere_than_on_the_processor_are_left_to_pytorch(calls: list[int]) -> None:
+    model = tiny_model("llama", torch.float32).to("meta")
+    assert quick_attention(model)
+    assert model(IDS.to("meta")).logits.is_meta
+    assert calls == []
 
 
 def test_a_model_that_asks_for_its_attention_by_name_is_left_alone() -> None:

@@ -12,8 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from graftlm.adapters import add_lora
 from graftlm.config import LoRAConfig, ModelConfig, RunConfig, TrainConfig
 from graftlm.frozen.nf4.linear import NF4Linear
-from graftlm.models.fuse import fuse_elementwise
-from graftlm.models.int8_embeddings import rows_in_int8
+from graftlm.models.assemble import assemble
 from graftlm.models.streaming import linear_layers, unquantized_names
 from graftlm.planning.trace import BatchShape, Trace, trace_step
 from graftlm.training.recompute import recompute_activations
@@ -38,19 +37,23 @@ def traced(config: RunConfig, shape: BatchShape | None = None, device: str = "cp
     return trace_step(SMALL, config, shape or BatchShape(2, 96), torch.float32, device)
 
 
-def allocated_by_a_real_step(config: RunConfig, shape: BatchShape) -> tuple[int, int]:
-    """Bytes held between steps, and the peak a step adds to them, as the allocator reports."""
-    torch.manual_seed(0)
+def random_weights(config: RunConfig) -> Any:
     model = AutoModelForCausalLM.from_config(SMALL)
-    fuse_elementwise(model)
     with torch.no_grad():
         model.model.norm.weight.mul_(20)  # confident, as a trained model: no exact fallback
     if config.method == "qlora":
         for name, layer in linear_layers(model).items():
             if name not in unquantized_names(model):
                 model.set_submodule(name, NF4Linear.from_linear(layer))
-    if config.model.embeddings == "int8":
-        rows_in_int8(model)
+    return model
+
+
+def allocated_by_a_real_step(config: RunConfig, shape: BatchShape) -> tuple[int, int]:
+    """Bytes held between steps, and the peak a step adds to them, as the allocator reports."""
+    torch.manual_seed(0)
+    model = assemble(
+        SMALL, lambda _: random_weights(config), embeddings=config.model.embeddings_held
+    )
     if config.method != "full":
         add_lora(model, config.lora)
     if config.train.gradient_checkpointing:

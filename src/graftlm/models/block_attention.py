@@ -19,6 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from graftlm._compat.attention import attention_of, can_set_attention
 from graftlm.kernels.attention import attention
 from graftlm.kernels.mask_blocks import Block, blocks
 from graftlm.system import fast_bfloat16
@@ -36,16 +37,16 @@ _DROPOUTS = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")
 def quick_attention(model: Any) -> bool:
     """Let a model attend by our kernel, block by block of the mask, where that is quicker.
 
-    Left alone is a model that may move to a GPU, one that does not call PyTorch's attention, cannot
-    be told another one, or whose code asks for PyTorch's by name, for it may then do something else
-    besides.
+    The device of its tensors decides each call: on a GPU it is PyTorch's attention, as it was.
+    Left alone is a model that does not call PyTorch's attention, cannot be told another one, or
+    whose code asks for PyTorch's by name, for it may then do something else besides.
 
     Returns:
         Whether it does from now on.
     """
-    if torch.cuda.is_available() or model.config._attn_implementation != "sdpa":
+    if attention_of(model.config) != "sdpa":
         return False
-    if not model._can_set_attn_implementation() or _asks_by_name(type(model)):
+    if not can_set_attention(model) or any(map(_asks_by_name, _kinds(model))):
         return False
     AttentionInterface.register(NAME, _attend)
     AttentionMaskInterface.register(NAME, sdpa_mask)
@@ -61,7 +62,15 @@ def attends_by_blocks(model: Any) -> bool:
     """
     text = model.config.get_text_config()
     others = any(getattr(text, name, None) for name in (*_DROPOUTS, "v_head_dim"))
-    return model.config._attn_implementation == NAME and not others
+    return attention_of(model.config) == NAME and not others
+
+
+def _kinds(model: Any) -> set[type]:
+    """One class for each source file that a model's modules come from, but for torch's own."""
+    kinds = {type(module).__module__: type(module) for module in model.modules()}
+    return {
+        kind for name, kind in kinds.items() if name.partition(".")[0] not in ("torch", "graftlm")
+    }
 
 
 def _asks_by_name(kind: type) -> bool:

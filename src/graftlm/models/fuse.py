@@ -1,126 +1,244 @@
 """Replace RMS norms, gated feed-forward layers and the output layer by modules that read once.
 
 transformers' classes spell these out in separate operations; on a CPU the passes over memory cost
-as much as a third of a training step. Whether a class computes what ours does is not read from its
-name: one of its kind is made small, with random weights, and the outputs are compared. A class that
-does something else keeps its own code.
+as much as a third of a training step. Whether a module computes what ours does is not read from its
+name. The module itself, with its own sizes, scales and settings, is run on a few rows, small and
+large, with weights of the probe in place of its own; ours is run on the same rows. A module that
+gives something else keeps its own code.
+
+The weights' values play no part, so a model on the meta device is decided as a loaded one is.
 """
 
 from __future__ import annotations
 
-import copy
-import functools
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator
+from types import FunctionType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from transformers import PretrainedConfig
 
-from graftlm.kernels.gated_unit import GELU_TANH, SILU
+from graftlm._compat.modes import modes_off
+from graftlm.kernels.gated_unit import GELU_TANH, SILU, gated_unit
 from graftlm.models.fused.gated_mlp import GatedMLP
 from graftlm.models.fused.output_linear import OutputLinear
 from graftlm.models.fused.rms_norm import RMSNorm
 
-__all__ = ["fuse_elementwise", "quick_output"]
+__all__ = ["fuse_gated_units", "fuse_norms", "quick_output"]
 
-SMALL = 16
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+CLOSE = 1e-5
+"""Largest difference of an output, as a share of the largest in its row."""
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
-def fuse_elementwise(model: nn.Module) -> int:
-    """Replace what can be replaced, in place; parameters and their names stay.
-
-    Returns:
-        How many modules were replaced.
-    """
-    replaced = 0
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            fused = _fused(child)
-            if fused is not None:
-                fused.train(child.training)
-                setattr(parent, name, fused)
-                replaced += 1
-    return replaced
+def fuse_norms(model: nn.Module) -> list[str]:
+    """Replace RMS norms, in place; their weights and names stay. Returns the names of the norms."""
+    return _replace(
+        model, _is_norm, _shift, lambda norm, shift: RMSNorm(norm.weight, _eps(norm), shift)
+    )
 
 
-def quick_output(model: Any) -> None:
+def fuse_gated_units(model: nn.Module) -> list[str]:
+    """Replace gated feed-forward layers, in place; their projections and names stay."""
+    return _replace(
+        model,
+        _is_gated_unit,
+        _activation,
+        lambda layer, act: GatedMLP(layer.gate_proj, layer.up_proj, layer.down_proj, act),
+    )
+
+
+def quick_output(model: Any) -> list[str]:
     """Let the output layer read its weight once for few rows; a plain linear layer only."""
     head = model.get_output_embeddings()
-    if type(head) is nn.Linear:
-        model.set_output_embeddings(OutputLinear(head))
+    if type(head) is not nn.Linear:
+        return []
+    names = [name for name, module in model.named_modules() if module is head]
+    model.set_output_embeddings(OutputLinear(head))
+    return names
 
 
-def _fused(module: nn.Module) -> nn.Module | None:
-    kind: Any = type(module)
-    if kind.__name__.endswith("RMSNorm") and [n for n, _ in module.named_parameters()] == [
-        "weight"
-    ]:
-        eps = getattr(module, "eps", getattr(module, "variance_epsilon", None))
-        shift = _norm_shift(kind)
-        if shift is not None and isinstance(eps, float):
-            return RMSNorm(module.weight, eps, shift)  # type: ignore[arg-type]
-    children = [name for name, _ in module.named_children()]
-    config = getattr(module, "config", None)
-    if set(children) - {"act_fn"} == set(PROJECTIONS) and config is not None:
-        act = _activation(kind, _Key(config))
-        if act is not None:
-            return _gated_mlp(module, act)
+def _replace(
+    model: nn.Module,
+    candidate: Callable[[nn.Module], bool],
+    decide: Callable[[Any], Any],
+    fused: Callable[[Any, Any], nn.Module],
+) -> list[str]:
+    """Ask ``decide`` of each candidate; what it answers, unless ``None``, is given to ``fused``.
+
+    Modules that are alike in all that decides are asked once.
+    """
+    names: list[str] = []
+    answers: dict[Any, Any] = {}
+    with modes_off(), _probing():
+        for name, module in list(model.named_modules()):
+            if not name or not candidate(module):
+                continue
+            key = _likeness(module)
+            answer = answers.get(key) if key in answers else decide(module)
+            if key is not None:
+                answers[key] = answer
+            if answer is not None:
+                model.set_submodule(name, fused(module, answer).train(module.training))
+                names.append(name)
+    return names
+
+
+def _likeness(module: nn.Module) -> Any:
+    """What decides how a module computes, or ``None`` where it cannot be compared by value."""
+    key: list[Any] = []
+    for name in PROJECTIONS:
+        projection = getattr(module, name, None)
+        key += [getattr(projection, "in_features", None), getattr(projection, "out_features", None)]
+    for part in _own_parts(module):
+        key += [type(part), *(tuple(p.shape) for p in part.parameters(recurse=False))]
+        for name, value in vars(part).items():
+            if name in _OF_EVERY_MODULE:
+                continue
+            if isinstance(value, PretrainedConfig | FunctionType | type):
+                value = id(value)
+            if not isinstance(value, int | float | str | torch.dtype | None):
+                return None
+            key.append((name, value))
+    return tuple(key)
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return (
+        type(module).__name__.endswith("RMSNorm")
+        and type(module) is not RMSNorm
+        and [name for name, _ in module.named_parameters()] == ["weight"]
+        and isinstance(_eps(module), float)
+        and _reads_one_tensor(module)
+    )
+
+
+def _eps(norm: nn.Module) -> Any:
+    return getattr(norm, "eps", getattr(norm, "variance_epsilon", None))
+
+
+def _shift(norm: Any) -> float | None:
+    """What a norm adds to its weight, or ``None`` if it does not compute what `RMSNorm` does."""
+    eps, width = _eps(norm), norm.weight.numel()
+    # A row near ε, an ordinary one, and one that meets a clamp, if there is any.
+    x = torch.randn(3, width) * torch.tensor([[eps**0.5 or 1e-3], [1.0], [1e4]])
+    weight = nn.Parameter(torch.randn(norm.weight.shape))
+    with _swapped(norm, weight=weight):
+        wanted = _outputs(norm, x)
+    for shift in (0.0, 1.0):
+        if weight.dim() == 1 and _same(wanted, RMSNorm(weight, eps, shift)(x)):
+            return shift
     return None
 
 
-def _gated_mlp(module: Any, act: tuple[float, float]) -> GatedMLP:
-    return GatedMLP(module.gate_proj, module.up_proj, module.down_proj, act)
+def _is_gated_unit(module: nn.Module) -> bool:
+    children = {name for name, _ in module.named_children()}
+    return (
+        children - {"act_fn"} == set(PROJECTIONS)
+        and type(module) is not GatedMLP
+        and next(module.parameters(recurse=False), None) is None
+        and _reads_one_tensor(module)
+    )
 
 
-@functools.cache
-@torch.no_grad()
-def _norm_shift(kind: Any) -> float | None:
-    """What the class adds to its weight, or ``None`` if it is not the norm of `RMSNorm`."""
-    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+def _activation(layer: Any) -> tuple[float, float] | None:
+    """(k, a) of a layer's activation, or ``None`` if it does not compute what `GatedMLP` does."""
+    width = getattr(layer.gate_proj, "out_features", None)
+    depth = getattr(layer.gate_proj, "in_features", None)
+    if not isinstance(width, int) or not isinstance(depth, int):
+        return None
+    x = torch.randn(4, depth)
+    gate = torch.randn(4, width) * torch.tensor([[1.0], [4.0], [1e4], [1.0]])
+    up = torch.randn(4, width) * torch.tensor([[1.0], [1.0], [1.0], [1e4]])
+    stand_ins = {
+        "gate_proj": _Projection(x, gate),
+        "up_proj": _Projection(x, up),
+        "down_proj": nn.Identity(),
+    }
+    with _swapped(layer, **stand_ins):
+        wanted = _outputs(layer, x)
+    for act in (SILU, GELU_TANH):
+        if _same(wanted, gated_unit(gate, up, act)):
+            return act
+    return None
+
+
+class _Projection(nn.Module):
+    """Stands for a linear layer: gives a known output, and accepts no input but the layer's."""
+
+    def __init__(self, expected: Tensor, output: Tensor) -> None:
+        super().__init__()
+        self.expected, self.output = expected, output
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape != self.expected.shape or not torch.equal(x, self.expected):
+            raise ValueError("the layer changes its input before the projection")
+        return self.output.clone()
+
+
+@contextlib.contextmanager
+def _probing() -> Iterator[None]:
+    """Real float32 tensors of the probe's own random numbers, also for a model without values."""
+    default = torch.get_default_dtype()
+    with torch.no_grad(), torch.device("cpu"), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        x = torch.randn(3, SMALL)
+        torch.set_default_dtype(torch.float32)
         try:
-            theirs = kind(SMALL, eps=1e-3)
-            theirs.weight.copy_(torch.randn(SMALL))
-            wanted = theirs(x)
-        except (TypeError, AttributeError, RuntimeError):
-            return None  # made or called in another way: not of this kind
-        for shift in (0.0, 1.0):
-            if torch.allclose(RMSNorm(theirs.weight, 1e-3, shift)(x), wanted, atol=1e-5):
-                return shift
-    return None
+            yield
+        finally:
+            torch.set_default_dtype(default)
 
 
-class _Key:
-    """A config, hashed by what the feed-forward layer reads of it."""
-
-    def __init__(self, config: Any) -> None:
-        self.config = config
-        names = ("hidden_act", "hidden_activation", "mlp_bias")
-        self.key = tuple(str(getattr(config, name, None)) for name in names)
-
-    def __hash__(self) -> int:
-        return hash(self.key)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Key) and self.key == other.key
+@contextlib.contextmanager
+def _swapped(module: nn.Module, **attributes: Any) -> Iterator[None]:
+    own = {name: getattr(module, name) for name in attributes}
+    try:
+        for name, value in attributes.items():
+            setattr(module, name, value)
+        yield
+    finally:
+        for name, value in own.items():
+            setattr(module, name, value)
 
 
-@functools.cache
-@torch.no_grad()
-def _activation(kind: Any, key: _Key) -> tuple[float, float] | None:
-    """(k, a) of the class's activation, or ``None`` if it is not the layer of `GatedMLP`."""
-    config = copy.deepcopy(key.config)
-    config.hidden_size, config.intermediate_size = SMALL, 2 * SMALL
-    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        x = 4 * torch.randn(3, SMALL)
-        try:
-            theirs = kind(config).float()
-            wanted = theirs(x)
-        except (TypeError, AttributeError, RuntimeError):
-            return None
-        for act in (SILU, GELU_TANH):
-            if torch.allclose(_gated_mlp(theirs, act)(x), wanted, atol=1e-5):
-                return act
-    return None
+def _own_parts(module: nn.Module) -> Iterator[nn.Module]:
+    """The module and what is in it, but for projections: the probe puts others in their place."""
+    yield module
+    for name, child in module.named_children():
+        if name not in PROJECTIONS:
+            yield from child.modules()
+
+
+def _reads_one_tensor(module: nn.Module) -> bool:
+    """Whether ``module`` is called with one argument and holds no tensor of values besides."""
+    if any(next(part.buffers(recurse=False), None) is not None for part in _own_parts(module)):
+        return False  # of a model on the meta device, nobody can say what is in it
+    known = inspect.signature(type(module).forward).parameters  # self, and the argument
+    return len(known) == 2
+
+
+def _outputs(module: nn.Module, x: Tensor) -> list[Tensor] | None:
+    """What ``module`` makes of ``x`` in training and in evaluation mode, or ``None``."""
+    training = module.training
+    try:
+        return [module.train(mode)(x) for mode in (True, False)]
+    except (TypeError, AttributeError, RuntimeError, ValueError, IndexError):
+        return None  # it reads its weight or its input in another way: not of this kind
+    finally:
+        module.train(training)
+
+
+def _same(wanted: list[Tensor] | None, ours: Tensor) -> bool:
+    if wanted is None:
+        return False
+    for theirs in wanted:
+        if not isinstance(theirs, Tensor) or theirs.shape != ours.shape:
+            return False
+        largest = theirs.abs().amax(-1, keepdim=True)
+        if not ((theirs - ours).abs() <= CLOSE * largest).all():
+            return False
+    return True

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from graftlm.errors import ModelError
+from graftlm.models.assemble import REPLACEMENTS, assemble, empty_model
 from graftlm.models.safetensors_file import Checkpoint
 from graftlm.models.source import resolve
 
@@ -41,6 +42,7 @@ def load_model(
     block_size: int = 64,
     double_quant: bool = True,
     embeddings: Literal["keep", "int8"] = "keep",
+    replacements: Sequence[str] = REPLACEMENTS,
     trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal language model and its tokenizer.
@@ -58,6 +60,8 @@ def load_model(
         block_size: weights that share one NF4 scale.
         double_quant: whether the scales themselves are stored in 8 bits.
         embeddings: ``"int8"`` stores embedding table and output head in 8 bits, a scale a row.
+        replacements: modules that quicker ones of graftlm may stand for, as `model.replacements`;
+            `graftlm.models.assembly_report` says what became of it.
         trust_remote_code: run Python code the model folder brings along.
 
     Returns:
@@ -74,6 +78,7 @@ def load_model(
         block_size=block_size,
         double_quant=double_quant,
         embeddings=embeddings,
+        replacements=replacements,
         trust_remote_code=trust_remote_code,
     )
     return model, tokenizer
@@ -87,12 +92,10 @@ def load_weights(
     block_size: int = 64,
     double_quant: bool = True,
     embeddings: Literal["keep", "int8"] = "keep",
+    replacements: Sequence[str] = REPLACEMENTS,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """Load a model without its tokenizer; arguments, memory and errors as for `load_model`."""
-    from graftlm.models.block_attention import quick_attention
-    from graftlm.models.fuse import fuse_elementwise, quick_output
-    from graftlm.models.int8_embeddings import rows_in_int8
     from graftlm.models.streaming import StreamingConfig
 
     if quantize not in ("nf4", None):
@@ -102,20 +105,27 @@ def load_weights(
     source = resolve(name, trust_remote_code=trust_remote_code)
     config = load_config(source.path, trust_remote_code)
     checkpoint = Checkpoint(source.path)
-    model = _fill(
-        empty_model(config, trust_remote_code),
-        checkpoint,
-        already_nf4=take_quantization(config, str(name)),
-        streaming=StreamingConfig(quantize == "nf4", block_size, double_quant),
-        dtype=pick_dtype(dtype, config, checkpoint),
+    already_nf4 = take_quantization(config, str(name))
+    weights_dtype = pick_dtype(dtype, config, checkpoint)
+
+    def fill(empty: PreTrainedModel) -> PreTrainedModel:
+        return _fill(
+            empty,
+            checkpoint,
+            already_nf4=already_nf4,
+            streaming=StreamingConfig(quantize == "nf4", block_size, double_quant),
+            dtype=weights_dtype,
+        )
+
+    model = assemble(
+        config,
+        fill,
+        replacements=replacements,
+        embeddings=embeddings,
+        trust_remote_code=trust_remote_code,
     )
-    fuse_elementwise(model)
     if embeddings == "int8":
-        rows_in_int8(model)
         checkpoint.forget()  # the 16-bit rows, where the file is mapped
-    else:
-        quick_output(model)
-    quick_attention(model)
     model.name_or_path = model.config._name_or_path = source.name
     return model
 
@@ -140,22 +150,6 @@ def load_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConf
             "language model that the installed transformers knows."
         ) from error
     return config
-
-
-def empty_model(config: PretrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The model without weights, on the meta device: names, shapes and ties only."""
-    from transformers import AutoModelForCausalLM
-
-    try:
-        with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-                config, trust_remote_code=trust_remote_code
-            )
-    except ValueError as error:
-        raise ModelError(
-            f"{config.model_type!r} is not a causal language model that can be built: {error}"
-        ) from error
-    return model
 
 
 def _fill(

@@ -7,16 +7,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from graftlm._compat.float32 import kept_in_float32
+from graftlm._compat.modes import modes_off
 from graftlm.adapters import add_lora
 from graftlm.adapters.layers import linear_shape
 from graftlm.config import RunConfig
 from graftlm.frozen.nf4.linear import NF4Linear
 from graftlm.kernels.nf4.double_quant import GROUP_SIZE
 from graftlm.kernels.nf4.weight import NF4Weight
-from graftlm.models.block_attention import quick_attention
-from graftlm.models.fuse import fuse_elementwise
-from graftlm.models.int8_embeddings import rows_in_int8
-from graftlm.models.load import empty_model
+from graftlm.models.assemble import assemble
 from graftlm.models.streaming import linear_layers, unquantized_names
 from graftlm.planning.extrapolate import depth_of, with_depth
 from graftlm.training.recompute import recompute_activations
@@ -32,9 +31,29 @@ def shallow(architecture: PretrainedConfig, config: RunConfig) -> Any:
     depth = depth_of(architecture)
     if depth is not None:
         architecture = with_depth(architecture, min(depth, 2))
-    model = empty_model(architecture, config.model.trust_remote_code)
-    quick_attention(model)
-    return model
+    with modes_off():
+        return _assembled(architecture, config, torch.float32)
+
+
+def _assembled(architecture: PretrainedConfig, config: RunConfig, dtype: torch.dtype) -> Any:
+    """The model that a run would load, on the meta device, its linear layers in their format."""
+
+    def fill(model: Any) -> Any:
+        if config.method == "qlora":
+            kept = unquantized_names(model)
+            for name, layer in linear_layers(model).items():
+                if name not in kept:
+                    model.set_submodule(name, _nf4(layer, config, dtype))
+        return model
+
+    return assemble(
+        architecture,
+        fill,
+        replacements=config.model.replacements,
+        embeddings=config.model.embeddings_held,
+        dtype=dtype,
+        trust_remote_code=config.model.trust_remote_code,
+    )
 
 
 def build(
@@ -50,15 +69,8 @@ def build(
         dtype: type of the unquantised weights.
         device: where everything lives.
     """
-    with torch.utils._python_dispatch._disable_current_modes():
-        model: Any = empty_model(architecture, config.model.trust_remote_code)
-        fuse_elementwise(model)
-        if config.model.embeddings == "int8":
-            rows_in_int8(model, dtype)
-        quick_attention(model)
-        quantized = _quantized(model) if config.method == "qlora" else {}
-    for name, layer in quantized.items():
-        model.set_submodule(name, _nf4(layer, config, dtype, device))
+    with modes_off():
+        model: Any = _assembled(architecture, config, dtype)
     _materialise(model, dtype, device)
     if config.method == "full":
         model.requires_grad_(True)
@@ -69,14 +81,8 @@ def build(
     return model.train()
 
 
-def _quantized(model: Any) -> dict[str, Any]:
-    kept = unquantized_names(model)
-    return {name: layer for name, layer in linear_layers(model).items() if name not in kept}
-
-
-def _nf4(
-    layer: nn.Module, config: RunConfig, dtype: torch.dtype, device: torch.device
-) -> NF4Linear:
+def _nf4(layer: nn.Module, config: RunConfig, dtype: torch.dtype) -> NF4Linear:
+    device = torch.device("meta")
     shape = linear_shape(layer)
     assert shape is not None
     numel, block_size = shape[0] * shape[1], config.model.block_size
@@ -100,26 +106,20 @@ def _materialise(model: Any, dtype: torch.dtype, device: torch.device) -> None:
     made: dict[int, Tensor] = {}
     float32 = _kept_in_float32(model, dtype)
     for name, module in model.named_modules():
-        for key, parameter in module._parameters.items():
-            if parameter is None or not _is_empty(parameter):
+        for key, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):
+            if not parameter.is_meta:
                 continue
             if id(parameter) not in made:
                 kind = torch.float32 if float32(f"{name}.{key}") else dtype
                 fresh = torch.empty(parameter.shape, dtype=kind, device=device)
                 made[id(parameter)] = nn.Parameter(fresh, requires_grad=False)
-            module._parameters[key] = made[id(parameter)]
-        for key, buffer in module._buffers.items():
-            if buffer is not None and _is_empty(buffer):
-                module._buffers[key] = torch.empty(buffer.shape, dtype=buffer.dtype, device=device)
-
-
-def _is_empty(tensor: Tensor) -> bool:
-    return type(tensor) in (Tensor, nn.Parameter) and tensor.is_meta
+            setattr(module, key, made[id(parameter)])
+        for key, buffer in list(module.named_buffers(recurse=False)):
+            if buffer.is_meta:
+                setattr(module, key, torch.empty(buffer.shape, dtype=buffer.dtype, device=device))
 
 
 def _kept_in_float32(model: Any, dtype: torch.dtype) -> Any:
     """Which parameters transformers keeps in float32 although the model is in 16 bits."""
-    patterns = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
-    if dtype == torch.float16:
-        patterns |= set(getattr(model, "_keep_in_fp32_modules", None) or ())
+    patterns = kept_in_float32(model, dtype)
     return lambda name: any(part in patterns for part in name.split("."))

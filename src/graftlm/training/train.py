@@ -106,6 +106,7 @@ def adapted_model(config: RunConfig) -> PreTrainedModel:
         block_size=config.model.block_size,
         double_quant=config.model.double_quant,
         embeddings=config.model.embeddings_held,
+        replacements=config.model.replacements,
         trust_remote_code=config.model.trust_remote_code,
     )
     # Seeded before the adapters are drawn, so that a seed names one run.

@@ -1,0 +1,119 @@
+"""One function builds the model, for loading and for planning.
+
+    the empty model → weights → norms, gated units → output layer or 8-bit rows → attention
+
+Where the weights come from is the caller's to say: loading fills them from a checkpoint, planning
+leaves them empty. Everything else is the same, so a plan is of the model that a run trains.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from graftlm.errors import ModelError
+from graftlm.models.assembly_report import AssemblyReport, Replacement, compared, keep_report
+from graftlm.models.block_attention import quick_attention
+from graftlm.models.fuse import fuse_gated_units, fuse_norms, quick_output
+from graftlm.models.int8_embeddings import rows_in_int8
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import PretrainedConfig, PreTrainedModel
+
+__all__ = ["REPLACEMENTS", "assemble", "empty_model"]
+
+REPLACEMENTS = ("norms", "gated_units", "output_layer", "attention")
+"""What may be replaced: the values of the setting `model.replacements`, in the order of work."""
+
+logger = logging.getLogger("graftlm")
+
+
+def assemble(
+    config: PretrainedConfig,
+    fill: Callable[[PreTrainedModel], PreTrainedModel],
+    *,
+    replacements: Sequence[str] = REPLACEMENTS,
+    embeddings: str = "keep",
+    dtype: torch.dtype | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """The model of ``config`` with what graftlm puts in the place of its modules.
+
+    Args:
+        config: of the model, without `quantization_config`.
+        fill: gives the empty model its weights, with linear layers in their format.
+        replacements: which modules may be replaced, of `REPLACEMENTS`.
+        embeddings: ``"int8"`` stores embedding table and output head in 8 bits.
+        dtype: of the words that a table in 8 bits gives; the table's own by default.
+        trust_remote_code: run Python code the model folder brings along.
+
+    Returns:
+        The model. `assembly_report` says what was replaced.
+
+    Raises:
+        ModelError: the config is not of a causal language model, or its embeddings cannot be in 8
+            bits.
+    """
+    if unknown := sorted(set(replacements) - set(REPLACEMENTS)):
+        raise ModelError(f"replacements: unknown {unknown}: expected some of {list(REPLACEMENTS)}")
+    empty = empty_model(config, trust_remote_code)
+    before = _classes(empty)
+    model = fill(empty)
+    replaced = compared("weight_format", before, model, _changed(before, model))
+    kept = []
+    before = _classes(model)
+    steps: dict[str, Callable[[Any], list[str]]] = {
+        "norms": fuse_norms,
+        "gated_units": fuse_gated_units,
+        "output_layer": quick_output,
+    }
+    if embeddings == "int8":  # these have a quick output layer of their own
+        del steps["output_layer"]
+    for what, replace in steps.items():
+        if what in replacements:
+            names = replace(model)
+            replaced += compared(what, before, model, names)
+            kept += [] if names else [what]
+    if embeddings == "int8":
+        before = _classes(model)
+        rows_in_int8(model, dtype)
+        replaced += compared("embeddings", before, model, _changed(before, model))
+    if "attention" in replacements:
+        if quick_attention(model):
+            replaced.append(Replacement("attention", 1, "scaled_dot_product", "by blocks"))
+        else:
+            kept.append("attention")
+    report = AssemblyReport(type(model).__name__, tuple(replaced), tuple(kept))
+    keep_report(model, report)
+    logger.info("%s", report)
+    return model
+
+
+def empty_model(config: PretrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The model without weights, on the meta device: names, shapes and ties only."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                config, trust_remote_code=trust_remote_code
+            )
+    except ValueError as error:
+        raise ModelError(
+            f"{config.model_type!r} is not a causal language model that can be built: {error}"
+        ) from error
+    return model
+
+
+def _classes(model: torch.nn.Module) -> dict[str, str]:
+    return {name: type(module).__name__ for name, module in model.named_modules()}
+
+
+def _changed(before: dict[str, str], model: torch.nn.Module) -> list[str]:
+    """Names of the modules whose class is no longer that of ``before``."""
+    return [name for name, kind in _classes(model).items() if before.get(name, kind) != kind]
