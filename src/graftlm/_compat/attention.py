@@ -1,6 +1,6 @@
 """Which attention a transformers model uses, by its registered name.
 
-Seen in transformers 5.0 to 5.23: `config._attn_implementation`, `_can_set_attn_implementation`.
+Seen in transformers 5.23: `config._attn_implementation`, `_can_set_attn_implementation`.
 Setting it has a public method, `set_attn_implementation`; reading it has none.
 """
 

@@ -1,6 +1,6 @@
 """Fake tensors: shapes and types without values.
 
-Seen in torch 2.6 to 2.13: `torch._subclasses.fake_tensor.FakeTensor`. torch documents fake tensors
+Seen in torch 2.13: `torch._subclasses.fake_tensor.FakeTensor`. torch documents fake tensors
 but has no public name for their class.
 """
 

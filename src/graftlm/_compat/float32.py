@@ -1,6 +1,6 @@
 """Which parameters of a transformers model stay in float32 although the model is in 16 bits.
 
-Seen in transformers 5.0 to 5.23: `_keep_in_fp32_modules`, `_keep_in_fp32_modules_strict`, lists of
+Seen in transformers 5.23: `_keep_in_fp32_modules`, `_keep_in_fp32_modules_strict`, lists of
 words that a parameter's name is searched for.
 """
 

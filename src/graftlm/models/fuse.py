@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from graftlm._compat.modes import modes_off
+from graftlm._compat.tracing import modes_off
 from graftlm.kernels.gated_unit import GELU_TANH, SILU, gated_unit
 from graftlm.models.fused.gated_mlp import GatedMLP
 from graftlm.models.fused.output_linear import OutputLinear

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from graftlm._compat.float32 import kept_in_float32
-from graftlm._compat.modes import modes_off
+from graftlm._compat.tracing import modes_off
 from graftlm.adapters import add_lora
 from graftlm.adapters.layers import linear_shape
 from graftlm.config import RunConfig
