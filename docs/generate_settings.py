@@ -62,6 +62,8 @@ def _type(annotation: Any) -> str:
     if typing.get_origin(annotation) is typing.Literal:
         return " · ".join(f"`{value}`" for value in typing.get_args(annotation))
     parts = typing.get_args(annotation)
+    if parts[1:] == (...,) and typing.get_origin(parts[0]) is typing.Literal:
+        return f"list of {_type(parts[0])}"
     if any(typing.get_origin(part) is typing.Literal for part in parts):
         return " · ".join(_type(part) for part in parts)
     text = getattr(annotation, "__name__", None)

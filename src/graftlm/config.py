@@ -6,7 +6,6 @@ generated from these models. They are frozen: a run's settings never change unde
 
 from __future__ import annotations
 
-import types
 import typing
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +28,7 @@ __all__ = [
 
 Embeddings = Literal["keep", "int8"]
 Method = Literal["qlora", "lora", "full", "auto"]
+Replacement = Literal["norms", "gated_units", "output_layer", "attention"]
 
 
 class Settings(pydantic.BaseModel):
@@ -52,14 +52,9 @@ class ModelConfig(Settings):
     """`int8` stores the embedding table and the output head in 8 bits, a scale a row: half of what
     16 bits take. They must be frozen: not with `full`, and no adapters on them. `auto` keeps their
     type, unless a plan (`memory`, or another `auto`) finds that 8 bits make the run fit."""
-    replacements: tuple[Literal["norms", "gated_units", "output_layer", "attention"], ...] = (
-        "norms",
-        "gated_units",
-        "output_layer",
-        "attention",
-    )
-    """Modules of transformers that quicker ones of graftlm stand for, where these compute the same;
-    `[]` keeps the model as transformers has it."""
+    replacements: tuple[Replacement, ...] = typing.get_args(Replacement)
+    """Modules of transformers that quicker ones stand for, where these compute the same; `[]` keeps
+    the model as transformers has it."""
     trust_remote_code: bool = False
     """Run Python code that the model folder brings along. Only for sources you trust."""
 
@@ -183,8 +178,7 @@ class RunConfig(Settings):
     """`qlora`: adapters over a 4-bit base; `lora`: over a 16/32-bit base; `full`: all weights;
     `auto`: LoRA where it fits in memory, else QLoRA, as `graftlm plan` says."""
     memory: str | None = None
-    """Do not start what would need more than this, such as `2GB`; `None` does not ask. What is
-    `auto` is decided so that it fits."""
+    """Start nothing that needs more than this, such as `2GB`; what is `auto` is decided to fit."""
     out: str = "runs/latest"
     """The run folder."""
     model: ModelConfig = ModelConfig()
@@ -300,9 +294,6 @@ def _elsewhere(key: str) -> str:
     homes = [
         f"{section}.{key}"
         for section, field in RunConfig.model_fields.items()
-        if isinstance(field.annotation, type)
-        and not isinstance(field.annotation, types.GenericAlias)
-        and issubclass(field.annotation, Settings)
-        and key in field.annotation.model_fields
+        if type(field.annotation) is type(Settings) and key in field.annotation.model_fields
     ]
     return near_matches(homes[0], homes) if homes else ""
