@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typing
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from graftlm.config import DataConfig, LoRAConfig, ModelConfig, RunConfig, Settings, TrainConfig
 
@@ -55,21 +55,27 @@ def _table(title: str, model: type[Settings], names: list[str], prefix: str = ""
 def _shown(default: Any) -> str:
     if default == "" or default is None:
         return "unset"
+    if isinstance(default, str) and not default.isprintable():
+        return repr(default)
     return str(list(default)) if isinstance(default, tuple) else str(default)
 
 
 def _type(annotation: Any) -> str:
-    if typing.get_origin(annotation) is typing.Literal:
-        return " · ".join(f"`{value}`" for value in typing.get_args(annotation))
-    parts = typing.get_args(annotation)
-    if parts[1:] == (...,) and typing.get_origin(parts[0]) is typing.Literal:
+    """The type as a reader of YAML knows it, without the limits that are checked."""
+    origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        return _type(parts[0])
+    if origin is typing.Literal:
+        return " · ".join(f"`{value}`" for value in parts)
+    if origin is tuple:
         return f"list of {_type(parts[0])}"
-    if any(typing.get_origin(part) is typing.Literal for part in parts):
-        return " · ".join(_type(part) for part in parts)
-    text = getattr(annotation, "__name__", None)
-    if typing.get_args(annotation) or text is None:
-        text = str(annotation).replace("typing.", "").replace("NoneType", "None")
-    return text.replace(" | ", " or ").replace("|", "or")
+    if origin is dict:
+        return f"mapping of {_type(parts[0])} to {_type(parts[1])}"
+    if parts:
+        kinds = [_type(part) for part in parts if part is not type(None)]
+        literal = any(typing.get_origin(part) is typing.Literal for part in parts)
+        return (" · " if literal else " or ").join(kinds)
+    return str(annotation.__name__)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from graftlm.export.merge import merge_to_folder
     from graftlm.frozen import nf4
     from graftlm.models import load_model, save_model
+    from graftlm.planning.decide import run
     from graftlm.training.evaluation import evaluate
-    from graftlm.training.train import run, train
+    from graftlm.training.train import train
 
 __all__ = [
     "DataConfig",
@@ -57,7 +58,7 @@ _HOME = {
     "load_model": "models",
     "merge": "adapters",
     "merge_to_folder": "export.merge",
-    "run": "training.train",
+    "run": "planning.decide",
     "save_adapter": "adapters.peft_format",
     "save_model": "models",
     "train": "training.train",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import shutil
@@ -23,6 +24,7 @@ __all__ = [
     "atomic_folder",
     "atomic_write",
     "disk_errors_named",
+    "finite",
     "require_free_space",
     "require_writable",
     "write_json",
@@ -97,9 +99,18 @@ def atomic_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def finite(value: Any) -> Any:
+    """``value`` with null for each NaN and infinity in it: JSON has neither."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 def write_json(path: str | Path, value: Any, *, sort_keys: bool = False) -> None:
-    """Write ``value`` as indented JSON, atomically."""
-    text = json.dumps(value, indent=2, sort_keys=sort_keys, ensure_ascii=False) + "\n"
+    """Write ``value`` as indented JSON, atomically; NaN and infinity become null."""
+    text = json.dumps(finite(value), indent=2, sort_keys=sort_keys, ensure_ascii=False) + "\n"
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

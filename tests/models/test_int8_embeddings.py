@@ -32,7 +32,7 @@ from graftlm.config import (
     ModelConfig,
     RunConfig,
     TrainConfig,
-    load_run_config,
+    recorded_config,
 )
 from graftlm.data.batch import Batch
 from graftlm.errors import ConfigError, ModelError, TargetError
@@ -271,7 +271,7 @@ def test_how_a_model_in_hand_is_held_is_recorded(
     model, tokenizer = graftlm.load_model(tiny_llama, dtype="bfloat16", embeddings="int8")
     graftlm.add_lora(model, LoRAConfig(rank=2))
     graftlm.train(model, tokenizer, rows_file, TrainConfig(steps=1), out=tmp_path / "run")
-    recorded = load_run_config(tmp_path / "run" / "config.yaml").model
+    recorded = recorded_config(tmp_path / "run" / "config.yaml").model
     assert (recorded.embeddings, recorded.dtype) == ("int8", "bfloat16")
 
 
@@ -283,7 +283,7 @@ def test_left_open_they_are_kept_when_no_plan_was_made(
     config = config.model_copy(update={"model": open_})
     assert type(adapted_model(config).get_input_embeddings()) is nn.Embedding
     assert run(config, progress=False).finished
-    recorded = load_run_config(tmp_path / "run" / "config.yaml")
+    recorded = recorded_config(tmp_path / "run" / "config.yaml")
     assert recorded.model.embeddings == "keep"
     assert run(config, resume=True, progress=False).finished  # what is left open is no change
     saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())

@@ -14,7 +14,6 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-from graftlm.cli.train import decided_before
 from graftlm.config import (
     DataConfig,
     LoRAConfig,
@@ -23,7 +22,6 @@ from graftlm.config import (
     TrainConfig,
     load_run_config,
     parse_override,
-    with_method,
 )
 from graftlm.errors import ConfigError, ModelError, ResourceError, TrainingError
 from graftlm.planning import choose, make_plan, run_trial
@@ -33,6 +31,7 @@ from graftlm.planning.loading import loading_bytes
 from graftlm.planning.planner import ROOM
 from graftlm.planning.timeline import COMPONENTS
 from graftlm.training import run
+from graftlm.training.resolve import continued, embeddings_of, with_method
 
 SEVENTY_BILLION = LlamaConfig(
     vocab_size=32000,
@@ -129,7 +128,7 @@ def test_a_recommended_command_parses_back_to_the_option(tiny_llama: Path, embed
     ]
     again = load_run_config(None, overrides)
     option = plan.recommendation.option
-    assert again.model.embeddings_held == option.embeddings
+    assert embeddings_of(again) == option.embeddings
     assert option.embeddings == ("int8" if embeddings == "int8" else "keep")
     assert again.train.batch_size == config.train.batch_size
     assert again.train.micro_batch_tokens == option.micro_batch_tokens
@@ -288,24 +287,21 @@ def test_a_resumed_run_keeps_what_the_plan_decided(tiny_llama: Path, tmp_path: P
     )
     held = begun.model.model_copy(update={"embeddings": "int8"})
     begun = begun.model_copy(update={"train": train, "model": held})
-    (tmp_path / "config.yaml").write_text(json.dumps(begun.model_dump(mode="json")))
     train = begun.train.model_copy(
         update={"gradient_checkpointing": "auto", "micro_batch_tokens": None}
     )
     open_ = begun.model.model_copy(update={"embeddings": "auto"})
     asked = begun.model_copy(update={"method": "auto", "train": train, "model": open_})
-    assert decided_before(asked) == begun
+    assert continued(asked, begun) == begun
     shorter = asked.data.model_copy(update={"max_length": 32})
-    assert decided_before(asked.model_copy(update={"data": shorter})) == begun
+    assert continued(asked.model_copy(update={"data": shorter}), begun) == begun
     by_hand = begun.model_copy(update={"train": train, "model": open_})
-    assert decided_before(by_hand) == begun
+    assert continued(by_hand, begun) == begun
     by_hand = by_hand.model_copy(update={"data": shorter})
-    assert decided_before(by_hand) == begun.model_copy(update={"data": shorter})
+    assert continued(by_hand, begun) == begun.model_copy(update={"data": shorter})
     kept = begun.model.model_copy(update={"embeddings": "keep"})
     said = begun.model_copy(update={"method": "lora", "model": kept})
-    assert decided_before(said) == said  # what was said stays, for the run to refuse
-    elsewhere = asked.model_copy(update={"out": str(tmp_path / "new")})
-    assert decided_before(elsewhere) == elsewhere
+    assert continued(said, begun) == said  # what was said stays, for the run to refuse
 
 
 @pytest.mark.parametrize(("tied", "held"), [(True, 2), (False, 3)])

@@ -17,7 +17,7 @@ from graftlm.planning import format_size, parse_size
         ("1.5g", 1_500_000_000),
         (".5GiB", 1 << 29),
         ("2T", 2_000_000_000_000),
-        ("123", 123),
+        ("123456789", 123_456_789),
         (4096, 4096),
     ],
 )
@@ -26,11 +26,16 @@ def test_sizes_as_people_write_them(text: str | int, nbytes: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "GB", "-1GB", "0", "0GB", "6 apples", "6GBB", "1e9", "6iB", "١GB x"]
+    "text", ["", "GB", "-1GB", "0", "0GB", "6 apples", "6GBB", "1e9", "6iB", "١GB x", "9" * 400]
 )
 def test_what_is_not_a_size_is_refused_by_name(text: str) -> None:
     with pytest.raises(ConfigError, match="is not a size: expected one such as 6GB"):
         parse_size(text)
+
+
+def test_a_few_bytes_are_taken_for_a_missing_unit() -> None:
+    with pytest.raises(ConfigError, match="24 is 24 bytes; did you mean 24GB"):
+        parse_size("24")
 
 
 @settings(derandomize=True, deadline=None)

@@ -12,6 +12,7 @@ import pytest
 
 from graftlm.config import RunConfig, validate
 from graftlm.files import write_json
+from graftlm.training.origin import origin_of
 from graftlm.training.run_folder import begin_run
 
 MakeRun = Callable[..., Path]
@@ -24,7 +25,8 @@ def make_run(tmp_path: Path, rows_file: Path) -> MakeRun:
     def make(name: str = "run", steps: int = 40, eval_every: int = 10, **changed: Any) -> Path:
         out = tmp_path / name
         tree = {"out": str(out), "model": {"name": "<model>"}, "data": {"train": str(rows_file)}}
-        begin_run(out, validate(RunConfig, tree | {"train": {"steps": steps}}), None)
+        config = validate(RunConfig, tree | {"train": {"steps": steps}})
+        begin_run(out, config, origin_of(config, None, [], []))
         rows = []
         for step in range(1, steps + 1):
             row = {

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import graftlm
-from graftlm.config import RunConfig, validate
+from graftlm.config import ResolvedConfig, RunConfig, recorded_config, validate
 from graftlm.errors import ArtifactError, ConfigError, ResourceError, TrainingError
 from graftlm.training import loop, run, step
 from graftlm.training.metrics import read_metrics
@@ -81,7 +81,14 @@ def test_loss_falls_and_the_run_folder_is_complete(
     provenance = json.loads((out / "provenance.json").read_text())
     assert len(provenance["base"]["sha256"]) == 64
     assert len(provenance["data"][str(rows_file)]) == 64
-    assert graftlm.config.load_run_config(out / "config.yaml") == graftlm.config.settled(config)
+    recorded = recorded_config(out / "config.yaml")
+    assert isinstance(recorded, ResolvedConfig)
+    said, kept = config.model_dump(exclude_unset=True), recorded.model_dump()
+    for section in ("data", "lora", "train"):
+        assert said[section].items() <= kept[section].items()
+    text = (out / "config.yaml").read_text(encoding="utf-8")
+    assert "null" not in text
+    assert "auto" not in text
 
 
 @pytest.mark.parametrize("method", ["lora", "qlora", "full"])

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from graftlm.adapters.peft_config import CONFIG_NAME, read_config
-from graftlm.config import RunConfig, load_run_config
+from graftlm.config import RunConfig, recorded_config
 from graftlm.errors import ArtifactError
 
 __all__ = [
@@ -61,7 +61,7 @@ def recorded_settings(model: str | Path, adapter: str | Path | None = None) -> R
 def _settings_in(run: Path) -> RunConfig | None:
     if not (run / "provenance.json").is_file() or not (run / "config.yaml").is_file():
         return None
-    return load_run_config(run / "config.yaml")
+    return recorded_config(run / "config.yaml")
 
 
 def trained_on(path: str | Path) -> Literal["nf4", "original"] | None:

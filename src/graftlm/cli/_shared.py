@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from graftlm.files import finite
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,8 +34,31 @@ QuantizeOption = Annotated[
 
 
 def say(result: dict[str, Any], as_json: bool, text: str) -> None:
-    """Print ``result`` as one JSON object on stdout, or ``text`` for people."""
-    print(json.dumps(result, ensure_ascii=False) if as_json else text)
+    """Print ``result`` as one JSON object on stdout, or ``text`` for people.
+
+    JSON has no NaN and no infinity: both become null.
+    """
+    if not as_json:
+        print(text)
+        return
+    ascii_only = sys.stdout.encoding.lower().replace("-", "") != "utf8"
+    print(json.dumps(finite(result), ensure_ascii=ascii_only, allow_nan=False))
+
+
+def run_named(model: str, adapter: str | None) -> tuple[str, str | None]:
+    """The model and adapter that the arguments stand for.
+
+    A run folder, or an adapter folder, may stand in the place of the model: it names its base.
+    """
+    from graftlm.adapters.adapter_folder import base_of
+    from graftlm.training.run_folder import result_folder
+
+    folder = Path(model)
+    if adapter is not None or not (folder / "config.yaml").is_file():
+        is_adapter = adapter is None and (folder / "adapter_config.json").is_file()
+        return (base_of(folder), model) if is_adapter else (model, adapter)
+    whole = result_folder(folder, "full")
+    return (str(whole), None) if whole.is_dir() else (base_of(folder), model)
 
 
 def stderr_console() -> Console:
@@ -59,7 +85,7 @@ def open_model(model: str, adapter: str | None, quantize: str | None) -> tuple[A
     loaded, tokenizer = load_model(
         model,
         quantize="nf4" if quantize == "nf4" else None,
-        embeddings=run.model.embeddings_held if run is not None else "keep",
+        embeddings="int8" if run is not None and run.model.embeddings == "int8" else "keep",
     )
     if adapter is not None:
         load_adapter(loaded, adapter)

@@ -11,18 +11,19 @@ from typing import Annotated
 
 import typer
 
+from graftlm import __version__
 from graftlm.cli.chat import chat
 from graftlm.cli.check import check
 from graftlm.cli.compare import compare
 from graftlm.cli.demo import demo
 from graftlm.cli.doctor import doctor
+from graftlm.cli.ending import exit_code_of, flush, prepare_streams
 from graftlm.cli.eval import evaluate
 from graftlm.cli.generate import generate
 from graftlm.cli.merge import merge
 from graftlm.cli.plan import plan
 from graftlm.cli.quantize import quantize
 from graftlm.cli.train import train
-from graftlm.errors import GraftLMError
 
 __all__ = ["app", "main"]
 
@@ -40,9 +41,18 @@ for command in (demo, doctor, plan, check, quantize, train, compare, merge, gene
 app.command("eval")(evaluate)
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"graftlm {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")
+    ] = False,
 ) -> None:
     """Options of every command; `--debug` is taken out of the arguments by `main`."""
 
@@ -51,20 +61,6 @@ def main() -> None:
     """Run the command line and exit with the contract's codes."""
     debug = "--debug" in sys.argv
     arguments = [word for word in sys.argv[1:] if word != "--debug"]
-    try:
-        app(args=arguments, prog_name="graftlm")
-    except GraftLMError as error:
-        if debug:
-            raise
-        _complain(str(error))
-        sys.exit(error.exit_code)
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output went away, as `| head` does
-        sys.exit(1)
-
-
-def _complain(message: str) -> None:
-    lines = message.splitlines() or [""]
-    print(f"error: {lines[0]}", file=sys.stderr)
-    for line in lines[1:]:
-        print(f"       {line}", file=sys.stderr)
+    prepare_streams()
+    code = exit_code_of(lambda: app(args=arguments, prog_name="graftlm"), debug)
+    sys.exit(code or flush())

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from graftlm.cli._shared import AdapterOption, ModelArgument, QuantizeOption, open_model
+from graftlm.cli._shared import AdapterOption, ModelArgument, QuantizeOption, open_model, run_named
 
 __all__ = ["chat"]
 
@@ -35,7 +35,7 @@ def chat(
     from graftlm.errors import ConfigError
     from graftlm.models import generate_text
 
-    loaded, tokenizer = open_model(model, adapter, quantize)
+    loaded, tokenizer = open_model(*run_named(model, adapter), quantize)
     trained_plain = format_in(tokenizer.chat_template)
     if trained_plain is not None:
         if system:

@@ -15,6 +15,7 @@ from graftlm.cli._shared import (
     ModelArgument,
     QuantizeOption,
     open_model,
+    run_named,
     say,
 )
 
@@ -58,6 +59,7 @@ def evaluate(
     from graftlm.training import evaluate as measure
 
     asked = _asked_for(max_length, set_ or [])
+    model, adapter = run_named(model, adapter)
     loaded, tokenizer = open_model(model, adapter, quantize)
     config = _data_settings(model, adapter, tokenizer, asked)
     examples = load_examples(data, tokenizer, config, purpose="eval")

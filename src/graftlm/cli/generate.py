@@ -13,6 +13,7 @@ from graftlm.cli._shared import (
     ModelArgument,
     QuantizeOption,
     open_model,
+    run_named,
     say,
 )
 
@@ -48,7 +49,7 @@ def generate(
 
     if layout not in ("auto", "chat", "plain"):
         raise ConfigError(f"--format {layout!r}: expected auto, chat or plain")
-    loaded, tokenizer = open_model(model, adapter, quantize)
+    loaded, tokenizer = open_model(*run_named(model, adapter), quantize)
     if layout == "auto":
         plain = format_in(tokenizer.chat_template) is not None or not tokenizer.chat_template
         layout = "plain" if plain else "chat"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from graftlm.cli._shared import JsonOption, ModelArgument, stderr_console
+from graftlm.cli._shared import JsonOption, ModelArgument, say, stderr_console
 
 if TYPE_CHECKING:
     from graftlm.planning import Option, Plan
@@ -95,7 +94,7 @@ def plan(
             progress=say_progress,
         )
     if as_json:
-        print(json.dumps(found.to_json(), ensure_ascii=False))
+        say(found.to_json(), True, "")
     else:
         _print(found)
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from graftlm.cli import _settings as flags
 from graftlm.cli._shared import JsonOption, say
+from graftlm.errors import ArtifactError
 
 if TYPE_CHECKING:
     from graftlm.config import RunConfig
@@ -16,27 +19,29 @@ if TYPE_CHECKING:
 
 __all__ = ["train"]
 
-_HIDE = {"show_default": False}
-
 
 def train(
-    config: Annotated[Path | None, typer.Argument(help="Settings in YAML.", **_HIDE)] = None,
-    model: Annotated[str | None, typer.Option(help="The base model.", **_HIDE)] = None,
-    data: Annotated[str | None, typer.Option(help="The rows to train on.", **_HIDE)] = None,
-    eval_data: Annotated[str | None, typer.Option(help="The rows to measure on.", **_HIDE)] = None,
-    method: Annotated[
-        str | None, typer.Option(help="qlora, lora, full, or auto: what fits.", **_HIDE)
+    config: Annotated[
+        Path | None, typer.Argument(help="Settings in YAML.", show_default=False)
     ] = None,
-    memory: Annotated[
-        str | None, typer.Option(help="Stay under this, such as 2GB, or do not start.", **_HIDE)
-    ] = None,
-    out: Annotated[str | None, typer.Option(help="The run folder.", **_HIDE)] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps.", **_HIDE)] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Any setting: train.learning_rate=2e-4. Repeatable.", **_HIDE),
-    ] = None,
+    model: flags.Model = None,
+    data: flags.Data = None,
+    eval_data: flags.EvalData = None,
+    method: flags.Method = None,
+    memory: flags.Memory = None,
+    out: flags.Out = None,
+    steps: flags.Steps = None,
+    epochs: flags.Epochs = None,
+    learning_rate: flags.LearningRate = None,
+    batch_size: flags.BatchSize = None,
+    rank: flags.Rank = None,
+    alpha: flags.Alpha = None,
+    max_length: flags.MaxLength = None,
+    seed: flags.Seed = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out; more --steps extend it.")
+    ] = False,
+    set_: flags.Set = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train an adapter (or, with `--method full`, all weights).
@@ -46,42 +51,57 @@ def train(
     All settings are listed in docs/settings.md. Ctrl-C writes a checkpoint;
     `graftlm train --resume --out RUN` goes on from it, bit for bit.
     """
-    from graftlm.config import RunConfig, left_open, load_run_config, parse_override
+    given = {
+        "model": model,
+        "data": data,
+        "eval_data": eval_data,
+        "method": method,
+        "memory": memory,
+        "out": out,
+        "steps": steps,
+        "epochs": epochs,
+        "learning_rate": learning_rate,
+        "batch_size": batch_size,
+        "rank": rank,
+        "alpha": alpha,
+        "max_length": max_length,
+        "seed": seed,
+    }
+    settings = _settings(config, given, resume, set_ or [])
 
-    flags: list[tuple[list[str], Any]] = [
-        (path, value)
-        for path, value in (
-            (["model", "name"], model),
-            (["data", "train"], data),
-            (["data", "eval"], eval_data),
-            (["method"], method),
-            (["memory"], memory),
-            (["out"], out),
-            (["train", "steps"], steps),
-        )
-        if value is not None
-    ]
-    overrides = flags + [parse_override(text) for text in set_ or []]
-    if resume and config is None:
-        saved = Path(out or str(RunConfig().out)) / "config.yaml"
-        config = saved if saved.exists() else None
-    settings = load_run_config(config, overrides)
-
+    from graftlm.models.source import resolve
     from graftlm.system import return_freed_memory
 
     return_freed_memory()
-    if resume:
-        settings = decided_before(settings)
-    if left_open(settings) or (settings.memory is not None and not resume):
-        settings = planned(settings)
+    resolve(settings.model.name or "", trust_remote_code=settings.model.trust_remote_code)
 
-    from graftlm.training import run
+    from graftlm.planning import run
 
     result = run(settings, resume=resume)
     page = report(Path(settings.out))
     say(dataclasses.asdict(result), as_json, summary(result, settings.out) + page)
     if not result.finished:
         raise typer.Exit(1)
+
+
+def _settings(
+    config: Path | None, given: Mapping[str, Any], resume: bool, assignments: Sequence[str]
+) -> RunConfig:
+    """The request, complete: from the file, or with ``--resume`` from the run, and the flags."""
+    from graftlm.config import RunConfig, load_run_config, recorded_config, require_complete
+
+    if resume and config is None:
+        saved = Path(given["out"] or RunConfig().out) / "config.yaml"
+        if not saved.exists():
+            raise ArtifactError(
+                f"there is no run to resume: {saved} is missing. Name the folder of the run by "
+                "--out, or leave out --resume to start one."
+            )
+        recorded_config(saved)  # refused as the record of a run, not as the user's own words
+        config = saved
+    settings = load_run_config(config, flags.overrides(given, assignments))
+    require_complete(settings)
+    return settings
 
 
 def report(out: Path) -> str:
@@ -95,63 +115,6 @@ def report(out: Path) -> str:
     except GraftLMError as error:
         stderr_console().print(f"the run is saved, but not its report: {error}", highlight=False)
         return ""
-
-
-def decided_before(settings: RunConfig) -> RunConfig:
-    """The settings, with what they leave open taken from the run as it was started.
-
-    The length of rows was the plan's to decide only under ``method: auto``.
-    """
-    from graftlm.config import load_run_config
-
-    saved = Path(settings.out) / "config.yaml"
-    if not saved.exists():
-        return settings
-    begun = load_run_config(saved)
-    if settings.method == "auto":
-        data = settings.data.model_copy(update={"max_length": begun.data.max_length})
-        settings = settings.model_copy(update={"method": begun.method, "data": data})
-    for section, name, open_value in (
-        ("model", "embeddings", "auto"),
-        ("train", "gradient_checkpointing", "auto"),
-        ("train", "micro_batch_tokens", None),
-    ):
-        given = getattr(settings, section)
-        if getattr(given, name) == open_value:
-            decided = given.model_copy(update={name: getattr(getattr(begun, section), name)})
-            settings = settings.model_copy(update={section: decided})
-    return settings
-
-
-def choice(settings: RunConfig) -> RunConfig:
-    """What the plan recommends for ``settings`` and the rows they name."""
-    from graftlm.planning import choose, row_lengths
-
-    return choose(settings, row_lengths(settings))
-
-
-def planned(settings: RunConfig) -> RunConfig:
-    """The settings with what was left open decided so that it fits, said on stderr.
-
-    Planned in a process of its own: what planning leaves behind (a tokenizer, a traced model, the
-    libraries of both) would count in the memory of the run it was to keep small.
-    """
-    import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor
-
-    from graftlm.cli._shared import stderr_console
-
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        chosen = process.submit(choice, settings).result()
-    tokens = chosen.train.micro_batch_tokens
-    at_once = f", {tokens} at once" if tokens is not None else ""
-    checkpointed = ", gradient checkpointing" if chosen.train.gradient_checkpointing else ""
-    held = ", embeddings in 8 bits" if chosen.model.embeddings == "int8" else ""
-    stderr_console().print(
-        f"planned: {chosen.method}, batches of {chosen.train.batch_size} rows, each of at most "
-        f"{chosen.data.max_length} tokens{at_once}{checkpointed}{held}"
-    )
-    return chosen
 
 
 def summary(result: RunResult, out: str) -> str:
@@ -168,7 +131,8 @@ def summary(result: RunResult, out: str) -> str:
     if result.eval_loss_before is not None and result.eval_loss_after is not None:
         lines.append(f"held-out loss {result.eval_loss_before:.4f} → {result.eval_loss_after:.4f}")
     if result.finished:
-        lines.append(f"result: {result.adapter}")
+        kept = f" (weights of step {result.kept_step}, the best evaluation)"
+        lines.append(f"result: {result.adapter}{kept if result.kept_step != result.steps else ''}")
         if result.method != "full":
             lines.append(f"next:   graftlm merge {out} --out merged")
     else:

@@ -22,9 +22,9 @@ from graftlm.data.prompt_format import PromptFormat, format_in
 from graftlm.data.rendering import Template
 from graftlm.data.templates import built_in_name, family_template, template_text
 from graftlm.data.turns import MARKS, Span, TurnFinder
-from graftlm.errors import DataError
+from graftlm.errors import ConfigError, DataError
 
-__all__ = ["ChatFormat", "Rendered", "use_chat_template"]
+__all__ = ["ChatFormat", "Rendered", "template_name", "use_chat_template"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +52,23 @@ def use_chat_template(tokenizer: Any, name: str = "auto") -> str:
     ``auto`` keeps the tokenizer's own, else takes the built-in of its family. Saving the tokenizer
     records the template; nothing else has to.
     """
-    if name == "auto":
-        if tokenizer.chat_template:
-            return built_in_name(tokenizer) or "own"
-        name = family_template(tokenizer)
-    tokenizer.chat_template = template_text(name, tokenizer)
-    return name
+    chosen = template_name(tokenizer, name)
+    if chosen != "own":
+        tokenizer.chat_template = template_text(chosen, tokenizer)
+    elif not tokenizer.chat_template:
+        raise ConfigError(
+            "data.chat_template is own, but the tokenizer has no template: use auto, or name one"
+        )
+    return chosen
+
+
+def template_name(tokenizer: Any, name: str = "auto") -> str:
+    """The name of the template that ``name`` comes to: a built-in's, or ``own``."""
+    if name != "auto":
+        return name
+    if tokenizer.chat_template:
+        return built_in_name(tokenizer) or "own"
+    return family_template(tokenizer)
 
 
 class ChatFormat:

@@ -150,7 +150,7 @@ def template_text(name: str, tokenizer: Any) -> str:
     """
     if name not in BUILT_IN:
         raise ConfigError(
-            f"chat_template {name!r} is not built in; expected auto or one of "
+            f"chat_template {name!r} is not built in; expected auto, own or one of "
             f"{', '.join(sorted(BUILT_IN))}{near_matches(name, BUILT_IN)}"
         )
     text, end = BUILT_IN[name]

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from graftlm.errors import ModelError
-from graftlm.models.assembly_report import AssemblyReport, Replacement, compared, keep_report
 from graftlm.models.block_attention import quick_attention
 from graftlm.models.fuse import fuse_gated_units, fuse_norms, quick_output
 from graftlm.models.int8_embeddings import rows_in_int8
+from graftlm.models.replaced import AssemblyReport, Replacement, compared, keep_report
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

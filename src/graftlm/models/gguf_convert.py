@@ -16,7 +16,6 @@ from pathlib import Path
 from graftlm.cache import cache_folder, once
 from graftlm.errors import ModelError
 from graftlm.files import require_free_space
-from graftlm.models.save import write_model
 
 __all__ = ["converted", "file_sha256"]
 
@@ -62,6 +61,8 @@ def _convert(file: Path, folder: Path) -> None:
             f"cannot read {file}: {type(error).__name__}: {error}. The file may be corrupt, or of "
             "an architecture that transformers does not read from GGUF."
         ) from error
+    from graftlm.models.save import write_model
+
     model.config._name_or_path = file.stem
     write_model(model, tokenizer, folder)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from graftlm.planning.decide import decide, run
 from graftlm.planning.plan import Plan, choose, make_plan, row_lengths
 from graftlm.planning.planner import Option
 from graftlm.planning.sizes import format_size, parse_size
@@ -14,9 +15,11 @@ __all__ = [
     "Plan",
     "Verified",
     "choose",
+    "decide",
     "format_size",
     "make_plan",
     "parse_size",
     "row_lengths",
+    "run",
     "run_trial",
 ]

@@ -19,6 +19,7 @@ from graftlm.models.assemble import assemble
 from graftlm.models.streaming import linear_layers, unquantized_names
 from graftlm.planning.extrapolate import depth_of, with_depth
 from graftlm.training.recompute import recompute_activations
+from graftlm.training.resolve import embeddings_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -50,7 +51,7 @@ def _assembled(architecture: PretrainedConfig, config: RunConfig, dtype: torch.d
         architecture,
         fill,
         replacements=config.model.replacements,
-        embeddings=config.model.embeddings_held,
+        embeddings=embeddings_of(config),
         dtype=dtype,
         trust_remote_code=config.model.trust_remote_code,
     )

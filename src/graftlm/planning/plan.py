@@ -178,12 +178,19 @@ def _different(options: Iterable[Option]) -> Iterator[Option]:
             yield option
 
 
-def choose(config: RunConfig, lengths: Sequence[int] = ()) -> RunConfig:
+def choose(
+    config: RunConfig, lengths: Sequence[int] = (), *, limit: int | None = None
+) -> RunConfig:
     """Settings that fit `config.memory` (or what is free), for ``auto`` or what was asked for.
 
     ``method: auto`` leaves everything to the plan; ``gradient_checkpointing: auto`` leaves that.
     How much of a batch is computed at once is the plan's to say unless `micro_batch_tokens` is set,
     and so is how the embeddings are held unless `embeddings` is.
+
+    Args:
+        config: the request.
+        lengths: tokens of each row; by default every row is as long as ``max_length``.
+        limit: bytes there are, where the request names no limit; by default what is free now.
 
     Raises:
         ResourceError: nothing fits; names what is missing and the cheapest change.
@@ -193,7 +200,7 @@ def choose(config: RunConfig, lengths: Sequence[int] = ()) -> RunConfig:
     auto = config.method == "auto"
     plan = make_plan(
         config,
-        memory=config.memory,
+        memory=limit if config.memory == "unlimited" else config.memory,
         methods=("lora", "qlora") if auto else (config.method,),  # type: ignore[arg-type]
         lengths=lengths,
     )

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from graftlm.config import Embeddings, RunConfig, with_method
+from graftlm.config import Embeddings, RunConfig
 from graftlm.models.capabilities import capabilities
 from graftlm.planning import fake_model
 from graftlm.planning.baseline_memory import framework_memory
@@ -19,6 +19,7 @@ from graftlm.planning.loading import loading_bytes
 from graftlm.planning.timeline import COMPONENTS
 from graftlm.planning.trace import BatchShape, Trace, trace_step
 from graftlm.training.batching import most_at_once, most_positions
+from graftlm.training.resolve import embeddings_of
 
 if TYPE_CHECKING:
     import torch
@@ -224,5 +225,5 @@ def as_setting(config: RunConfig, method: Method, checkpointing: bool) -> Settin
         checkpointing,
         config.train.micro_batch_tokens,
         config.data.max_length,
-        with_method(config, method).model.embeddings_held,
+        embeddings_of(config.model_copy(update={"method": method})),
     )

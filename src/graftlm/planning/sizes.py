@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import re
 
+from graftlm.config import shown
 from graftlm.errors import ConfigError
 
 __all__ = ["format_size", "parse_size"]
 
+_MOST_BYTES = 1e18
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
+
 _BINARY_UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_FEW_BYTES = 1_000_000
+"""Nobody means so few bytes; who writes ``24`` means gigabytes."""
 _SIZE = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
 
 
@@ -24,9 +29,14 @@ def parse_size(text: str | int) -> int:
     if match:
         number, unit, binary = match.groups()
         units = _BINARY_UNITS if binary else _UNITS
-        size = int(float(number) * units.get(unit.lower(), 0))
+        nbytes = float(number) * units.get(unit.lower(), 0)
+        size = int(nbytes) if nbytes < _MOST_BYTES else 0
     if size <= 0:
-        raise ConfigError(f"{text!r} is not a size: expected one such as 6GB, 800MB or 1.5GiB")
+        raise ConfigError(
+            f"{shown(text)!r} is not a size: expected one such as 6GB, 800MB or 1.5GiB"
+        )
+    if isinstance(text, str) and text.strip().isdecimal() and size < _FEW_BYTES:
+        raise ConfigError(f"{text} is {text} bytes; did you mean {text.strip()}GB?")
     return size
 
 

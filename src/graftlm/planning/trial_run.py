@@ -135,13 +135,14 @@ def _answer(request: dict[str, Any]) -> Measured:
 
     return_freed_memory()
 
+    from graftlm.data.chat import template_name
     from graftlm.models import StoredTokenizer, load_tokenizer
     from graftlm.training import train
     from graftlm.training.train import adapted_model
 
     config = RunConfig.model_validate(request["config"])
     tokenizer = load_tokenizer(config.model.name, trust_remote_code=config.model.trust_remote_code)
-    ids = tokenizer(_text())["input_ids"]
+    ids, template = tokenizer(_text())["input_ids"], template_name(tokenizer)
     with StoredTokenizer(tokenizer) as stored:
         del tokenizer
         release_freed_memory()
@@ -158,9 +159,11 @@ def _answer(request: dict[str, Any]) -> Measured:
                 ids=[i % known for i in ids],
                 config=config,
             ),
-            config.train.model_copy(update={"steps": request["steps"], "save_steps": None}),
+            config.train.model_copy(update={"steps": request["steps"], "save_steps": 0}),
             out=config.out,
-            data_config=config.data.model_copy(update={"group_by_length": False}),
+            data_config=config.data.model_copy(
+                update={"group_by_length": False, "chat_template": template}
+            ),
             progress=False,
         )
         lines = (Path(config.out) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()

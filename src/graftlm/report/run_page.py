@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from graftlm.config import load_run_config
+from graftlm.config import recorded_config
 from graftlm.errors import ArtifactError
 from graftlm.files import atomic_write
 from graftlm.report.curves import held_out_curve, running_mean, training_curve
@@ -42,7 +42,7 @@ def run_page(folder: Path, planned: Mapping[str, int] | None = None) -> str:
         ArtifactError: the folder holds no run with a summary.
     """
     summary = _read(folder / "summary.json")
-    config = load_run_config(folder / "config.yaml")
+    config = recorded_config(folder / "config.yaml")
     metrics = read_metrics(folder / "metrics.jsonl")
     state = "" if summary["finished"] else ", stopped before its end"
     method = METHOD_NAMES[summary["method"]]

@@ -56,13 +56,14 @@ def check_rows(
             positions.
     """
     limits = limits_of(model_config)
-    form = ChatFormat(tokenizer, config)
     findings = require_fit(examples, limits)
     if len(held):
         findings += require_fit(held, limits)
-    findings += said_before_training(examples, held, form, config)
-    if folder is not None and isinstance(examples, Examples) and examples.report.kinds["chat"]:
-        findings += marker_findings(folder, form)
+    if isinstance(examples, Examples):  # else tokens made elsewhere, which no template laid out
+        form = ChatFormat(tokenizer, config)
+        findings += said_before_training(examples, held, form, config)
+        if folder is not None and examples.report.kinds["chat"]:
+            findings += marker_findings(folder, form)
     for finding in findings:
         print(printable(f"data: {finding.count:,} {finding.message}"), file=sys.stderr)
 

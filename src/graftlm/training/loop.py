@@ -33,11 +33,17 @@ from graftlm.training.step import Interrupted, train_step
 
 __all__ = ["fit"]
 
-DEFAULT_LEARNING_RATE = {"qlora": 2e-4, "lora": 2e-4, "full": 2e-5}
 
-
-def fit(run: Run, *, resume: bool = False, progress: bool = True) -> RunResult:
+def fit(
+    run: Run, *, resume: bool = False, extended: bool = False, progress: bool = True
+) -> RunResult:
     """Train ``run.model`` to the end, or until Ctrl-C; leave results in ``run.out``.
+
+    Args:
+        run: what is trained, and how.
+        resume: go on from the last checkpoint.
+        extended: the run had finished, and has more steps now.
+        progress: draw the progress line on stderr.
 
     Raises:
         TrainingError: the loss or gradient stopped being finite; the last checkpoint stands.
@@ -46,6 +52,8 @@ def fit(run: Run, *, resume: bool = False, progress: bool = True) -> RunResult:
     parameters = [p for p in run.model.parameters() if p.requires_grad]
     optimizer = _optimizer(run, parameters)
     state = _resume(run, optimizer) if resume else TrainState()
+    if extended:
+        state.finished, state.stale_evaluations = False, 0
     run.model.train()
     with (
         MetricsLog(run.out, state.step, run.config.train.tensorboard) as log,
@@ -109,7 +117,7 @@ def _steps(
         if settings.save_steps and state.step % settings.save_steps == 0:
             _save_checkpoint(run, optimizer, state)
         patience = settings.early_stopping_patience
-        if patience is not None and state.stale_evaluations >= patience:
+        if patience and state.stale_evaluations >= patience:
             break
         if stop_requested() and state.step < run.total_steps:
             return True
@@ -163,6 +171,7 @@ def _finish(
         eval_loss_after=eval_after,
         adapter=str(result) if result else None,
         finished=not stopped,
+        kept_step=None if stopped else state.best_step or state.step,
     )
     write_json(run.out / "summary.json", dataclasses.asdict(summary))
     return summary
@@ -171,7 +180,7 @@ def _finish(
 def _optimizer(run: Run, parameters: Sequence[nn.Parameter]) -> torch.optim.AdamW:
     """AdamW; biases and norms (one-dimensional) are not decayed."""
     settings = run.config.train
-    rate = settings.learning_rate or DEFAULT_LEARNING_RATE[run.config.method]
+    rate = settings.learning_rate
     matrices = [p for p in parameters if p.ndim > 1]
     vectors = [p for p in parameters if p.ndim <= 1]
     groups: list[dict[str, Any]] = [

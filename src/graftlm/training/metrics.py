@@ -12,7 +12,7 @@ from typing import Any
 from graftlm.errors import ResourceError
 from graftlm.files import atomic_write
 
-__all__ = ["MetricsLog", "read_metrics"]
+__all__ = ["MetricsLog", "read_metrics", "require_tensorboard"]
 
 
 class MetricsLog:
@@ -72,11 +72,20 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines[:-1]]  # what follows the last newline is unfinished
 
 
-def _tensorboard_writer(folder: Path) -> Any:
+def require_tensorboard() -> Any:
+    """The class that writes TensorBoard's files.
+
+    Raises:
+        ResourceError: the package is not installed.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ResourceError(
             "train.tensorboard needs the tensorboard package: pip install 'graftlm[tensorboard]'"
         ) from error
-    return SummaryWriter(str(folder / "tensorboard"))
+    return SummaryWriter
+
+
+def _tensorboard_writer(folder: Path) -> Any:
+    return require_tensorboard()(str(folder / "tensorboard"))

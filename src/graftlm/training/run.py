@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from graftlm.config import RunConfig
+from graftlm.config import ResolvedConfig
 from graftlm.data.batch import Batch, Example
 from graftlm.data.pack import lengths_of
 from graftlm.data.sampler import batches as epoch_batches
@@ -26,7 +26,8 @@ class RunResult:
     """The outcome of a run: `summary.json`, field by field.
 
     Losses are in nats per supervised token; ``train_loss`` is the mean over the last ten steps.
-    ``adapter`` is the folder of the result, or ``None`` while the run is unfinished.
+    ``adapter`` is the folder of the result, or ``None`` while the run is unfinished. The result has
+    the weights after step ``kept_step``: the best evaluation's, or the last.
     """
 
     method: str
@@ -44,6 +45,7 @@ class RunResult:
     eval_loss_after: float | None
     adapter: str | None
     finished: bool
+    kept_step: int | None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,7 +66,7 @@ class Run:
     tokenizer: Any
     examples: Sequence[Example]
     eval_examples: Sequence[Example]
-    config: RunConfig
+    config: ResolvedConfig
     out: Path
     total_parameters: int
 
@@ -76,11 +78,7 @@ class Run:
     @property
     def total_steps(self) -> int:
         """Optimiser steps in the whole run."""
-        settings = self.config.train
-        if settings.steps is not None:
-            return settings.steps
-        passes = math.ceil(len(self.examples) / settings.batch_size) * settings.epochs
-        return max(1, math.ceil(passes / settings.gradient_accumulation_steps))
+        return self.config.train.steps
 
     def micro_batches(self, step: int) -> list[Batch]:
         """The passes of optimiser step ``step`` (from 0): a pure function of the settings."""

@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -17,25 +16,22 @@ from graftlm.config import (
     DataConfig,
     LoRAConfig,
     ModelConfig,
+    ResolvedConfig,
     RunConfig,
     TrainConfig,
     contradictions,
-    left_open,
-    settled,
+    require_complete,
 )
-from graftlm.data.audit import audit
 from graftlm.data.batch import Example
-from graftlm.data.examples import load_examples, split_to_train
-from graftlm.data.folders import Purpose
-from graftlm.data.pack import pack_examples
-from graftlm.data.store import Examples
+from graftlm.data.pack import lengths_of
 from graftlm.errors import ConfigError, TargetError
 from graftlm.frozen.int8_rows import Int8Embedding
 from graftlm.frozen.nf4.linear import NF4Linear
-from graftlm.models import StoredTokenizer, load_tokenizer, load_weights, resolve
+from graftlm.models import StoredTokenizer, load_tokenizer, load_weights
+from graftlm.models import resolve as resolve_model
 from graftlm.models.capabilities import require_packable
 from graftlm.system import release_freed_memory, return_freed_memory
-from graftlm.system.placement import placement_for
+from graftlm.system.placement import placement_for, placement_of
 from graftlm.training.data_checks import (
     check_rows,
     model_config_in,
@@ -43,58 +39,100 @@ from graftlm.training.data_checks import (
     trained_tokenizer,
 )
 from graftlm.training.disk import require_space
+from graftlm.training.lock import locked
 from graftlm.training.loop import fit
+from graftlm.training.metrics import require_tensorboard
+from graftlm.training.origin import origin_of
 from graftlm.training.recompute import recompute_activations
+from graftlm.training.resolve import (
+    Plan,
+    continued,
+    dtype_in,
+    embeddings_of,
+    facts_of,
+    needs_plan,
+    resolve,
+)
+from graftlm.training.rows import packed, read_rows
 from graftlm.training.run import Run, RunResult
-from graftlm.training.run_folder import begin_run, check_run
+from graftlm.training.run_folder import (
+    GoesOn,
+    begin_run,
+    check_folder,
+    require_same_run,
+    run_in,
+)
+from graftlm.training.savable import require_savable
 
 __all__ = ["adapted_model", "run", "train"]
 
 
-def run(config: RunConfig, *, resume: bool = False, progress: bool = True) -> RunResult:
-    """Do one whole training run as ``config`` describes it, in the folder ``config.out``.
+def run(
+    config: RunConfig, *, resume: bool = False, progress: bool = True, plan: Plan | None = None
+) -> RunResult:
+    """Do one whole training run as ``config`` asks for it, in the folder ``config.out``.
+
+    `graftlm.run` is this with a plan, so that it takes every request.
+
+    Args:
+        config: the request.
+        resume: go on with the run in ``config.out``; what the request leaves open is as it began.
+        progress: draw the progress line on stderr.
+        plan: decides what only a plan can decide.
 
     From then on the process gives freed memory back to the system, as the plan assumes
     (`graftlm.system.return_freed_memory`).
 
     Raises:
-        ConfigError: a required setting is missing.
+        ConfigError: a required setting is missing, or a plan is needed and none was given.
         GraftLMError: whatever stops the model, the data or the training; see `graftlm.errors`.
     """
-    problems = [
-        f"{name} is not set: {what}"
-        for name, value, what in (
-            ("model.name", config.model.name, "which model? Pass --model, e.g. gemma-3-270m"),
-            ("data.train", config.data.train, "which rows? Pass --data FILE"),
-        )
-        if not value
-    ]
-    problems += _undecided(config) + contradictions(config)
-    if problems:
-        raise ConfigError(problems)
+    require_complete(config)
     return_freed_memory()
-    config = settled(config)
-    base_path = resolve(config.model.name).path
-    check_run(Path(config.out), config, resume)
-    # The rows first: once they are tokens, the tokenizer need not be in memory beside the model.
-    tokenizer = load_tokenizer(config.model.name, trust_remote_code=config.model.trust_remote_code)
-    rows, held = _examples(tokenizer, config.data, config.data.train, config.data.eval)
-    check_rows(rows, held, tokenizer, config.data, model_config_in(base_path), base_path)
-    with StoredTokenizer(trained_tokenizer(tokenizer, rows, config.data)) as stored:
-        del tokenizer
-        release_freed_memory()
-        task = _task(adapted_model(config), stored, config, rows, held)
-        begin_run(task.out, config, base_path, record_of_rows(rows, config.data))
-        return fit(task, resume=resume, progress=progress)
+    with locked(Path(config.out).absolute()) as out:
+        begun = run_in(out) if resume else None
+        request = config if begun is None else continued(config, begun)
+        undecided = needs_plan(request) if begun is None else []
+        if undecided and plan is None:
+            raise ConfigError(
+                [
+                    f"{what}: graftlm.run and `graftlm train` plan it, here say it"
+                    for what in undecided
+                ]
+            )
+        trusted = config.model.trust_remote_code
+        base = resolve_model(config.model.name, trust_remote_code=trusted).path
+        if begun is None:
+            check_folder(out)
+        # The rows first: once they are tokens, the tokenizer need not be in memory with the model.
+        tokenizer = load_tokenizer(config.model.name, trust_remote_code=trusted)
+        rows, held = read_rows(tokenizer, request.data, request.data.train, request.data.eval)
+        if undecided and plan is not None:
+            asked, request = request, plan(request, [int(n) for n in lengths_of(rows)])
+            if request.data.max_length != asked.data.max_length:
+                data = request.data
+                rows, held = read_rows(tokenizer, data, data.train, data.eval)
+        check_rows(rows, held, tokenizer, request.data, model_config_in(base), base)
+        origin = origin_of(request, base, rows, held)
+        record = record_of_rows(rows, request.data)
+        saved = trained_tokenizer(tokenizer, rows, request.data)
+        rows = packed(rows, request.data)
+        dtype = dtype_in(base, request.model)
+        settings = resolve(
+            request, facts_of(request, rows, tokenizer, dtype, placement_for("auto"))
+        )
+        goes_on = "anew" if begun is None else require_same_run(out, begun, settings, origin)
+        with StoredTokenizer(saved) as stored:
+            del tokenizer, saved
+            release_freed_memory()
+            task = _task(adapted_model(settings), stored, settings, rows, held)
+            begin_run(out, settings, origin, record)
+            return _fit(task, goes_on, progress)
 
 
-def _undecided(config: RunConfig) -> list[str]:
-    """A problem for each setting that only a plan can decide."""
-    return [
-        f"{name} is auto: `graftlm train` decides it; in Python, and for graftlm compare, take the "
-        "settings that graftlm.planning.choose returns, or say which"
-        for name in left_open(config)
-    ]
+def _fit(task: Run, goes_on: GoesOn, progress: bool) -> RunResult:
+    resume, extended = goes_on != "anew", goes_on == "extended"
+    return fit(task, resume=resume, extended=extended, progress=progress)
 
 
 def adapted_model(config: RunConfig) -> PreTrainedModel:
@@ -105,7 +143,7 @@ def adapted_model(config: RunConfig) -> PreTrainedModel:
         dtype="float32" if config.method == "full" else config.model.dtype,
         block_size=config.model.block_size,
         double_quant=config.model.double_quant,
-        embeddings=config.model.embeddings_held,
+        embeddings=embeddings_of(config),
         replacements=config.model.replacements,
         trust_remote_code=config.model.trust_remote_code,
     )
@@ -143,7 +181,7 @@ def train(
         resume: go on with the run in ``out``.
         progress: draw the progress line on stderr.
     """
-    settings = RunConfig(
+    request = RunConfig(
         method=_method_of(model),
         out=str(out),
         model=_model_config_of(model),
@@ -151,74 +189,60 @@ def train(
         lora=lora_config(model) if lora_modules(model) else LoRAConfig(),
         train=config or TrainConfig(),
     )
-    if problems := _undecided(settings):
+    if problems := contradictions(request):
         raise ConfigError(problems)
-    check_run(Path(out), settings, resume)
-    rows, held = _examples(tokenizer, settings.data, data, eval_data)
-    check_rows(rows, held, tokenizer, settings.data, model.config.to_dict())
-    saved = trained_tokenizer(tokenizer, rows, settings.data)
-    task = _task(model, saved, settings, rows, held)
-    begin_run(task.out, settings, None, record_of_rows(rows, settings.data))
-    task.placement.seed(settings.train.seed)
-    return fit(task, resume=resume, progress=progress)
+    with locked(Path(out).absolute()) as folder:
+        begun = run_in(folder) if resume else None
+        if begun is None:
+            check_folder(folder)
+        else:
+            request = continued(request, begun)
+        if open_settings := needs_plan(request):
+            raise ConfigError([f"{what}: for a model in hand, say it" for what in open_settings])
+        rows, held = read_rows(tokenizer, request.data, data, eval_data)
+        if request.train.eval_steps and not held:
+            raise ConfigError("train.eval_steps needs rows to measure on: pass them as eval_data")
+        check_rows(rows, held, tokenizer, request.data, model.config.to_dict())
+        origin = origin_of(request, None, rows, held)
+        record = record_of_rows(rows, request.data)
+        saved = trained_tokenizer(tokenizer, rows, request.data)
+        rows = packed(rows, request.data)
+        settings = resolve(
+            request, facts_of(request, rows, tokenizer, request.model.dtype, placement_of(model))
+        )
+        goes_on = "anew" if begun is None else require_same_run(folder, begun, settings, origin)
+        task = _task(model, saved, settings, rows, held)
+        begin_run(folder, settings, origin, record)
+        task.placement.seed(settings.train.seed)
+        return _fit(task, goes_on, progress)
 
 
 def _task(
     model: PreTrainedModel,
     tokenizer: Any,
-    config: RunConfig,
+    config: ResolvedConfig,
     examples: Sequence[Example],
     eval_examples: Sequence[Example],
 ) -> Run:
-    """The run, ready to start; refused where the disk has no room for what it writes."""
+    """The run, ready to start; refused where what it leaves could not be written."""
+    if config.data.packing:
+        require_packable(model)
     if config.train.gradient_checkpointing:
         recompute_activations(model)
     task = Run(
         model=model,
         tokenizer=tokenizer,
-        examples=_packed(model, examples, config.data),
+        examples=examples,
         eval_examples=eval_examples,
         config=config,
-        out=Path(config.out),
+        out=Path(config.out).absolute(),
         total_parameters=count_parameters(model)[1],
     )
     require_space(task)
+    require_savable(task)
+    if config.train.tensorboard:
+        require_tensorboard()
     return task
-
-
-def _examples(
-    tokenizer: Any, config: DataConfig, data: Any, eval_data: Any
-) -> tuple[Sequence[Example], Sequence[Example]]:
-    """What is trained on, and what is measured on."""
-    examples = _read(data, tokenizer, config, "train")
-    held: Sequence[Example] = []
-    if eval_data is not None:
-        held = _read(eval_data, tokenizer, config, "eval")
-    if eval_data is None and config.eval_fraction and isinstance(examples, Examples):
-        examples, held = split_to_train(examples, config.eval_fraction)
-    audit.require_trainable(examples)
-    return examples, held
-
-
-def _packed(
-    model: PreTrainedModel, examples: Sequence[Example], config: DataConfig
-) -> Sequence[Example]:
-    """The examples, several in a sequence where the settings say so and the model can tell."""
-    if not config.packing:
-        return examples
-    require_packable(model)
-    return pack_examples(examples, config.max_length)
-
-
-def _read(source: Any, tokenizer: Any, config: DataConfig, purpose: Purpose) -> Sequence[Example]:
-    """Tokenised rows of a source, or examples as they were given."""
-    if not isinstance(source, str | Path | Mapping):
-        audit.require_trainable(source)
-        return cast("Sequence[Example]", source)
-    examples = load_examples(source, tokenizer, config, purpose=purpose)
-    for line in examples.report.said(str(source), config.max_length):
-        print(line, file=sys.stderr)
-    return examples
 
 
 def _method_of(model: PreTrainedModel) -> Literal["qlora", "lora", "full"]:
@@ -239,7 +263,7 @@ def _model_config_of(model: PreTrainedModel) -> ModelConfig:
     """How a model in hand is held, for the record: merging onto 4 bits reads it again."""
     config = ModelConfig(
         name=getattr(model.config, "_name_or_path", ""),
-        dtype=str(model.dtype).removeprefix("torch."),
+        dtype=cast(Any, str(model.dtype).removeprefix("torch.")),
         embeddings="keep",
     )
     held: dict[str, Any] = {}

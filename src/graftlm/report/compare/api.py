@@ -17,7 +17,13 @@ from graftlm.report.compare.launch import launch
 from graftlm.report.compare.variants import MEASURED, Job, jobs, variants
 from graftlm.report.compare.verdict import verdict
 from graftlm.training import checkpoint
-from graftlm.training.run_folder import check_run, sha256_of_files
+from graftlm.training.origin import sha256_of_files
+from graftlm.training.resolve import continued
+from graftlm.training.run_folder import (
+    check_folder,
+    require_same_settings,
+    run_in,
+)
 
 __all__ = ["OUTSIDE", "Comparison", "compare", "standing"]
 
@@ -53,7 +59,7 @@ class Comparison:
         return {
             "model": self.config.model.name,
             "data": self.config.data.train,
-            "eval_data": self.config.data.eval,
+            "eval_data": self.config.data.eval or None,
             "outside": str(self.outside),
             "columns": [dataclasses.asdict(column) for column in self.columns],
             "runs": [str(job.folder) for job in self.jobs],
@@ -125,10 +131,11 @@ def standing(job: Job) -> Standing:
         ConfigError: its folder holds a run with other settings, or on rows that have changed.
     """
     if not (job.folder / "config.yaml").exists():
-        check_run(job.folder, job.config, resume=False)
+        check_folder(job.folder)
         return "new"
+    begun = run_in(job.folder)
     try:
-        check_run(job.folder, job.config, resume=True)
+        require_same_settings(begun, continued(job.config, begun))
     except ConfigError as error:
         raise ConfigError(
             [
@@ -163,7 +170,7 @@ def _do(
     run_job({"config": job.config.model_dump(mode="json"), "train": state, "measure": asked}, name)
     if standing(job) != "done":
         raise KeyboardInterrupt
-    if job.config.train.save_steps is None:
+    if not job.config.train.save_steps:
         shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)
 
 
@@ -177,12 +184,12 @@ def _check(config: RunConfig, outside: Path, seeds: int, score_rows: int) -> Non
         )
         if not value
     ]
-    if config.data.eval is None and not config.data.eval_fraction:
+    if not config.data.eval and not config.data.eval_fraction:
         problems.append(
             "a comparison needs held-out rows: pass --eval-data FILE, or hold some of the data out "
             "with --set data.eval_fraction=0.1"
         )
-    if config.train.early_stopping_patience is not None:
+    if config.train.early_stopping_patience:
         problems.append(
             "train.early_stopping_patience would give each method another number of tokens; a "
             "comparison needs it unset"

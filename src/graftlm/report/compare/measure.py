@@ -24,6 +24,7 @@ from graftlm.data.tokenise import render_prompt, stop_tokens
 from graftlm.errors import DataError
 from graftlm.models import generate_text, load_model
 from graftlm.training import evaluate
+from graftlm.training.resolve import embeddings_of
 from graftlm.training.run_folder import result_folder
 
 __all__ = ["answers_right", "measure", "scored_rows"]
@@ -103,13 +104,13 @@ def scored_rows(config: RunConfig, count: int) -> list[Row]:
         DataError: there is none.
     """
     data = config.data
-    source = data.eval if data.eval is not None else data.train
+    source = data.eval or data.train
     names = [source] if isinstance(source, str) else list(source)
     found: list[Row] = []
     for name in names:
         for raw in open_source(name, "train" if data.eval is None else "eval"):
             row = _row(raw.value, config)
-            if row is not None and (data.eval is not None or _held(row, data.eval_fraction)):
+            if row is not None and (data.eval or _held(row, data.eval_fraction)):
                 found.append(row)
             if len(found) == count:
                 return found
@@ -155,7 +156,7 @@ def _is_record(text: str) -> bool:
 
 def _training_sample(config: RunConfig, tokenizer: Any) -> list[Example]:
     rows = load_examples(config.data.train, tokenizer, config.data)
-    if config.data.eval is None and config.data.eval_fraction:
+    if not config.data.eval and config.data.eval_fraction:
         rows, _ = split(rows, config.data.eval_fraction)
     count = min(TRAINING_ROWS, len(rows))
     return [rows[index * len(rows) // count] for index in range(count)]
@@ -182,6 +183,6 @@ def _base(config: RunConfig, dtype: str | None = None) -> tuple[Any, Any]:
         dtype=dtype or ("float32" if config.method == "full" else config.model.dtype),
         block_size=config.model.block_size,
         double_quant=config.model.double_quant,
-        embeddings=config.model.embeddings_held,
+        embeddings=embeddings_of(config),
         trust_remote_code=config.model.trust_remote_code,
     )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from graftlm.config import Method
 from graftlm.files import atomic_write
 from graftlm.report.axis import figure
 from graftlm.report.compare.api import Comparison
@@ -18,9 +19,9 @@ from graftlm.report.memory import memory_bars
 from graftlm.report.page import render
 from graftlm.report.settings import SettingRow, provenance_rows, setting_rows
 from graftlm.report.svg import Bar, Chart, Series, line_chart, stacked_bars
-from graftlm.training.loop import DEFAULT_LEARNING_RATE
 from graftlm.training.metrics import read_metrics
-from graftlm.training.run_folder import sha256_of_files
+from graftlm.training.origin import sha256_of_files
+from graftlm.training.resolve import learning_rate_of
 
 __all__ = ["comparison_page", "write_comparison"]
 
@@ -115,13 +116,13 @@ def _settings(found: Comparison, names: Sequence[str], seeds: Sequence[int]) -> 
         said = f"{', '.join(map(str, ranks))}; alpha is {alpha:g} times the rank"
         rows.append(SettingRow("lora.rank", said, default=False))
     if found.config.train.learning_rate is None:
-        rates = [f"{m} {DEFAULT_LEARNING_RATE[m]:g}" for m in _methods(found)]
+        rates = [f"{m} {learning_rate_of(found.config, m):g}" for m in _methods(found)]
         rows.append(SettingRow("learning rate by method", ", ".join(rates), default=False))
     return rows + [row for row in setting_rows(found.config) if row.name not in _VARIED]
 
 
-def _methods(found: Comparison) -> list[str]:
-    return list(dict.fromkeys(one.method for one in found.columns))
+def _methods(found: Comparison) -> list[Method]:
+    return cast("list[Method]", list(dict.fromkeys(one.method for one in found.columns)))
 
 
 def _provenance(found: Comparison) -> list[tuple[str, str]]:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, cast
 
-from graftlm.config import RunConfig, with_method
+from graftlm.config import RunConfig
 from graftlm.errors import ConfigError
+from graftlm.training.resolve import with_method
 
 __all__ = ["MEASURED", "METHODS", "Job", "Variant", "jobs", "variants"]
 

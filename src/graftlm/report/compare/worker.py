@@ -26,10 +26,10 @@ def do_job(request: dict[str, Any], progress: bool = False) -> None:
     """
     from graftlm.config import RunConfig
     from graftlm.files import write_json
+    from graftlm.planning import run
     from graftlm.report.compare.measure import measure, scored_rows
     from graftlm.report.compare.variants import MEASURED
     from graftlm.report.run_page import write_run_page
-    from graftlm.training import run
 
     config = RunConfig.model_validate(request["config"])
     asked = request["measure"]

@@ -1,0 +1,107 @@
+"""Flags for single settings, shared by the commands that take settings.
+
+A flag and ``--set`` say the same; the flag wins. A test compares each with its declaration in
+`graftlm.config`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import typer
+
+__all__ = [
+    "FLAGS",
+    "Alpha",
+    "BatchSize",
+    "Data",
+    "Epochs",
+    "EvalData",
+    "LearningRate",
+    "MaxLength",
+    "Memory",
+    "Method",
+    "Model",
+    "Out",
+    "Rank",
+    "Seed",
+    "Set",
+    "Steps",
+    "overrides",
+]
+
+_HIDE = {"show_default": False}
+
+Model = Annotated[str | None, typer.Option(help="The base model.", **_HIDE)]
+Data = Annotated[str | None, typer.Option(help="The rows to train on.", **_HIDE)]
+EvalData = Annotated[str | None, typer.Option(help="The rows to measure on.", **_HIDE)]
+Method = Annotated[str | None, typer.Option(help="qlora, lora, full, or auto: what fits.", **_HIDE)]
+Memory = Annotated[
+    str | None, typer.Option(help="Stay under this, such as 2GB, or do not start.", **_HIDE)
+]
+Out = Annotated[str | None, typer.Option(help="The run folder.", **_HIDE)]
+Steps = Annotated[int | None, typer.Option(help="Optimiser steps.", **_HIDE)]
+Epochs = Annotated[
+    float | None, typer.Option(help="Passes over the rows, where no --steps is given.", **_HIDE)
+]
+LearningRate = Annotated[
+    float | None, typer.Option("--learning-rate", "--lr", help="Peak learning rate.", **_HIDE)
+]
+BatchSize = Annotated[int | None, typer.Option(help="Rows in one batch.", **_HIDE)]
+Rank = Annotated[int | None, typer.Option(help="Rank of the adapters.", **_HIDE)]
+Alpha = Annotated[float | None, typer.Option(help="The update is scaled by alpha / rank.", **_HIDE)]
+MaxLength = Annotated[int | None, typer.Option(help="Longest row in tokens.", **_HIDE)]
+Seed = Annotated[int | None, typer.Option(help="Seed of adapters, order and dropout.", **_HIDE)]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Any setting: train.save_steps=50. Repeatable.", **_HIDE),
+]
+
+FLAGS = {
+    "model": "model.name",
+    "data": "data.train",
+    "eval_data": "data.eval",
+    "method": "method",
+    "memory": "memory",
+    "out": "out",
+    "steps": "train.steps",
+    "epochs": "train.epochs",
+    "learning_rate": "train.learning_rate",
+    "batch_size": "train.batch_size",
+    "rank": "lora.rank",
+    "alpha": "lora.alpha",
+    "max_length": "data.max_length",
+    "seed": "train.seed",
+}
+"""The parameter of a flag, and the setting that it is."""
+
+
+def overrides(flags: Mapping[str, Any], assignments: Sequence[str]) -> list[tuple[list[str], Any]]:
+    """What the flags and ``--set`` change in the settings, in that order.
+
+    Args:
+        flags: by parameter; those that were not given are ``None``.
+        assignments: of ``--set``.
+
+    Raises:
+        ConfigError: a flag and ``--set`` differ on one setting.
+    """
+    from graftlm.config import parse_override, shown
+    from graftlm.errors import ConfigError
+
+    assigned = [parse_override(text) for text in assignments]
+    given = [(FLAGS[name].split("."), v) for name, v in flags.items() if v is not None]
+    twice = [
+        f"{'.'.join(path)}: --set says {shown(value)}, the flag {shown(other)}; say it once"
+        for path, value in assigned
+        for flag, other in given
+        if path == flag and value != other
+    ]
+    if twice:
+        raise ConfigError(twice)
+    changes = given + assigned
+    names = [path for path, _ in changes]
+    if ["train", "epochs"] in names and ["train", "steps"] not in names:
+        changes.insert(0, (["train", "steps"], None))  # of a file or a run: epochs are asked for
+    return changes

@@ -1,0 +1,116 @@
+"""How a command ends: what is printed about a failure, and the exit code.
+
+Exit code 0: done; 1: the work failed; 2: the request was wrong. A failure is a few lines on stderr.
+``--debug`` shows the traceback instead.
+
+Output that cannot be written is a failure too: a full disk or a closed stdout. A terminal that does
+not know a character is shown its code.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+from graftlm.errors import GraftLMError
+
+__all__ = ["exit_code_of", "flush", "prepare_streams"]
+
+_OUT_OF_MEMORY = ("can't allocate memory", "bad_alloc", "not enough memory", "Cannot allocate")
+_SMALLER = (
+    "Less would do with `--method qlora`, train.micro_batch_tokens=128, a smaller data.max_length "
+    "or train.gradient_checkpointing=true; `graftlm plan` says what fits."
+)
+
+
+class _ClosedStream(io.TextIOBase):
+    """Stands for a stream that was closed before the start; Python has None there."""
+
+    encoding = "utf-8"
+
+    def write(self, text: str) -> int:
+        """Fail, as writing to the closed file would."""
+        raise OSError(errno.EBADF, f"stdout is closed, and {len(text)} characters were for it")
+
+
+def prepare_streams() -> None:
+    """Make stdout and stderr take every character, and closed streams fail only when used."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            # To a closed stderr nothing can be said; a command that succeeds is not to fail by it.
+            stand_in = _ClosedStream() if name == "stdout" else open(os.devnull, "w")  # noqa: PTH123, SIM115
+            setattr(sys, name, stand_in)
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    if sys.stdin is None:
+        sys.stdin = io.StringIO()
+    elif isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
+
+
+def exit_code_of(work: Callable[[], object], debug: bool) -> int:
+    """Do ``work`` and return the exit code; what went wrong is said on stderr."""
+    try:
+        work()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BrokenPipeError:
+        _never_flush()  # the reader of our output went away, as `| head` does
+        return 1
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would end in a traceback
+        return _complain("stopped")
+    except Exception as error:
+        if debug:
+            raise
+        return _failure(error)
+    return 0
+
+
+def flush() -> int:
+    """Write out what stdout still holds; the exit code of that."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        _never_flush()
+        return _complain(f"the output could not be written: {error.strerror or error}")
+    return 0
+
+
+def _failure(error: Exception) -> int:
+    if isinstance(error, GraftLMError):
+        _complain(str(error))
+        return error.exit_code
+    said = str(error)
+    if isinstance(error, MemoryError) or any(words in said for words in _OUT_OF_MEMORY):
+        return _complain(f"memory ran out. {_SMALLER}")
+    if isinstance(error, OSError):
+        where = f" ({error.filename})" if error.filename is not None else ""
+        return _complain(f"{error.strerror or said}{where}")
+    return _complain(
+        f"unexpected {type(error).__name__}: {said[:500]}\n"
+        "This is a fault of graftlm. The same command with --debug shows where; please report it."
+    )
+
+
+def _complain(message: str) -> int:
+    lines = message.splitlines() or [""]
+    print(f"error: {lines[0]}", file=sys.stderr)
+    for line in lines[1:]:
+        print(f"       {line}", file=sys.stderr)
+    return 1
+
+
+def _never_flush() -> None:
+    """Send what is left in stdout's buffer nowhere, so that Python does not try at its end."""
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+    except (OSError, ValueError):
+        sys.stdout = io.StringIO()

@@ -1,0 +1,275 @@
+"""Every setting of graftlm, declared once: what a user may write.
+
+The YAML file, ``--set section.name=value`` and ``docs/settings.md`` are generated from these
+models. They are frozen: settings never change under a run.
+
+A `RunConfig` is a request: it may say ``auto``, and leave out what depends on the method, the
+machine or the rows. `graftlm.config.run.ResolvedConfig` is the run that a request becomes.
+"""
+
+from __future__ import annotations
+
+import typing
+from typing import Annotated, Any, Literal
+
+import pydantic
+
+from graftlm.errors import ConfigError
+
+__all__ = [
+    "DataConfig",
+    "Embeddings",
+    "LoRAConfig",
+    "Method",
+    "ModelConfig",
+    "RunConfig",
+    "Settings",
+    "TrainConfig",
+    "contradictions",
+    "require_complete",
+]
+
+Embeddings = Literal["keep", "int8"]
+Method = Literal["qlora", "lora", "full", "auto"]
+Replacement = Literal["norms", "gated_units", "output_layer", "attention"]
+
+
+def _written(text: str) -> str:
+    """Refuse text that no file name and no file can hold."""
+    if "\0" in text:
+        raise ValueError("must not have a null character")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("must be valid Unicode (it has a lone surrogate)") from None
+    return text
+
+
+Text = Annotated[str, pydantic.AfterValidator(_written)]
+Names = Annotated[tuple[Text, ...], pydantic.Strict(False)]
+"""A list in YAML, a list or tuple in Python."""
+Strength = Annotated[float, pydantic.Field(gt=0, le=1e9)]
+
+
+class Settings(pydantic.BaseModel):
+    """Base of all settings: immutable, unknown names refused, no value of another type taken.
+
+    A null stands for the default, as if the setting had been left out.
+    """
+
+    model_config = pydantic.ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _null_is_the_default(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {name: value for name, value in values.items() if value is not None}
+
+
+class ModelConfig(Settings):
+    """Which base model, and how it is held in memory."""
+
+    name: Text = ""
+    """A folder, a Hub id, a `.gguf` file, or a built-in name such as `gemma-3-270m`."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type of the unquantised weights; `auto` keeps the checkpoint's."""
+    block_size: Literal[32, 64, 128, 256, 512, 1024, 2048, 4096] = 64
+    """NF4: weights that share one scale."""
+    double_quant: bool = True
+    """NF4: store the scales themselves in 8 bits."""
+    embeddings: Literal["auto", "keep", "int8"] = "auto"
+    """`int8` stores the embedding table and the output head in 8 bits, a scale a row: half of what
+    16 bits take. They must be frozen: not with `full`, and no adapters on them. `auto` keeps their
+    type, unless a plan (`memory`, or another `auto`) finds that 8 bits make the run fit."""
+    replacements: Annotated[tuple[Replacement, ...], pydantic.Strict(False)] = typing.get_args(
+        Replacement
+    )
+    """Modules of transformers that quicker ones stand for, where these compute the same; `[]` keeps
+    the model as transformers has it."""
+    trust_remote_code: bool = False
+    """Run Python code that the model folder brings along. Only for sources you trust."""
+
+
+class DataConfig(Settings):
+    """Which rows to learn from, and how they become tokens."""
+
+    train: Text | dict[Text, Strength] = ""
+    """The rows to train on: a file, folder, glob, `-`, Hub data set, or `{source: weight, ...}`."""
+    eval: Text = ""
+    """The rows to measure on; never trained on. Empty: none."""
+    eval_fraction: float = pydantic.Field(0.0, ge=0, lt=1)
+    """Without `eval`: hold this share of `train` out, chosen by content, the same for ever."""
+    columns: dict[Text, Text] = {}
+    """Column names: `{prompt: question, completion: answer}` reads `question` as the prompt."""
+    ignore: Names = ()
+    """Columns to leave out knowingly, where graftlm would refuse rows because such a column
+    changes what they mean: `[label, weight]`."""
+    format: Literal["plain", "chat"] = "plain"
+    """Rows of a prompt and a completion: `plain` text, or a question and an answer as turns of
+    the `chat` template. The adapter is later asked in the same form."""
+    separator: Text = "\n"
+    """What stands between prompt and completion in plain text; `""` for nothing."""
+    max_length: int = pydantic.Field(512, ge=2, le=10_000_000)
+    """Longest row in tokens."""
+    truncation: Literal["drop", "left", "right", "split"] = "drop"
+    """A longer row is dropped, cut from the left or the right, or split into windows."""
+    loss_on: Literal["completion", "last", "all"] = "completion"
+    """What is learned: every answer, only the last answer of a chat, or every token."""
+    chat_template: Text = "auto"
+    """`auto` (the tokenizer's own, else by family), `own`, or a built-in: `chatml`, `plain`, ..."""
+    packing: bool = False
+    """Put several rows into one sequence of `max_length`; each attends only to itself."""
+    group_by_length: bool = True
+    """Batch rows of similar length: less padding where rows are padded, as on a GPU."""
+    workers: int = pydantic.Field(0, ge=0, le=1024)
+    """Processes that prepare large data, each with its own tokenizer; 0: this one, on all cores."""
+
+
+class LoRAConfig(Settings):
+    """Where the adapters go and how large they are: `y = W x + (alpha / rank) B A x`."""
+
+    rank: int = pydantic.Field(16, ge=1, le=1_000_000)
+    """Inner dimension of the two thin matrices."""
+    alpha: Strength = 32.0
+    """The update is scaled by `alpha / rank`."""
+    dropout: float = pydantic.Field(0.0, ge=0, lt=1)
+    """Dropout on the adapter's input while training."""
+    targets: Text | Names = "all-linear"
+    """`all-linear`, a list of module names, or a regular expression on full module names."""
+    exclude: Names = ()
+    """Module names never adapted, even where `targets` matches."""
+    use_rslora: bool = False
+    """Scale by `alpha / sqrt(rank)` instead, which keeps large ranks stable (arXiv 2312.03732)."""
+    rank_pattern: dict[Text, Annotated[int, pydantic.Field(ge=1, le=1_000_000)]] = {}
+    """Another rank for modules whose name matches the key."""
+    alpha_pattern: dict[Text, Strength] = {}
+    """Another alpha for modules whose name matches the key."""
+    variant: Text = "lora"
+    """The kind of adapter: `lora`, or another that was registered (`graftlm.extend`)."""
+
+
+class TrainConfig(Settings):
+    """How the adapters (or, with `full`, all weights) are trained."""
+
+    steps: int | None = pydantic.Field(None, ge=1, le=1_000_000_000)
+    """Optimiser steps. Unset: as many as `epochs` takes."""
+    epochs: float = pydantic.Field(1.0, gt=0, le=1_000_000)
+    """Passes over the data. Not used where `steps` is set."""
+    batch_size: int = pydantic.Field(8, ge=1, le=1_000_000)
+    """Rows in one batch."""
+    gradient_accumulation_steps: int = pydantic.Field(1, ge=1, le=1_000_000)
+    """Batches whose gradients are added before one optimiser step."""
+    micro_batch_tokens: int | None = pydantic.Field(None, ge=0, le=1_000_000_000)
+    """A batch is computed in parts of at most this many positions, a row at least: less memory,
+    the same update. `0`: whole batches. Unset: 512 on a CPU, where more are no faster, and `0` on a
+    GPU."""
+    learning_rate: float | None = pydantic.Field(None, gt=0, le=1000)
+    """Peak learning rate. Unset: 2e-4 for LoRA and QLoRA, 2e-5 for full fine-tuning."""
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    """How the learning rate falls after the warm-up."""
+    warmup_ratio: float = pydantic.Field(0.03, ge=0, le=1)
+    """Share of the steps in which the learning rate rises from zero."""
+    weight_decay: float = pydantic.Field(0.0, ge=0, le=1000)
+    """Decoupled weight decay of AdamW."""
+    adam_beta1: float = pydantic.Field(0.9, ge=0, lt=1)
+    """AdamW: decay of the first moment."""
+    adam_beta2: float = pydantic.Field(0.999, ge=0, lt=1)
+    """AdamW: decay of the second moment."""
+    adam_epsilon: float = pydantic.Field(1e-8, gt=0, le=1000)
+    """AdamW: added to the denominator."""
+    max_grad_norm: float = pydantic.Field(1.0, gt=0, le=1e30)
+    """Gradients are scaled down to this global norm."""
+    loss_tolerance: float = pydantic.Field(1e-6, ge=0, lt=1)
+    """Probabilities up to this may be left out of the output layer's gradient; 0 is exact."""
+    seed: int = pydantic.Field(0, ge=0, lt=2**63)
+    """Seed of adapters, data order and dropout."""
+    eval_steps: int = pydantic.Field(0, ge=0, le=1_000_000_000)
+    """Measure the held-out loss every so many steps; `0` measures before and after only."""
+    save_steps: int = pydantic.Field(0, ge=0, le=1_000_000_000)
+    """Write a checkpoint every so many steps; `0` writes one when stopped and at the end."""
+    keep_checkpoints: int = pydantic.Field(2, ge=1, le=1_000_000_000)
+    """Older checkpoints are deleted; the best one is kept besides."""
+    early_stopping_patience: int = pydantic.Field(0, ge=0, le=1_000_000_000)
+    """Stop after so many evaluations without a better held-out loss; `0` never stops early."""
+    gradient_checkpointing: bool | Literal["auto"] = False
+    """Recompute each layer's activations in the backward pass: less memory, more time. `auto`:
+    where the run would not fit in `memory` (or what is free) without."""
+    tensorboard: bool = False
+    """Also write TensorBoard event files into the run folder."""
+
+
+class RunConfig(Settings):
+    """A request for one training run."""
+
+    method: Method = "qlora"
+    """`qlora`: adapters over a 4-bit base; `lora`: over a 16/32-bit base; `full`: all weights;
+    `auto`: LoRA where it fits in memory, else QLoRA, as `graftlm plan` says."""
+    memory: Text = "unlimited"
+    """Do not start what would need more than this, such as `2GB`; `unlimited` does not ask. What is
+    `auto` is decided so that it fits, under `unlimited` into what is free."""
+    out: Text = "runs/latest"
+    """The run folder."""
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    lora: LoRAConfig = LoRAConfig()
+    train: TrainConfig = TrainConfig()
+
+
+def contradictions(config: RunConfig) -> list[str]:
+    """A problem for each setting that would not be used, or cannot be had beside another."""
+    data, train, problems = config.data, config.train, []
+    if config.method == "full" and config.model.embeddings == "int8":
+        problems.append(
+            "method=full trains the embeddings, which model.embeddings=int8 freezes: use keep"
+        )
+    if config.method == "full" and config.model.dtype in ("bfloat16", "float16"):
+        problems.append(
+            f"method=full holds its weights in float32: model.dtype={config.model.dtype} would not "
+            "be used. Leave it out"
+        )
+    if data.eval and data.eval_fraction:
+        problems.append(
+            "data.eval names the rows to measure on, so data.eval_fraction would not be used: "
+            "leave one of them out"
+        )
+    if train.early_stopping_patience and not train.eval_steps:
+        problems.append(
+            f"train.early_stopping_patience={train.early_stopping_patience} counts evaluations, "
+            "and there are none: set train.eval_steps"
+        )
+    return problems
+
+
+def without_rows(config: RunConfig) -> list[str]:
+    """A problem for each setting that needs rows to measure on, where none are named."""
+    if config.data.eval or config.data.eval_fraction or not config.train.eval_steps:
+        return []
+    return [
+        f"train.eval_steps={config.train.eval_steps} needs rows to measure on: name them by "
+        "--eval-data, or hold some out with --set data.eval_fraction=0.1"
+    ]
+
+
+def require_complete(config: RunConfig) -> None:
+    """Refuse a request that lacks what no default stands for, or contradicts itself.
+
+    Raises:
+        ConfigError: all problems at once.
+    """
+    problems = [
+        f"{name} is not set: {what}"
+        for name, value, what in (
+            ("model.name", config.model.name, "which model? Pass --model, e.g. gemma-3-270m"),
+            ("data.train", config.data.train, "which rows? Pass --data FILE"),
+        )
+        if not value
+    ]
+    if problems := problems + contradictions(config) + without_rows(config):
+        raise ConfigError(problems)

@@ -1,0 +1,83 @@
+"""One process at a time in a run folder.
+
+The system holds the lock (``.lock``) as long as the process lives, so a killed run leaves none.
+``.running`` says who holds it, for the message to whoever is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from graftlm.errors import ResourceError
+from graftlm.files import disk_errors_named
+
+__all__ = ["OWN_FILES", "locked"]
+
+OWN_FILES = frozenset({".lock", ".running"})
+"""What this file writes into a run folder."""
+
+
+@contextlib.contextmanager
+def locked(out: Path) -> Iterator[Path]:
+    """Hold the run folder ``out``, which is made if need be; one that stays empty is removed.
+
+    Raises:
+        ResourceError: another process holds it, or it cannot be made.
+    """
+    import filelock
+
+    if out.exists() and not out.is_dir():
+        raise ResourceError(f"{out} exists and is not a folder. Choose another --out.")
+    new = _missing(out)
+    with disk_errors_named(out):
+        out.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(out / ".lock", timeout=0)
+    try:
+        with disk_errors_named(out):
+            lock.acquire()
+    except filelock.Timeout:
+        raise ResourceError(
+            f"{out} is in use: {_holder(out)} runs there. Wait for it, stop it, or choose another "
+            "--out."
+        ) from None
+    try:
+        _say_who(out)
+        yield out
+    finally:
+        (out / ".running").unlink(missing_ok=True)
+        lock.release()
+        _remove_if_empty(out, new)
+
+
+def _missing(out: Path) -> list[Path]:
+    """The folders that will have to be made, innermost first."""
+    return [folder for folder in (out, *out.parents) if not folder.exists()]
+
+
+def _say_who(out: Path) -> None:
+    who = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T")}
+    with disk_errors_named(out):
+        (out / ".running").write_text(json.dumps(who), encoding="utf-8")
+
+
+def _holder(out: Path) -> str:
+    try:
+        who = json.loads((out / ".running").read_text(encoding="utf-8"))
+        return f"process {who['pid']} on {who['host']} (since {who['since']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"  # it has not said so yet
+
+
+def _remove_if_empty(out: Path, new: list[Path]) -> None:
+    """Take away what was made for a run that wrote nothing."""
+    if not (out / "config.yaml").exists():
+        (out / ".lock").unlink(missing_ok=True)
+        for folder in new:
+            with contextlib.suppress(OSError):  # somebody else has put something there
+                folder.rmdir()

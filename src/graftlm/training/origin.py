@@ -1,0 +1,74 @@
+"""What a result is made from: hashes of the base model, the files of rows and the rows read.
+
+They are recorded in ``provenance.json``. A run that goes on is compared with them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from graftlm.config import RunConfig
+from graftlm.data.batch import Example
+from graftlm.data.store import Examples
+
+__all__ = ["changes", "origin_of", "sha256_of_files"]
+
+
+def origin_of(
+    config: RunConfig, base: Path | None, rows: Sequence[Example], held: Sequence[Example]
+) -> dict[str, Any]:
+    """The hashes of what a run starts from.
+
+    Args:
+        config: the run's settings.
+        base: the folder of the base model; ``None`` for a model in hand.
+        rows: what is trained on, before packing.
+        held: what is measured on.
+    """
+    weights = sorted(base.glob("*.safetensors")) if base is not None else []
+    return {
+        "base": {"name": config.model.name, "sha256": sha256_of_files(weights)},
+        "data": {
+            path: sha256_of_files([Path(path)])
+            for source in (config.data.train, config.data.eval)
+            for path in (source if isinstance(source, dict) else [source])
+            if Path(path).is_file()
+        },
+        "rows_sha256": {"train": _digest(rows), "eval": _digest(held)},
+    }
+
+
+def changes(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What is not as it was recorded; what was not recorded is passed over."""
+    found = []
+    before, after = recorded.get("base", {}).get("sha256"), now["base"]["sha256"]
+    if before and after and before != after:
+        found.append(f"the weights of the base model {now['base']['name']}")
+    files = recorded.get("data", {})
+    found += [path for path, digest in now["data"].items() if files.get(path, digest) != digest]
+    names = {"train": "the rows to train on", "eval": "the rows to measure on"}
+    for which, digest in recorded.get("rows_sha256", {}).items():
+        if digest and now["rows_sha256"][which] and digest != now["rows_sha256"][which]:
+            found.append(names[which])
+    return found
+
+
+def sha256_of_files(paths: Iterable[Path]) -> str | None:
+    """One hash over the contents of ``paths`` in order; ``None`` when there are none."""
+    digest, found = hashlib.sha256(), False
+    for path in paths:
+        found = True
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest() if found else None
+
+
+def _digest(rows: Sequence[Example]) -> str | None:
+    """One hash of what rows hold, in their order; ``None`` for examples in hand."""
+    if not isinstance(rows, Examples) or not len(rows):
+        return None
+    return hashlib.sha256(rows.hashes.tobytes() + rows.lengths.tobytes()).hexdigest()

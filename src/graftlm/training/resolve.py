@@ -1,0 +1,191 @@
+"""The resolve step: from a request to a run.
+
+A request (`RunConfig`) may say ``auto`` and leave settings unset. A run (`ResolvedConfig`) has a
+value for each. This file is the only one that knows which value follows from what:
+
+    setting                       unset or auto becomes
+    train.learning_rate           2e-4 for LoRA and QLoRA, 2e-5 for full fine-tuning
+    train.micro_batch_tokens      what the device computes best at once; 0 (whole batches) on a GPU
+    train.steps                   as many as train.epochs takes over the rows
+    model.dtype                   the checkpoint's; float32 for full fine-tuning
+    model.embeddings              keep, unless a plan has said int8
+    data.chat_template            the template in force: ``own``, or a built-in's name
+    method                        a plan's to say (`needs_plan`)
+    train.gradient_checkpointing  a plan's to say
+
+A plan stands above this package, so it is passed in (`graftlm.planning.decide`). A run that goes on
+takes what its request leaves open from the run as it began (`continued`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from graftlm.config import (
+    Embeddings,
+    Method,
+    ModelConfig,
+    ResolvedConfig,
+    RunConfig,
+    Settings,
+    validate,
+)
+from graftlm.data.chat import template_name
+from graftlm.data.example import Example
+from graftlm.models.load import load_config, pick_dtype
+from graftlm.models.safetensors_file import Checkpoint
+from graftlm.system.placement import Placement
+
+__all__ = [
+    "Facts",
+    "Plan",
+    "continued",
+    "dtype_in",
+    "embeddings_of",
+    "facts_of",
+    "learning_rate_of",
+    "needs_plan",
+    "resolve",
+    "steps_in",
+    "with_method",
+]
+
+Plan = Callable[[RunConfig, Sequence[int]], RunConfig]
+"""From a request and the tokens of each row to a request in which `needs_plan` finds nothing."""
+
+_LEARNING_RATE = {"qlora": 2e-4, "lora": 2e-4, "full": 2e-5}
+SettingsT = TypeVar("SettingsT", bound=Settings)
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What a run depends on besides its request.
+
+    Attributes:
+        sequences: training sequences in one pass over the data, packed if the request says so.
+        dtype: type of the checkpoint's weights, or the one asked for.
+        chat_template: name of the template in force.
+        positions_at_once: what the device computes best at once; ``None``: whole batches.
+    """
+
+    sequences: int
+    dtype: str
+    chat_template: str
+    positions_at_once: int | None
+
+
+def facts_of(
+    request: RunConfig,
+    sequences: Sequence[Example],
+    tokenizer: Any,
+    dtype: str,
+    placement: Placement,
+) -> Facts:
+    """The facts of a run on this machine, with its rows at hand."""
+    return Facts(
+        sequences=len(sequences),
+        dtype=dtype,
+        chat_template=template_name(tokenizer, request.data.chat_template),
+        positions_at_once=placement.positions_at_once(),
+    )
+
+
+def dtype_in(folder: Path, config: ModelConfig) -> str:
+    """The type of the weights that will be loaded from ``folder``."""
+    architecture = load_config(folder, config.trust_remote_code)
+    return str(pick_dtype(config.dtype, architecture, Checkpoint(folder))).removeprefix("torch.")
+
+
+def needs_plan(request: RunConfig) -> list[str]:
+    """The settings that only a plan can decide or check."""
+    open_settings = {
+        "method is auto": request.method == "auto",
+        "train.gradient_checkpointing is auto": request.train.gradient_checkpointing == "auto",
+        f"memory is {request.memory}": request.memory != "unlimited",
+    }
+    return [name for name, is_open in open_settings.items() if is_open]
+
+
+def resolve(request: RunConfig, facts: Facts) -> ResolvedConfig:
+    """The run that ``request`` becomes; what a plan decides must be decided."""
+    if request.method == "auto" or request.train.gradient_checkpointing == "auto":
+        raise ValueError(f"a plan must come first: {', '.join(needs_plan(request))}")
+    closed, train = with_method(request, request.method), request.train
+    tree = closed.model_dump()
+    tree["model"]["dtype"] = "float32" if request.method == "full" else facts.dtype
+    tree["data"]["chat_template"] = facts.chat_template
+    tree["train"]["learning_rate"] = learning_rate_of(request, request.method)
+    if train.micro_batch_tokens is None:
+        tree["train"]["micro_batch_tokens"] = facts.positions_at_once or 0
+    if train.steps is None:
+        tree["train"]["steps"] = steps_in(
+            facts.sequences, train.batch_size, train.gradient_accumulation_steps, train.epochs
+        )
+    return validate(ResolvedConfig, tree)
+
+
+def with_method(request: RunConfig, method: Method) -> RunConfig:
+    """``request`` by another method, with embeddings that no plan has put in 8 bits kept.
+
+    Full fine-tuning trains the embeddings, so it keeps them, and holds all weights in float32,
+    whatever was asked for.
+    """
+    chosen = request.model_copy(update={"method": method})
+    closed = _changed(chosen, "model", embeddings=embeddings_of(chosen))
+    return _changed(closed, "model", dtype="auto") if method == "full" else closed
+
+
+def embeddings_of(request: RunConfig) -> Embeddings:
+    """How the embeddings are held: in 8 bits only if that was asked for, or a plan said so."""
+    int8 = request.model.embeddings == "int8" and request.method != "full"
+    return "int8" if int8 else "keep"
+
+
+def learning_rate_of(request: RunConfig, method: Method) -> float:
+    """The peak learning rate that ``request`` comes to under ``method``."""
+    asked = request.train.learning_rate
+    return _LEARNING_RATE[method] if asked is None else asked
+
+
+def steps_in(
+    sequences: int, batch_size: int, gradient_accumulation_steps: int, epochs: float
+) -> int:
+    """Optimiser steps in ``epochs`` passes over ``sequences``; at least one."""
+    batches = math.ceil(sequences / batch_size) * epochs
+    return max(1, math.ceil(batches / gradient_accumulation_steps))
+
+
+def continued(request: RunConfig, begun: RunConfig) -> RunConfig:
+    """``request`` with what it leaves open taken from the run as it began.
+
+    The length of rows was the plan's to decide only under ``method: auto``.
+
+    Args:
+        request: what is asked for now.
+        begun: from `recorded_config`.
+    """
+    if request.method == "auto":
+        request = request.model_copy(update={"method": begun.method})
+        request = _changed(request, "data", max_length=begun.data.max_length)
+    for section, name, open_value in (
+        ("model", "dtype", "auto"),
+        ("model", "embeddings", "auto"),
+        ("data", "chat_template", "auto"),
+        ("train", "gradient_checkpointing", "auto"),
+        ("train", "micro_batch_tokens", None),
+        ("train", "learning_rate", None),
+    ):
+        if getattr(getattr(request, section), name) == open_value:
+            request = _changed(request, section, **{name: getattr(getattr(begun, section), name)})
+    if request.train.steps is None and request.train.epochs == begun.train.epochs:
+        request = _changed(request, "train", steps=begun.train.steps)
+    return request
+
+
+def _changed(request: RunConfig, section: str, **values: Any) -> RunConfig:
+    part: Settings = getattr(request, section)
+    return request.model_copy(update={section: part.model_copy(update=values)})

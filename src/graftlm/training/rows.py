@@ -1,0 +1,63 @@
+"""What a run learns from and is measured on: rows of a source, or examples in hand, as tokens."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from graftlm.config import DataConfig
+from graftlm.data.audit import audit
+from graftlm.data.batch import Example
+from graftlm.data.examples import load_examples, split_to_train
+from graftlm.data.folders import Purpose
+from graftlm.data.pack import pack_examples
+from graftlm.data.store import Examples
+from graftlm.errors import ConfigError
+
+__all__ = ["packed", "read_rows"]
+
+
+def read_rows(
+    tokenizer: Any, config: DataConfig, data: Any, eval_data: Any
+) -> tuple[Sequence[Example], Sequence[Example]]:
+    """The examples to train on and those to measure on.
+
+    Args:
+        tokenizer: the model's.
+        config: how rows become tokens.
+        data: a source of rows, or examples.
+        eval_data: the same; ``None`` or empty for none.
+
+    Raises:
+        DataError: nothing in them can be learned.
+        ConfigError: a share of examples in hand is to be held out.
+    """
+    examples = _read(data, tokenizer, config, "train")
+    held: Sequence[Example] = _read(eval_data, tokenizer, config, "eval") if eval_data else []
+    if not held and config.eval_fraction:
+        if not isinstance(examples, Examples):
+            raise ConfigError(
+                f"data.eval_fraction={config.eval_fraction} holds out rows of a source. Of "
+                "examples in hand, choose those to measure on and pass them as eval_data"
+            )
+        examples, held = split_to_train(examples, config.eval_fraction)
+    audit.require_trainable(examples)
+    return examples, held
+
+
+def packed(examples: Sequence[Example], config: DataConfig) -> Sequence[Example]:
+    """The examples, several in a sequence where the settings say so."""
+    return pack_examples(examples, config.max_length) if config.packing else examples
+
+
+def _read(source: Any, tokenizer: Any, config: DataConfig, purpose: Purpose) -> Sequence[Example]:
+    """Tokenised rows of a source, or examples as they were given."""
+    if not isinstance(source, str | Path | Mapping):
+        audit.require_trainable(source)
+        return cast("Sequence[Example]", source)
+    examples = load_examples(source, tokenizer, config, purpose=purpose)
+    for line in examples.report.said(str(source), config.max_length):
+        print(line, file=sys.stderr)
+    return examples

@@ -1,0 +1,144 @@
+"""How commands end: with output nobody can take, signals, and no memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from graftlm.cli import _shared, app, ending
+from graftlm.errors import DataError
+
+MAIN = "from graftlm.cli import main; main()"
+
+
+def started(*arguments: object, **options: Any) -> subprocess.Popen[bytes]:
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)} | options.pop("env", {})
+    return subprocess.Popen(
+        [sys.executable, "-c", MAIN, *map(str, arguments)],
+        env=env,
+        stderr=subprocess.PIPE,
+        **{"stdout": subprocess.PIPE} | options,
+    )
+
+
+def ended(process: subprocess.Popen[bytes]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=120)
+    return process.returncode, (out or b"").decode(), err.decode()
+
+
+@pytest.mark.parametrize("env", [{"LC_ALL": "C", "PYTHONUTF8": "0"}, {"PYTHONIOENCODING": "ascii"}])
+def test_a_terminal_without_unicode_is_shown_codes(env: dict[str, str], rows_file: Path) -> None:
+    code, _, err = ended(started("train", "--model", "mô-hình-ü", "--data", rows_file, env=env))
+    assert code == 2
+    assert "Traceback" not in err
+    assert "\\xf4" in err or "\\udcc3\\udcb4" in err  # the shell's bytes, where the locale is C
+
+
+def test_a_full_disk_under_stdout_is_a_failure() -> None:
+    with Path("/dev/full").open("wb") as full:
+        code, _, err = ended(started("--version", stdout=full))
+    assert code == 1
+    assert "No space left" in err
+    assert "Traceback" not in err
+
+
+def test_a_closed_stdout_is_a_failure_once_it_is_used() -> None:
+    command = [sys.executable, "-c", MAIN, "--version"]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        ["bash", "-c", 'exec "$@" >&-', "bash", *command], env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "stdout is closed" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_twice_at_the_start_ends_in_a_line(tiny_llama: Path, rows_file: Path) -> None:
+    process = started("eval", tiny_llama, "--data", rows_file)
+    time.sleep(1.5)  # among the imports
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+    code, _, err = ended(process)
+    assert code == 1
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+        RuntimeError("std::bad_alloc"),
+    ],
+)
+def test_memory_that_ran_out_is_said_with_what_needs_less(
+    error: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work() -> None:
+        raise error
+
+    assert ending.exit_code_of(work, debug=False) == 1
+    assert "memory ran out" in (said := capsys.readouterr().err)
+    assert "micro_batch_tokens" in said
+
+
+def test_arrow_runs_out_of_memory_as_python_does() -> None:
+    import pyarrow
+
+    assert issubclass(pyarrow.ArrowMemoryError, MemoryError)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(DataError("rows"), 2), (OSError(5, "I/O error"), 1), (KeyError("x"), 1)]
+)
+def test_each_failure_has_its_exit_code_and_debug_raises_it(
+    error: Exception, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work() -> None:
+        raise error
+
+    assert ending.exit_code_of(work, debug=False) == code
+    assert "Traceback" not in capsys.readouterr().err
+    with pytest.raises(type(error)):
+        ending.exit_code_of(work, debug=True)
+
+
+def test_json_has_no_nan(capsys: pytest.CaptureFixture[str]) -> None:
+    _shared.say({"loss": float("nan"), "deep": [{"x": float("inf")}, 1.5]}, True, "")
+    assert json.loads(capsys.readouterr().out) == {"loss": None, "deep": [{"x": None}, 1.5]}
+
+
+def test_the_version_is_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import graftlm
+
+    monkeypatch.setattr("sys.argv", ["graftlm", "--version"])
+    with pytest.raises(SystemExit) as end:
+        app.main()
+    assert end.value.code == 0
+    assert capsys.readouterr().out == f"graftlm {graftlm.__version__}\n"
+
+
+def test_a_misspelt_model_is_refused_before_torch_is_imported(rows_file: Path) -> None:
+    code = (
+        "import sys; from graftlm.cli import main\n"
+        "try: main()\nexcept SystemExit as end: assert end.code == 2\n"
+        "assert 'torch' not in sys.modules"
+    )
+    words = ["train", "--model", "gema-3-270m", "--data", str(rows_file)]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "did you mean 'gemma-3-270m'" in done.stderr

@@ -1,0 +1,153 @@
+"""Every setting and every flag with any value: an exit code of the contract, and no traceback.
+
+Requests are refused or accepted before a model is opened, so that hundreds take seconds: what
+training would do is replaced by a step that only asks for the settings.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from typer.main import get_command
+
+from graftlm.cli import app as cli
+from graftlm.config import RunConfig
+from graftlm.config.checking import SECTIONS
+from graftlm.errors import TrainingError
+
+NAMES = [name for name in RunConfig.model_fields if name not in SECTIONS]
+NAMES += [f"{section}.{name}" for section, part in SECTIONS.items() for name in part.model_fields]
+COMMANDS = get_command(cli.app).commands  # type: ignore[attr-defined]
+
+EDGES = [
+    "", "null", "true", "yes", "-1", "0", "1", "1.5", "1:30", ".inf", "-.inf", ".nan", "1e300",
+    "9" * 30, "9" * 5000, "auto", "keep", "lora", "[]", "[1]", "{}", "{a: 1}", "[[[", "{a: {b: c}}",
+    "&a [*a]", "!!python/object:os.system x", "2026-01-01", "0x10", "a\0b", '"\\ud800"', "é" * 300,
+    "x" * 5000, "~", "'", "\n", "2GB", "24", "%", "a=b", "- 1", "? x", "*x", "<<: 1",
+]  # fmt: skip
+VALUES = st.sampled_from(EDGES) | st.text(max_size=30) | st.integers().map(str)
+VALUES |= st.floats().map(str)
+ARGUMENTS = st.sampled_from([edge for edge in EDGES if "\0" not in edge]) | st.text(
+    st.characters(exclude_characters="\0"), max_size=30
+)
+QUICK = settings(
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
+@pytest.fixture
+def nothing_trains(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import graftlm.planning
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GRAFTLM_CACHE", str(tmp_path / "cache"))
+
+    def accept(config: RunConfig, **_: Any) -> Any:
+        raise TrainingError("accepted")
+
+    monkeypatch.setattr(graftlm.planning, "run", accept)
+
+
+def outcome(*arguments: str) -> tuple[int, str]:
+    said, kept = io.StringIO(), (sys.argv, sys.stderr, sys.stdout)
+    sys.argv, sys.stderr, sys.stdout = ["graftlm", *arguments], said, io.StringIO()
+    try:
+        cli.main()
+    except SystemExit as end:
+        return int(end.code or 0), said.getvalue()
+    finally:
+        sys.argv, sys.stderr, sys.stdout = kept
+    raise AssertionError("a command always exits")
+
+
+def require_contract(code: int, said: str) -> None:
+    assert code in (0, 1, 2), said
+    assert "Traceback" not in said
+    assert "fault of graftlm" not in said, said
+    assert len(said) < 10_000
+
+
+@settings(QUICK, max_examples=250)
+@given(name=st.sampled_from(NAMES), value=VALUES)
+def test_any_value_of_any_setting(
+    name: str, value: str, nothing_trains: None, tiny_llama: Path, rows_file: Path
+) -> None:
+    words = ["train", "--model", str(tiny_llama), "--data", str(rows_file)]
+    require_contract(*outcome(*words, "--set", f"{name}={value}"))
+
+
+@settings(QUICK, max_examples=100)
+@given(text=st.text(max_size=200) | st.lists(VALUES, max_size=5).map("\n".join))
+def test_any_text_as_a_settings_file(text: str, nothing_trains: None, tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_bytes(text.encode("utf-8", "surrogatepass"))
+    require_contract(*outcome("train", str(file)))
+
+
+def options() -> list[tuple[str, str]]:
+    return sorted(
+        (command, option)
+        for command, parsed in COMMANDS.items()
+        for parameter in parsed.params
+        for option in parameter.opts[:1]
+        if option.startswith("--") and not parameter.is_flag and option != "--out"
+    )
+
+
+@settings(QUICK, max_examples=60)
+@given(which=st.sampled_from(options()), value=ARGUMENTS)
+def test_any_value_of_any_flag(
+    which: tuple[str, str], value: str, nothing_trains: None, tmp_path: Path
+) -> None:
+    """Beside a model that is nowhere, so that no command gets as far as working."""
+    command, option = which
+    required = {
+        "train": ["--data", "rows.jsonl", "--model", "nowhere"],
+        "plan": ["nowhere"],
+        "check": ["rows.jsonl", "--model", "nowhere"],
+        "eval": ["nowhere", "--data", "rows.jsonl"],
+        "quantize": ["nowhere", "--out", "q"],
+        "merge": ["nowhere", "--out", "m"],
+        "generate": ["nowhere", "--prompt", "hello"],
+        "chat": ["nowhere"],
+        "compare": ["--model", "nowhere", "--data", "rows.jsonl", "--out", "c"],
+        "demo": ["--model", "nowhere", "--out", "d"],
+        "doctor": ["--no-such-option"],
+    }
+    require_contract(*outcome(command, *required.get(command, []), option, value))
+
+
+def test_a_file_that_is_no_file_or_a_bomb_is_refused_at_once(
+    nothing_trains: None, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    bomb = "a0: &a0 [x, x]\n" + "".join(
+        f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 60)
+    )
+    (tmp_path / "bomb.yaml").write_text(bomb)
+    (tmp_path / "many.yaml").write_text("\n".join(f"key{i}: 1" for i in range(9_000)))
+    (tmp_path / "binary.yaml").write_bytes(bytes(range(256)))
+    for name in ("pipe", "bomb.yaml", "many.yaml", "binary.yaml", ".", "missing"):
+        code, said = outcome("train", str(tmp_path / name))
+        assert code == 2, name
+        assert len(said) < 3_000
+        assert "Traceback" not in said
+
+
+def test_an_accepted_request_reaches_the_work(
+    nothing_trains: None, tiny_llama: Path, rows_file: Path
+) -> None:
+    """So that the tests above do not pass because everything is refused."""
+    words = ["train", "--model", str(tiny_llama), "--data", str(rows_file)]
+    code, said = outcome(*words, "--set", "train.steps=3", "--lr", "1e-3")
+    assert (code, said) == (1, "error: accepted\n")
