@@ -13,7 +13,8 @@ from graftlm.adapters import (
     remove,
 )
 from graftlm.config import LoRAConfig
-from graftlm.frozen.nf4.linear import NF4Linear
+from graftlm.frozen.linear import FrozenLinear
+from graftlm.frozen.nf4.frozen_nf4 import FrozenNF4
 from tests.oracles.model_families import FAMILIES, tiny_model
 
 IDS = torch.arange(1, 25).view(2, 12)
@@ -37,7 +38,7 @@ def adapted(family: str = "llama", **settings: object) -> nn.Module:
 def quantized(model: nn.Module) -> nn.Module:
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear) and name != "lm_head":
-            model.set_submodule(name, NF4Linear.from_linear(module))
+            model.set_submodule(name, FrozenLinear.of(module, FrozenNF4))
     return model
 
 

@@ -13,7 +13,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
 from graftlm.adapters.lora_linear import LoRALinear
-from graftlm.frozen.nf4.linear import NF4Linear
+from graftlm.frozen.linear import FrozenLinear
+from graftlm.frozen.nf4.frozen_nf4 import FrozenNF4
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -22,7 +23,7 @@ def base(kind: str, columns: int, rows: int) -> nn.Module:
     if kind == "conv1d":
         return Conv1D(rows, columns)
     linear = nn.Linear(columns, rows, bias=kind == "linear")
-    return NF4Linear.from_linear(linear) if kind == "nf4" else linear
+    return FrozenLinear.of(linear, FrozenNF4) if kind == "nf4" else linear
 
 
 def randomised(layer: LoRALinear) -> LoRALinear:

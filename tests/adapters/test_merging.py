@@ -13,7 +13,8 @@ from transformers.pytorch_utils import Conv1D
 from graftlm.adapters import add_lora, lora_modules, lora_parameters, merge, merge_adapters
 from graftlm.adapters.merging import merge_weight
 from graftlm.config import LoRAConfig
-from graftlm.frozen.nf4.linear import NF4Linear
+from graftlm.frozen.linear import FrozenLinear
+from graftlm.frozen.nf4.frozen_nf4 import FrozenNF4
 from tests.oracles.model_families import FAMILIES, tiny_model
 
 IDS = torch.arange(1, 25).view(2, 12)
@@ -109,7 +110,7 @@ def test_4_bit_layers_become_the_layers_of_the_model_class(family: str, tmp_path
         linear = nn.Linear(1, 1)
         weight = module.weight.T.contiguous() if isinstance(module, Conv1D) else module.weight
         linear.weight, linear.bias = nn.Parameter(weight), module.bias
-        model.set_submodule(name, NF4Linear.from_linear(linear))
+        model.set_submodule(name, FrozenLinear.of(linear, FrozenNF4))
     target = "c_attn" if family == "gpt2" else "q_proj"
     with_adapters(model, (target,))
     expected = logits(model)

@@ -18,7 +18,7 @@ from graftlm.adapters.peft_format import load_adapter, save_adapter
 from graftlm.config import LoRAConfig, ModelConfig, RunConfig
 from graftlm.errors import ArtifactError, ConfigError, ResourceError
 from graftlm.export.merge import merge_to_folder
-from graftlm.frozen.nf4.linear import NF4Linear
+from graftlm.frozen.linear import FrozenLinear
 from graftlm.models import load_model
 from tests.oracles.model_families import FAMILIES, tiny_model
 
@@ -160,12 +160,12 @@ def test_a_base_that_is_in_nf4_already_is_merged_dequantised(
     report = merge_to_folder(adapter, tmp_path / "out", base=str(tmp_path / "nf4"))
     assert report["onto"] == "nf4"
     model, _ = load_model(tmp_path / "nf4")
-    assert any(isinstance(module, NF4Linear) for module in model.modules())
+    assert any(isinstance(module, FrozenLinear) for module in model.modules())
     load_adapter(model, adapter)
     merged = plain(tmp_path / "out")
     torch.testing.assert_close(logits(merged), logits(model), rtol=0, atol=5e-5)
     assert "quantization_config" not in config_of(tmp_path / "out")
-    with pytest.raises(ConfigError, match="holds 4-bit weights only"):
+    with pytest.raises(ConfigError, match="holds weights in nf4 only"):
         merge_to_folder(adapter, tmp_path / "no", base=str(tmp_path / "nf4"), onto="original")
 
 

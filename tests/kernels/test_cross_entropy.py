@@ -107,7 +107,7 @@ def test_rows_in_8_bits_are_the_weight_they_stand_for(
     hidden, weight, targets = confident(*shape)
     hidden = hidden.to(dtype)
     hidden[::7] = 0.01 * hidden[::7]  # flat: computed densely
-    rows = Int8Rows.of(weight)
+    rows = Int8Rows.quantize(weight)
     bias = torch.linspace(-1, 1, shape[1]) if options.get("bias") else None
     rest = (bias, options.get("softcap"), options.get("scale", 1.0))
     stands_for = Head(rows.codes.float() * rows.row_scale[:, None], *rest)

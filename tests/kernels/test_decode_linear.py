@@ -37,7 +37,7 @@ def test_a_weight_in_8_bits_is_multiplied_by_its_scales(
     level: str, shape: tuple[int, int], rows: int, dtype: torch.dtype
 ) -> None:
     torch.manual_seed(0)
-    stored, x = Int8Rows.of(torch.randn(shape)), torch.randn(rows, shape[1]).to(dtype)
+    stored, x = Int8Rows.quantize(torch.randn(shape)), torch.randn(rows, shape[1]).to(dtype)
     truth = x.double() @ (stored.codes.double() * stored.row_scale.double()[:, None]).T
     y = few_rows_linear(x, stored.codes, stored.row_scale)
     assert y.dtype == dtype
@@ -60,7 +60,7 @@ def test_the_output_layer_shares_its_weight_and_gives_the_same_logits() -> None:
 def test_opcheck_and_a_shape_that_does_not_fit() -> None:
     x, weight = torch.randn(2, 8), torch.randn(5, 8)
     torch.library.opcheck(torch.ops.graftlm.few_rows_linear, (x, weight, None))
-    stored = Int8Rows.of(weight)
+    stored = Int8Rows.quantize(weight)
     torch.library.opcheck(torch.ops.graftlm.few_rows_linear, (x, stored.codes, stored.row_scale))
     with pytest.raises(ModelError, match="expected 8"):
         few_rows_linear(torch.randn(2, 4), weight)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from graftlm.frozen.nf4.linear import NF4Linear
+from graftlm.frozen.linear import FrozenLinear
 from graftlm.models import builtin, load_model
 
 pytestmark = pytest.mark.real_model
@@ -26,7 +26,7 @@ def test_expected_checksum_is_the_packages_own() -> None:
 
 def test_linears_are_in_4_bits_and_the_tied_table_is_not(gemma: Any) -> None:
     model, _ = gemma
-    assert sum(isinstance(module, NF4Linear) for module in model.modules()) == 18 * 7
+    assert sum(isinstance(module, FrozenLinear) for module in model.modules()) == 18 * 7
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert model.dtype == torch.bfloat16
 

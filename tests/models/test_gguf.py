@@ -106,7 +106,7 @@ def test_gguf_becomes_a_folder_once(cache: Path, tmp_path: Path, capsys: Any) ->
 def test_gguf_loads_in_4_bits(cache: Path, tmp_path: Path) -> None:
     write_llama(tmp_path / "m.gguf")
     model, _ = load_model(tmp_path / "m.gguf", quantize="nf4")
-    assert type(model.model.layers[0].mlp.down_proj).__name__ == "NF4Linear"
+    assert type(model.model.layers[0].mlp.down_proj).__name__ == "FrozenLinear"
 
 
 def test_file_that_is_no_gguf_is_refused(cache: Path, tmp_path: Path) -> None:

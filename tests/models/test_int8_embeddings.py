@@ -36,7 +36,9 @@ from graftlm.config import (
 )
 from graftlm.data.batch import Batch
 from graftlm.errors import ConfigError, ModelError, TargetError
-from graftlm.frozen.int8_rows import Int8Embedding, Int8Output, Int8Rows
+from graftlm.frozen.embedding import FrozenEmbedding, FrozenOutput
+from graftlm.frozen.int8_rows import Int8Rows
+from graftlm.frozen.stored_weight import StoredWeight
 from graftlm.models import load_weights, quantize_folder
 from graftlm.models.int8_embeddings import rows_in_int8
 from graftlm.models.save import save_model
@@ -89,11 +91,11 @@ def test_no_weight_is_further_off_than_half_a_step(
     weight[:, 0] *= 1e3  # a large feature is no burden on the others
     weight[0] = 0
     before = weight.clone()
-    stored = Int8Rows.of(weight)
+    stored = Int8Rows.quantize(weight)
     assert torch.equal(weight, before)
     assert stored.codes.dtype == torch.int8
     step = stored.row_scale[:, None] * stored.feature_scale
-    assert ((stored() - weight).abs() <= step * 0.5001).all()
+    assert ((stored.dequantize() - weight).abs() <= step * 0.5001).all()
     assert (stored.codes[0] == 0).all()
     assert (stored.codes[1:].abs().amax(1) == 127).all()
 
@@ -113,7 +115,7 @@ def made(family: str, dtype: torch.dtype = torch.float32) -> Any:
 def test_the_model_is_that_of_the_rounded_weights(family: str, dtype: torch.dtype) -> None:
     model, rounded = made(family, dtype), made(family, dtype)
     for layer in {rounded.get_input_embeddings(), rounded.get_output_embeddings()}:
-        layer.weight.data = Int8Rows.of(layer.weight)().to(dtype)
+        layer.weight.data = Int8Rows.quantize(layer.weight).dequantize(dtype)
     rows_in_int8(model)
     table, head = model.get_input_embeddings(), model.get_output_embeddings()
     assert (head.rows is table.rows) == (family in TIED)
@@ -172,10 +174,10 @@ def test_an_offset_that_all_words_share_hides_nothing(monkeypatch: pytest.Monkey
 
 def test_many_rows_widen_the_head_by_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("graftlm.frozen.int8_rows.AT_ONCE", 64)
-    head = Int8Output(Int8Rows.of(torch.randn(300, 16)), torch.randn(300))
+    head = FrozenOutput(StoredWeight(Int8Rows.quantize(torch.randn(300, 16))), torch.randn(300))
     x = torch.randn(40, 16, dtype=torch.float64, requires_grad=True)
     y = head(x)
-    weight = head.rows().double()
+    weight = head.rows.frozen.dequantize(torch.float64)
     torch.testing.assert_close(y, x @ weight.T + head.bias)
     (gradient,) = torch.autograd.grad(y.sin().sum(), x)
     torch.testing.assert_close(gradient, y.cos() @ weight)
@@ -214,8 +216,8 @@ def test_a_loaded_model_holds_a_quarter_of_the_table(tiny_llama: Path, quantize:
     plain = load_weights(tiny_llama, quantize=quantize)
     model = load_weights(tiny_llama, quantize=quantize, embeddings="int8")
     table, head = model.get_input_embeddings(), model.get_output_embeddings()
-    assert isinstance(table, Int8Embedding)
-    assert isinstance(head, Int8Output)
+    assert isinstance(table, FrozenEmbedding)
+    assert isinstance(head, FrozenOutput)
     assert table.rows.codes.nbytes * 4 == plain.get_input_embeddings().weight.nbytes
     assert head.rows is not table.rows
     out = model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=4, do_sample=False)
@@ -249,9 +251,9 @@ def test_a_run_learns_and_its_adapter_fits_the_plain_model(
     losses = [json.loads(line)["loss"] for line in lines]
     assert sum(losses[-3:]) < 0.95 * sum(losses[:3])
     model, _ = open_model(str(tiny_llama), result.adapter, None)  # held as the run held it
-    assert isinstance(model.get_output_embeddings(), Int8Output)
+    assert isinstance(model.get_output_embeddings(), FrozenOutput)
     model, _ = open_model(str(tiny_llama), result.adapter, "none")
-    assert not isinstance(model.get_output_embeddings(), Int8Output)
+    assert not isinstance(model.get_output_embeddings(), FrozenOutput)
     plain, _ = graftlm.load_model(tiny_llama, quantize=None)
     graftlm.load_adapter(plain, result.adapter)
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from graftlm.errors import ModelError, RequestError
-from graftlm.frozen.nf4.linear import NF4Linear
+from graftlm.frozen.linear import FrozenLinear
 from graftlm.kernels import nf4
 from graftlm.models import load_model
 from graftlm.models.fused.output_linear import OutputLinear
@@ -70,7 +70,7 @@ def test_nf4_model_is_the_plain_one_with_dequantized_weights(family: str, folder
             lossy = nf4.dequantize(nf4.quantize(out_by_in))
             layer.weight.data = lossy.t().contiguous() if isinstance(layer, Conv1D) else lossy
             changed.add(name)
-    found = {name for name, layer in model.named_modules() if isinstance(layer, NF4Linear)}
+    found = {name for name, layer in model.named_modules() if isinstance(layer, FrozenLinear)}
     assert found == changed
     assert found
     tolerance = {torch.float32: 1e-5, torch.bfloat16: 3e-2}[expected.dtype]
@@ -105,7 +105,7 @@ def test_fused_experts_stay_unquantized_and_are_reported(folders: Any, caplog: A
 def test_dtype_converts_what_is_not_quantized(dtype: str, folders: Any) -> None:
     model, _ = load_model(folders["qwen3"], quantize="nf4", dtype=dtype)
     assert {p.dtype for p in model.parameters()} == {getattr(torch, dtype)}
-    stored = {b.dtype for m in model.modules() if isinstance(m, NF4Linear) for b in m.buffers()}
+    stored = {b.dtype for m in model.modules() if isinstance(m, FrozenLinear) for b in m.buffers()}
     assert stored == {torch.uint8, torch.float32}
 
 
@@ -124,8 +124,8 @@ def test_auto_dtype_without_one_in_the_config_is_that_of_the_weights(
 def test_block_size_and_single_quantization_reach_the_layers(folders: Any) -> None:
     model, _ = load_model(folders["llama"], quantize="nf4", block_size=128, double_quant=False)
     layer = model.model.layers[0].mlp.up_proj
-    assert layer.weight4.block_size == 128
-    assert not layer.weight4.double_quantized
+    assert layer.frozen.stored.block_size == 128
+    assert not layer.frozen.stored.double_quantized
 
 
 def test_model_bears_no_trace_of_the_loader(folders: Any, tmp_path: Path) -> None:

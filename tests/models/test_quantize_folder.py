@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from graftlm.errors import ModelError, ResourceError
-from graftlm.frozen.nf4.linear import NF4Linear
+from graftlm.frozen.linear import FrozenLinear
 from graftlm.models import load_model, quantize_folder
 from graftlm.models import shard_writer as rewriting
 from tests.oracles.model_families import FAMILIES, tiny_model
@@ -61,7 +61,7 @@ def nf4_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     return {
         f"{name}.{key}": value
         for name, module in model.named_modules()
-        if isinstance(module, NF4Linear)
+        if isinstance(module, FrozenLinear)
         for key, value in module.state_dict().items()
     }
 
@@ -75,7 +75,7 @@ def test_bitsandbytes_reads_our_folder_with_the_same_logits(
     ours, _ = load_model(tmp_path / "nf4")
     count = sum(type(module).__name__ == "Linear4bit" for module in theirs.modules())
     assert report["quantized_layers"] == count > 0
-    assert sum(isinstance(module, NF4Linear) for module in ours.modules()) == count
+    assert sum(isinstance(module, FrozenLinear) for module in ours.modules()) == count
     assert_same_logits(ours, theirs, theirs.dtype)
 
 
@@ -111,8 +111,31 @@ def test_folder_written_by_transformers_and_bitsandbytes_loads(
     theirs.save_pretrained(tmp_path / "theirs")
     tiny_tokenizer.save_pretrained(tmp_path / "theirs")
     ours, _ = load_model(tmp_path / "theirs")
-    assert any(isinstance(module, NF4Linear) for module in ours.modules())
+    assert any(isinstance(module, FrozenLinear) for module in ours.modules())
     assert_same_logits(ours, theirs, torch.float32)
+
+
+@pytest.mark.parametrize("kept", [["up_proj"], ["k_proj", "lm_head"], ["model.layers.1"]])
+def test_layers_that_a_folder_keeps_in_16_bits_stay_as_they_are(
+    kept: list[str], plain: Any, tmp_path: Path, tiny_tokenizer: Any
+) -> None:
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.float32,
+        llm_int8_skip_modules=kept,
+    )
+    theirs = AutoModelForCausalLM.from_pretrained(
+        plain["llama"], quantization_config=settings, dtype=torch.float32
+    )
+    theirs.save_pretrained(tmp_path / "theirs")
+    tiny_tokenizer.save_pretrained(tmp_path / "theirs")
+    dense = {name for name, module in theirs.named_modules() if type(module) is nn.Linear}
+    assert any(part in name for name in dense for part in kept)
+    for quantize in ("nf4", "int8", None):
+        ours, _ = load_model(tmp_path / "theirs", quantize=quantize)
+        assert {n for n, m in ours.named_modules() if isinstance(m, nn.Linear)} == dense
+        assert_same_logits(ours, theirs, torch.float32)
 
 
 def test_nf4_folder_opens_as_views_of_the_file(plain: Any, tmp_path: Path) -> None:

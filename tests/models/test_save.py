@@ -58,7 +58,7 @@ def test_existing_folder_is_replaced_only_when_asked(tmp_path: Path, tiny_tokeni
 
 def test_model_with_4bit_layers_is_refused(tmp_path: Path, tiny_llama: Path) -> None:
     model, tokenizer = load_model(tiny_llama, quantize="nf4")
-    with pytest.raises(ModelError, match="NF4Linear"):
+    with pytest.raises(ModelError, match="FrozenLinear"):
         save_model(model, tokenizer, tmp_path / "m")
 
 

@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from graftlm.adapters import add_lora
 from graftlm.config import LoRAConfig, ModelConfig, RunConfig, TrainConfig
-from graftlm.frozen.nf4.linear import NF4Linear
+from graftlm.frozen.linear import FrozenLinear
+from graftlm.frozen.nf4.frozen_nf4 import FrozenNF4
 from graftlm.models.assemble import assemble
 from graftlm.models.streaming import linear_layers, unquantized_names
 from graftlm.planning.trace import BatchShape, Trace, trace_step
@@ -44,7 +45,7 @@ def random_weights(config: RunConfig) -> Any:
     if config.method == "qlora":
         for name, layer in linear_layers(model).items():
             if name not in unquantized_names(model):
-                model.set_submodule(name, NF4Linear.from_linear(layer))
+                model.set_submodule(name, FrozenLinear.of(layer, FrozenNF4))
     return model
 
 

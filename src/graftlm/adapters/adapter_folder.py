@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from graftlm.adapters.peft_config import CONFIG_NAME, read_config
 from graftlm.config import RunConfig, recorded_config
@@ -64,12 +63,15 @@ def _settings_in(run: Path) -> RunConfig | None:
     return recorded_config(run / "config.yaml")
 
 
-def trained_on(path: str | Path) -> Literal["nf4", "original"] | None:
-    """Whether the adapter was trained over a 4-bit base; ``None`` when nothing says so."""
+def trained_on(path: str | Path) -> str | None:
+    """The weight format of the base that the adapter was trained over, or ``"original"``.
+
+    ``None`` when nothing says so.
+    """
     settings = run_settings(path)
     if settings is None:
         return None
-    return "nf4" if settings.method == "qlora" else "original"
+    return settings.model.weight_format if settings.method == "qlora" else "original"
 
 
 def base_of(path: str | Path) -> str:

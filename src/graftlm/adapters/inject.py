@@ -27,7 +27,7 @@ def add_lora(model: nn.Module, config: LoRAConfig, *, name: str = DEFAULT) -> Lo
     another ``name``) start inactive; see `activate`.
 
     Args:
-        model: a transformers model, its linear layers plain or in NF4.
+        model: a transformers model, its linear layers plain or in a weight format.
         config: where the adapters go and how large they are.
         name: what the adapters are called; several may stand on one base, each under its name.
 

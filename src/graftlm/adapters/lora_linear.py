@@ -2,8 +2,9 @@
 
     y = W x + s · B A x        s = alpha / r, or alpha / √r with rsLoRA (arXiv 2312.03732)
 
-W [out, in] is frozen and may be stored in any form (16-bit, NF4, GPT-2's transposed `Conv1D`).
-A [r, in] starts Kaiming-uniform and B [out, r] at zero, so that step 0 equals the base model.
+W [out, in] is frozen and may be stored in any form (16-bit, a weight format, GPT-2's transposed
+`Conv1D`). A [r, in] starts Kaiming-uniform and B [out, r] at zero, so that step 0 equals the base
+model.
 
     W  base      A  lora_A      B  lora_B      r  rank      s  scaling
 """
@@ -16,15 +17,12 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 
 from graftlm.adapters.adapter import DEFAULT, Adapter, register_adapter
 from graftlm.adapters.layers import linear_shape
-from graftlm.adapters.low_rank import add_low_rank
-from graftlm.frozen.int8_rows import Int8Output
-from graftlm.frozen.nf4.linear import NF4Linear
-from graftlm.kernels import native, ops
-from graftlm.kernels.nf4.weight import NF4Weight
+from graftlm.frozen.embedding import FrozenOutput
+from graftlm.frozen.linear import frozen_weight
+from graftlm.kernels.low_rank import add_low_rank
 
 __all__ = ["LoRALinear"]
 
@@ -33,8 +31,8 @@ __all__ = ["LoRALinear"]
 class LoRALinear(Adapter):
     """A frozen linear layer with a trainable low-rank update beside it.
 
-    A plain or 4-bit base is multiplied together with the update; any other is called. The arguments
-    are those of `Adapter`.
+    A base with a frozen weight is multiplied together with the update; any other is called. The
+    arguments are those of `Adapter`.
     """
 
     variant = "lora"
@@ -58,7 +56,7 @@ class LoRALinear(Adapter):
     @classmethod
     def adapts(cls, module: nn.Module) -> bool:
         """Linear layers; not those in 8 bits, whose 16-bit weights are gone."""
-        return linear_shape(module) is not None and not isinstance(module, Int8Output)
+        return linear_shape(module) is not None and not isinstance(module, FrozenOutput)
 
     @classmethod
     def shapes(cls, base: nn.Module, rank: int) -> dict[str, tuple[int, ...]]:
@@ -77,11 +75,12 @@ class LoRALinear(Adapter):
 
     def product(self, base: nn.Module, x: Tensor) -> Tensor:
         """Map (..., in_features) to (..., out_features), in the base's output type."""
-        weight = None if self.dropout > 0 and self.training else _frozen(base, x)
+        weight = None if self.dropout > 0 and self.training else frozen_weight(base)
         if weight is None:
             return self.added(base, base(x), x)
         A, B = self.factors()
-        return ops.lora_linear(x, weight, base.bias, A, B, self.scaling)  # type: ignore[arg-type]
+        bias: Tensor | None = base.bias  # type: ignore[assignment]
+        return weight.product_with_update(x, bias, A, B, self.scaling)
 
     def added(self, base: nn.Module, y: Tensor, x: Tensor) -> Tensor:
         """``y + s · B A x``, in place where ``y`` may be written to."""
@@ -98,15 +97,3 @@ class LoRALinear(Adapter):
     def bias(self) -> Tensor | None:
         """The frozen bias."""
         return self.base.bias  # type: ignore[return-value]
-
-
-def _frozen(base: nn.Module, x: Tensor) -> NF4Weight | Tensor | None:
-    """The base's weight where one kernel does the whole product; ``None``: call the base."""
-    if isinstance(base, NF4Linear):
-        return base.weight4
-    if type(base) is not nn.Linear or base.weight.requires_grad:
-        return None
-    weight = base.weight
-    # Not a subclass with products of its own; fake tensors are a plan's.
-    plain = type(weight.data) in (Tensor, FakeTensor)
-    return weight if plain and native.takes(x) and native.takes(weight) else None

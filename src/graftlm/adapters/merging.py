@@ -24,8 +24,7 @@ from graftlm.adapters.adapter import Adapter
 from graftlm.adapters.layers import stores_transposed
 from graftlm.adapters.report import tied_head
 from graftlm.adapters.several import adapters_at
-from graftlm.frozen.nf4.linear import NF4Linear
-from graftlm.kernels import ops
+from graftlm.frozen.linear import FrozenLinear
 from graftlm.models.capabilities import forget
 
 __all__ = [
@@ -149,9 +148,10 @@ def delta_of(adapters: Iterable[Adapter], base: nn.Module, weight: Tensor) -> Te
 def merge_adapters(model: nn.Module) -> MergeReport:
     """Fold the updates that are on into their weights, in place; take all adapters out.
 
-    What is left is a plain transformers model, but for embeddings in 8 bits. All 4-bit layers are
-    dequantised, into the type the model computes in. A weight shared with a module which is not
-    adapted is copied, never changed under it; ``config.tie_word_embeddings`` then becomes false.
+    What is left is a plain transformers model, but for embeddings in 8 bits. All layers in a weight
+    format are dequantised, into the type the model computes in. A weight shared with a module which
+    is not adapted is copied, never changed under it; ``config.tie_word_embeddings`` then becomes
+    false.
     """
     dequantize_layers(model)
     tied = tied_head(model)
@@ -181,8 +181,8 @@ def merge(model: ModelT) -> ModelT:
 
 
 def dequantize_layers(model: nn.Module) -> None:
-    """Replace every 4-bit layer by the layer the model class has there, in place."""
-    stored = {name: m for name, m in model.named_modules() if isinstance(m, NF4Linear)}
+    """Replace every layer in a weight format by the layer the model class has there, in place."""
+    stored = {name: m for name, m in model.named_modules() if isinstance(m, FrozenLinear)}
     if not stored:
         return
     adapted = adapted_modules(model)
@@ -191,7 +191,7 @@ def dequantize_layers(model: nn.Module) -> None:
     for name, layer in stored.items():
         bare = name.removesuffix(".base") if name.removesuffix(".base") in adapted else name
         plain = original[bare]
-        weight = ops.dequantize(layer.weight4)
+        weight = layer.frozen.dequantize()
         if isinstance(plain, Conv1D):
             weight = weight.T.contiguous()
         plain.weight = nn.Parameter(weight, requires_grad=False)

@@ -27,7 +27,7 @@ from graftlm.adapters.report import LoRAReport, describe
 from graftlm.adapters.targets import Target, adaptable, pattern_value
 from graftlm.errors import ArtifactError, near_matches
 from graftlm.files import atomic_write, write_json
-from graftlm.frozen.int8_rows import Int8Embedding, Int8Output
+from graftlm.frozen.embedding import FrozenEmbedding, FrozenOutput
 from graftlm.models.save import save_tokenizer
 
 __all__ = ["load_adapter", "save_adapter"]
@@ -90,7 +90,7 @@ def load_adapter(model: nn.Module, path: str | Path, *, name: str = DEFAULT) -> 
     another name the new one starts inactive; see `graftlm.adapters.activate`.
 
     Args:
-        model: the base model, plain or in NF4.
+        model: the base model, plain or in a weight format.
         path: a folder in PEFT's format, or a run folder.
         name: what to call the adapter in this model.
 
@@ -179,7 +179,7 @@ def _problems(
     fitting = [name for name, module in modules.items() if adaptable(module, config.variant)]
     for name, state in states.items():
         module = modules.get(name)
-        if isinstance(module, Int8Embedding | Int8Output):
+        if isinstance(module, FrozenEmbedding | FrozenOutput):
             problems.append(f"{name} is held in 8 bits here: load the model with embeddings=keep")
             continue
         if module is None or not adaptable(module, config.variant):

@@ -17,8 +17,8 @@ from graftlm.adapters.adapted import (
     token_table,
 )
 from graftlm.adapters.layers import linear_shape
-from graftlm.frozen.int8_rows import Int8Embedding, Int8Output, Int8Rows
-from graftlm.frozen.nf4.linear import NF4Linear
+from graftlm.frozen.embedding import FrozenEmbedding
+from graftlm.frozen.modules import shared_weight, stored_weights
 
 __all__ = ["LoRAReport", "ParameterCount", "count_parameters", "describe", "tied_head"]
 
@@ -31,7 +31,7 @@ class LoRAReport:
         adapted: rank of each adapted module, by name.
         skipped: why each weight matrix that is not adapted was left alone, by module name.
         trainable_parameters: numbers that the optimiser changes.
-        frozen_parameters: all others; a tied weight counts once, a 4-bit weight by its elements.
+        frozen_parameters: all others; a tied weight counts once, a stored one by its elements.
         notes: what to know about tied weights.
     """
 
@@ -75,7 +75,7 @@ def describe(
 
 
 class ParameterCount(NamedTuple):
-    """Numbers in a model: tied weights count once, 4-bit weights by their elements."""
+    """Numbers in a model: tied weights count once, stored ones by their elements."""
 
     trainable: int
     total: int
@@ -83,8 +83,7 @@ class ParameterCount(NamedTuple):
 
 def count_parameters(model: nn.Module) -> ParameterCount:
     """Count what trains, and everything."""
-    stored = sum(m.weight4.numel for m in model.modules() if isinstance(m, NF4Linear))
-    stored += sum(m.codes.numel() for m in model.modules() if isinstance(m, Int8Rows))
+    stored = sum(weight.numel for weight in stored_weights(model))
     return ParameterCount(
         trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
         total=stored + sum(p.numel() for p in model.parameters()),
@@ -93,12 +92,7 @@ def count_parameters(model: nn.Module) -> ParameterCount:
 
 def tied_head(model: nn.Module) -> bool:
     """Whether the output head shares its frozen weight with the token table."""
-    head, table = (
-        getattr(module, "rows", None)
-        if isinstance(module, Int8Embedding | Int8Output)
-        else getattr(module, "weight", None)
-        for module in (output_head(model), token_table(model))
-    )
+    head, table = (shared_weight(module) for module in (output_head(model), token_table(model)))
     return head is not None and head is table
 
 
@@ -129,7 +123,7 @@ def _skipped(
             skipped[name] = "output head"
         elif linear_shape(module) is not None:
             skipped[name] = "not among the targets"
-        elif isinstance(module, nn.Embedding | Int8Embedding):
+        elif isinstance(module, nn.Embedding | FrozenEmbedding):
             skipped[name] = "embedding, not among the targets"
         else:
             own = max((p.ndim for p in module.parameters(recurse=False)), default=0)

@@ -26,7 +26,7 @@ AdapterOption = Annotated[
 QuantizeOption = Annotated[
     str | None,
     typer.Option(
-        help="Hold the base in 4 bits (`nf4`) or as it is (`none`). "
+        help="Hold the base in a weight format (`nf4`: 4 bits) or as it is (`none`). "
         "Default: as the adapter was trained, else as it is.",
         show_default=False,
     ),
@@ -73,19 +73,20 @@ def open_model(model: str, adapter: str | None, quantize: str | None) -> tuple[A
     from graftlm.adapters.adapter_folder import recorded_settings, trained_on
     from graftlm.adapters.adapter_tokenizer import adapter_tokenizer
     from graftlm.adapters.peft_format import load_adapter
-    from graftlm.errors import ConfigError
+    from graftlm.config import ModelConfig
     from graftlm.models import load_model
 
-    if quantize not in (None, "nf4", "none"):
-        raise ConfigError(f"--quantize {quantize!r}: expected nf4 or none")
     as_it_is = quantize == "none"
     if quantize is None and adapter is not None:
         quantize = trained_on(Path(adapter))
     run = None if as_it_is else recorded_settings(model, adapter)
+    held = ModelConfig() if run is None else run.model
     loaded, tokenizer = load_model(
         model,
-        quantize="nf4" if quantize == "nf4" else None,
-        embeddings="int8" if run is not None and run.model.embeddings == "int8" else "keep",
+        quantize=None if quantize in ("none", "original") else quantize,
+        block_size=held.block_size,
+        double_quant=held.double_quant,
+        embeddings="int8" if held.embeddings == "int8" else "keep",
     )
     if adapter is not None:
         load_adapter(loaded, adapter)

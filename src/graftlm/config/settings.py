@@ -80,10 +80,13 @@ class ModelConfig(Settings):
     """A folder, a Hub id, a `.gguf` file, or a built-in name such as `gemma-3-270m`."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of the unquantised weights; `auto` keeps the checkpoint's."""
+    weight_format: Text = "nf4"
+    """The format that `qlora` holds the frozen weights in: `nf4` (4 bits), `int8` (a scale a row),
+    or one that `graftlm.extend.register_format` has made known."""
     block_size: Literal[32, 64, 128, 256, 512, 1024, 2048, 4096] = 64
-    """NF4: weights that share one scale."""
+    """Weights that share one scale, in a weight format that has blocks."""
     double_quant: bool = True
-    """NF4: store the scales themselves in 8 bits."""
+    """Store the scales themselves in 8 bits, in a weight format that can (`nf4`)."""
     embeddings: Literal["auto", "keep", "int8"] = "auto"
     """`int8` stores the embedding table and the output head in 8 bits, a scale a row: half of what
     16 bits take. They must be frozen: not with `full`, and no adapters on them. `auto` keeps their

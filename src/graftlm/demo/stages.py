@@ -133,7 +133,7 @@ def _answers(
     whole_model = result is not None and config.method == "full"
     model, tokenizer = load_model(
         str(result) if whole_model else config.model.name,
-        quantize="nf4" if config.method == "qlora" else None,
+        quantize=config.model.weight_format if config.method == "qlora" else None,
     )
     if result is not None and not whole_model:
         load_adapter(model, result)

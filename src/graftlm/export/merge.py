@@ -1,12 +1,12 @@
 """One plain model on disk again: the adapter folded into its base, streamed tensor by tensor.
 
     onto "original":  W' = W + s · B A                  the checkpoint's own 16- or 32-bit weight
-    onto "nf4":       W' = dequantize(quantize(W)) + s · B A    exactly what a QLoRA run trained
+    onto a format:    W' = dequantize(quantize(W)) + s · B A    exactly what a QLoRA run trained
 
-In the second form every linear layer that the run held in 4 bits is written dequantised, adapted or
-not; embeddings that it held in 8 bits are the checkpoint's own. The result keeps the tensor names
-of the base's checkpoint, loads with plain transformers, and brings the chat template the adapter
-was trained with.
+In the second form every linear layer that the run held in the weight format is written dequantised,
+adapted or not; embeddings that it held in 8 bits are the checkpoint's own. The result keeps the
+tensor names of the base's checkpoint, loads with plain transformers, and brings the chat template
+the adapter was trained with.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from graftlm.adapters.adapted import base_modules, lora_modules, output_head
@@ -29,12 +30,13 @@ from graftlm.adapters.merging import Rounding, delta_of, merge_weight
 from graftlm.adapters.peft_format import load_adapter
 from graftlm.adapters.report import tied_head
 from graftlm.config import ModelConfig
-from graftlm.errors import ArtifactError, ConfigError
+from graftlm.errors import ArtifactError, ConfigError, near_matches
 from graftlm.files import atomic_folder, require_free_space, write_json
-from graftlm.kernels import ops
+from graftlm.frozen.formats import format_named, formats
+from graftlm.frozen.weight import FrozenWeight
 from graftlm.models import resolve
 from graftlm.models.load import empty_model, load_config, tokenizer_in
-from graftlm.models.prequantized import is_nf4, mapped_tensors
+from graftlm.models.prequantized import mapped_tensors, stored_as
 from graftlm.models.safetensors_file import Checkpoint
 from graftlm.models.save import save_tokenizer
 from graftlm.models.shard_writer import ShardWriter, copy_companions, parameter_names
@@ -49,7 +51,6 @@ from graftlm.models.streaming import (
 
 __all__ = ["merge_to_folder"]
 
-Onto = Literal["original", "nf4"]
 SMALL_FILES_BYTES = 100_000_000
 
 
@@ -70,8 +71,9 @@ def merge_to_folder(
         adapter: a PEFT adapter folder, or a run folder.
         out: the folder to create.
         base: the base model; by default the one the adapter names.
-        onto: ``"original"`` or ``"nf4"``; by default ``"nf4"`` for an adapter in the folder of a
-            QLoRA run (with the block size it used) or over a 4-bit base, else ``"original"``.
+        onto: ``"original"`` or a weight format such as ``"nf4"``; by default the format of the
+            base for an adapter in the folder of a QLoRA run (with the settings it used) or over a
+            quantised base, else ``"original"``.
         dtype: type of the written weights; by default the base's. With float32 the merge is exact.
         max_shard_bytes: size of one file of weights; a gigabyte by default.
 
@@ -120,16 +122,19 @@ class _Merge:
         weights: the base's tensors by checkpoint key, not read yet.
         places: the parameter each key fills.
         deltas: the adapted modules by the name of their weight.
-        quantized: names of the weights that training held in 4 bits, and whether each is stored
+        format: the weight format that training held the base in; ``None``: dense, or the
+            checkpoint is in its format already.
+        quantized: names of the weights that training held in a format, and whether each is stored
             transposed (GPT-2). Empty when merging onto the original.
         untied_head: the table's and the head's weight when they must part.
     """
 
-    onto: Onto
+    onto: str
     weights: Mapping[str, LazyTensor]
     checkpoint: Checkpoint
     places: dict[str, str]
     deltas: dict[str, Adapter]
+    format: type[FrozenWeight] | None
     quantized: dict[str, bool]
     settings: ModelConfig
     dtype: torch.dtype | None
@@ -152,11 +157,15 @@ class _Merge:
         """Bytes that `tensors` will yield."""
         total = 0
         for key in self.weights:
-            stored = self.checkpoint[key]
-            size = 2 if stored.dtype == torch.uint8 else 1  # two 4-bit codes a byte
-            itemsize = self.dtype.itemsize if self.dtype else max(stored.dtype.itemsize, 2)
+            if self.weights[key].stored:
+                weight = _read(self.weights[key])  # it is mapped: nothing is copied
+                assert isinstance(weight, Stored)
+                numel, dtype = weight.weight.numel, weight.weight.dtype
+            else:
+                stored = self.checkpoint[key]
+                numel, dtype = stored.nbytes // stored.dtype.itemsize, stored.dtype
             copies = 2 if self.untied_head and self.places[key] == self.untied_head[0] else 1
-            total += stored.nbytes // stored.dtype.itemsize * size * itemsize * copies
+            total += numel * (self.dtype or dtype).itemsize * copies
         return total
 
     def _base_weight(self, key: str, place: str) -> Tensor:
@@ -164,13 +173,12 @@ class _Merge:
         weight = _read(self.weights[key])
         transposed = self.quantized.get(place, False)
         if isinstance(weight, Stored):
-            dense = ops.dequantize(weight.weight)
-        elif place in self.quantized:
+            dense = weight.weight.dequantize()
+        elif self.format is not None and place in self.quantized:
             if self.settings.dtype != "auto":
                 weight = weight.to(getattr(torch, self.settings.dtype))
             weight = weight.T.contiguous() if transposed else weight
-            packed = ops.quantize(weight, self.settings.block_size, self.settings.double_quant)
-            dense = ops.dequantize(packed)
+            dense = self.format.quantize(weight, self.settings).dequantize()
         else:
             return weight
         return dense.T if transposed else dense
@@ -189,18 +197,14 @@ def _prepare(
     adapter: str | Path, folder: Path, name: str, onto: str | None, dtype: torch.dtype | None
 ) -> _Merge:
     config = load_config(folder)
-    already = is_nf4(config.__dict__.pop("quantization_config", None), name)
-    chosen = _choose(onto, adapter, name, already)
+    already = stored_as(config.__dict__.pop("quantization_config", None), name)
+    chosen = _choose(onto, adapter, name, already[0] if already else None)
+    format = None if already or chosen == "original" else format_named(chosen)
     checkpoint = Checkpoint(folder)
     model = empty_model(config)
-    weights = mapped_tensors(checkpoint) if already else copied_tensors(checkpoint)
-    kept = unquantized_names(model)
-    quantized = {
-        f"{layer}.weight": isinstance(module, Conv1D)
-        for layer, module in linear_layers(model).items()
-        if chosen == "nf4" and layer not in kept
-    }
+    weights = mapped_tensors(checkpoint, already[1]) if already else copied_tensors(checkpoint)
     places, shared = parameter_names(model, weights)
+    quantized = _quantized(model, weights, places, format)
     load_adapter(model, adapter)
     deltas = {f"{layer}.weight": module for layer, module in lora_modules(model).items()}
     untied = _parting(model, deltas)
@@ -218,6 +222,7 @@ def _prepare(
         checkpoint=checkpoint,
         places=places,
         deltas=deltas,
+        format=format,
         quantized=quantized,
         settings=settings.model if settings else ModelConfig(),
         dtype=dtype,
@@ -225,17 +230,34 @@ def _prepare(
     )
 
 
-def _choose(onto: str | None, adapter: str | Path, name: str, already: bool) -> Onto:
-    if onto not in (None, "original", "nf4"):
-        raise ConfigError(f"onto={onto!r}: expected original or nf4")
-    if already and onto == "original":
+def _quantized(
+    model: PreTrainedModel,
+    weights: Mapping[str, LazyTensor],
+    places: Mapping[str, str],
+    format: type[FrozenWeight] | None,
+) -> dict[str, bool]:
+    """The weights that training held in a format, and whether the checkpoint has them turned."""
+    layers = {f"{name}.weight": layer for name, layer in linear_layers(model).items()}
+    if format is None:  # what the checkpoint itself holds in its format, if it has one
+        held = {places[key] for key, lazy in weights.items() if lazy.stored}
+    else:
+        held = layers.keys() - {f"{name}.weight" for name in unquantized_names(model)}
+    return {name: isinstance(layers.get(name), Conv1D) for name in held}
+
+
+def _choose(onto: str | None, adapter: str | Path, name: str, already: str | None) -> str:
+    """``"original"`` or the name of a weight format."""
+    if onto is not None and onto != "original" and onto not in formats():
+        known = ["original", *formats()]
         raise ConfigError(
-            f"{name} holds 4-bit weights only. To merge onto the original, name the model it was "
-            "quantised from (base)."
+            f"onto={onto!r}: expected {' or '.join(known)}{near_matches(onto, known)}"
         )
-    if onto is None:
-        onto = "nf4" if already else trained_on(adapter) or "original"
-    return "nf4" if onto == "nf4" else "original"
+    if already is not None and onto not in (None, already):
+        raise ConfigError(
+            f"{name} holds weights in {already} only. To merge onto another form, name the model "
+            "it was quantised from (base)."
+        )
+    return onto or already or trained_on(adapter) or "original"
 
 
 def _parting(model: nn.Module, deltas: Mapping[str, Any]) -> tuple[str, str] | None:

@@ -1,8 +1,9 @@
 """Store a loaded model's embedding table and output head in 8 bits: `model.embeddings=int8`.
 
-Both are most of a small model with a large vocabulary: two thirds of Gemma-3-270M. NF4 leaves them
-alone, for every word meets the head. Whether table or head do more than look up and multiply is not
-read from their classes: the model's logits before and after are compared.
+Both are most of a small model with a large vocabulary: two thirds of Gemma-3-270M. The format of
+the linear layers leaves them alone, because every word meets the head. Whether table or head do
+more than look up and multiply is not read from their classes: the model's logits before and after
+are compared.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from graftlm.errors import ModelError
-from graftlm.frozen.int8_rows import Int8Embedding, Int8Output, Int8Rows
+from graftlm.frozen.embedding import FrozenEmbedding, FrozenOutput
+from graftlm.frozen.formats import format_named
+from graftlm.frozen.stored_weight import StoredWeight
+from graftlm.frozen.weight import WeightSettings
 from graftlm.models.fused.output_linear import OutputLinear
 
 __all__ = ["rows_in_int8"]
@@ -47,11 +51,11 @@ def rows_in_int8(model: Any, dtype: torch.dtype | None = None) -> None:
         )
     empty, tied = table.weight.is_meta, head.weight is table.weight
     before = None if empty else _logits(model)
-    rows = Int8Rows.of(head.weight)
-    model.set_output_embeddings(Int8Output(rows, head.bias))
+    rows = _rows(head.weight)
+    model.set_output_embeddings(FrozenOutput(rows, head.bias))
     del head  # before the table is quantised too: one original at a time
-    rows = rows if tied else Int8Rows.of(table.weight)
-    new = Int8Embedding(rows, dtype or table.weight.dtype, _factor(table), table.padding_idx)
+    rows = rows if tied else _rows(table.weight)
+    new = FrozenEmbedding(rows, dtype or table.weight.dtype, _factor(table), table.padding_idx)
     del table
     model.set_input_embeddings(new)
     if before is None:
@@ -68,6 +72,10 @@ def rows_in_int8(model: Any, dtype: torch.dtype | None = None) -> None:
             f"with embeddings in 8 bits the logits of {kind} are off by {off:.0%}: it computes "
             "something of its own with them, or 8 bits are too few. Use model.embeddings=keep."
         )
+
+
+def _rows(weight: Tensor) -> StoredWeight:
+    return StoredWeight(format_named("int8").quantize(weight, WeightSettings()))
 
 
 def _factor(table: Any) -> float:

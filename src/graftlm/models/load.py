@@ -1,4 +1,4 @@
-"""Opening a model: build it empty, then fill it tensor by tensor, in 4 bits where asked."""
+"""Opening a model: build it empty, then fill it tensor by tensor, stored in a format if asked."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from graftlm.errors import ModelError
+from graftlm.frozen.formats import DEFAULT_FORMAT, format_named
+from graftlm.frozen.modules import linear_format
+from graftlm.frozen.weight import WeightSettings
 from graftlm.models.assemble import REPLACEMENTS, assemble, empty_model
 from graftlm.models.safetensors_file import Checkpoint
 from graftlm.models.source import resolve
@@ -18,6 +21,7 @@ from graftlm.models.source import resolve
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+    from graftlm.models.prequantized import StoredAs
     from graftlm.models.streaming import StreamingConfig
 
 __all__ = [
@@ -27,7 +31,6 @@ __all__ = [
     "load_tokenizer",
     "load_weights",
     "pick_dtype",
-    "take_quantization",
     "tokenizer_in",
 ]
 
@@ -37,7 +40,7 @@ logger = logging.getLogger("graftlm")
 def load_model(
     name: str | Path,
     *,
-    quantize: Literal["nf4"] | None = "nf4",
+    quantize: str | None = DEFAULT_FORMAT,
     dtype: str | torch.dtype = "auto",
     block_size: int = 64,
     double_quant: bool = True,
@@ -48,16 +51,17 @@ def load_model(
     """Load a causal language model and its tokenizer.
 
     Peak memory is the loaded model plus one tensor; with ``embeddings="int8"``, plus the table and
-    the head in the model's own type. A folder that is in NF4 already (written by `quantize_folder`,
-    or by transformers with bitsandbytes) opens memory-mapped, as it is, whatever ``quantize``,
-    ``block_size`` and ``double_quant`` say.
+    the head in the model's own type. A folder that is quantised already (written by
+    `quantize_folder`, or by transformers with bitsandbytes) opens memory-mapped, as it is, whatever
+    ``quantize``, ``block_size`` and ``double_quant`` say: layers that it holds in 16 bits stay so.
 
     Args:
         name: a folder, a Hub id, a `.gguf` file or a built-in name.
-        quantize: ``"nf4"`` stores every linear layer in 4 bits as it arrives, except the output
-            head; ``None`` keeps the checkpoint's type.
+        quantize: the weight format that every linear layer except the output head is stored in
+            as it arrives: ``"nf4"`` (4 bits), or one that `graftlm.extend.register_format` made
+            known; ``None`` keeps the checkpoint's type.
         dtype: type of the unquantised weights; ``"auto"`` keeps the checkpoint's.
-        block_size: weights that share one NF4 scale.
+        block_size: weights that share one scale.
         double_quant: whether the scales themselves are stored in 8 bits.
         embeddings: ``"int8"`` stores embedding table and output head in 8 bits, a scale a row.
         replacements: modules that quicker ones of graftlm may stand for, as `model.replacements`;
@@ -68,6 +72,7 @@ def load_model(
         The model in evaluation mode, and its tokenizer.
 
     Raises:
+        ConfigError: ``quantize`` names no registered format, or the format refuses its settings.
         ModelError: the model is not found, corrupt, incomplete, or of another type.
     """
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
@@ -87,7 +92,7 @@ def load_model(
 def load_weights(
     name: str | Path,
     *,
-    quantize: Literal["nf4"] | None = "nf4",
+    quantize: str | None = DEFAULT_FORMAT,
     dtype: str | torch.dtype = "auto",
     block_size: int = 64,
     double_quant: bool = True,
@@ -96,24 +101,26 @@ def load_weights(
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """Load a model without its tokenizer; arguments, memory and errors as for `load_model`."""
+    from graftlm.models.prequantized import take_quantization
     from graftlm.models.streaming import StreamingConfig
 
-    if quantize not in ("nf4", None):
-        raise ModelError(f"quantize={quantize!r}: expected 'nf4' or None")
+    format = None if quantize is None else format_named(quantize)
     if embeddings not in ("keep", "int8"):
         raise ModelError(f"embeddings={embeddings!r}: expected 'keep' or 'int8'")
     source = resolve(name, trust_remote_code=trust_remote_code)
     config = load_config(source.path, trust_remote_code)
     checkpoint = Checkpoint(source.path)
-    already_nf4 = take_quantization(config, str(name))
+    already = take_quantization(config, str(name))
+    if already is not None:
+        format = None  # layers that the folder holds in 16 bits were kept so on purpose
     weights_dtype = pick_dtype(dtype, config, checkpoint)
 
     def fill(empty: PreTrainedModel) -> PreTrainedModel:
         return _fill(
             empty,
             checkpoint,
-            already_nf4=already_nf4,
-            streaming=StreamingConfig(quantize == "nf4", block_size, double_quant),
+            reader=already,
+            streaming=StreamingConfig(format, WeightSettings(block_size, double_quant)),
             dtype=weights_dtype,
         )
 
@@ -156,7 +163,7 @@ def _fill(
     skeleton: PreTrainedModel,
     checkpoint: Checkpoint,
     *,
-    already_nf4: bool,
+    reader: StoredAs | None,
     streaming: StreamingConfig,
     dtype: torch.dtype,
 ) -> PreTrainedModel:
@@ -164,7 +171,7 @@ def _fill(
     from graftlm.models.streaming import Abort, copied_tensors, register
 
     register()
-    tensors = mapped_tensors(checkpoint) if already_nf4 else copied_tensors(checkpoint)
+    tensors = copied_tensors(checkpoint) if reader is None else mapped_tensors(checkpoint, reader)
     try:
         with _captured_report() as messages:
             loaded: Any = type(skeleton).from_pretrained(
@@ -207,10 +214,8 @@ def _require_complete(folder: Path, report: dict[str, Any]) -> None:
 
 
 def _report_experts(model: PreTrainedModel) -> None:
-    """Say what 4-bit storage left out: experts fused into one parameter, not linear layers."""
-    from graftlm.frozen.nf4.linear import NF4Linear
-
-    if not any(isinstance(module, NF4Linear) for module in model.modules()):
+    """Say what the weight format left out: experts fused into one parameter, not linear layers."""
+    if linear_format(model) is None:
         return
     fused = [parameter for parameter in model.parameters() if parameter.dim() == 3]
     if fused:
@@ -220,20 +225,6 @@ def _report_experts(model: PreTrainedModel) -> None:
             len(fused),
             size / 1e9,
         )
-
-
-def take_quantization(config: PretrainedConfig, name: str) -> bool:
-    """Remove `quantization_config`, which transformers would act on; return whether it says NF4.
-
-    Raises:
-        ModelError: the model is quantised in a way graftlm does not read.
-    """
-    from graftlm.models.prequantized import is_nf4
-
-    settings = None
-    for part in {id(c): c for c in (config, config.get_text_config())}.values():
-        settings = part.__dict__.pop("quantization_config", None) or settings
-    return is_nf4(settings, name)
 
 
 def pick_dtype(

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from graftlm._compat.fake import is_fake
-from graftlm.frozen.int8_rows import Int8Output
+from graftlm.frozen.embedding import FrozenOutput
+from graftlm.frozen.weight import ScaledRows
 from graftlm.models.fused.output_linear import OutputLinear
 from graftlm.models.probing import being_probed
 
@@ -35,25 +36,31 @@ class OutputHead:
         softcap: caps them smoothly; ``None`` for no cap.
     """
 
-    linear: nn.Linear | Int8Output
+    linear: nn.Linear | FrozenOutput
     scale: float
     softcap: float | None
 
     @property
+    def rows(self) -> ScaledRows:
+        """The weight (V, D), with the scales of its rows and features if it is stored so."""
+        if isinstance(self.linear, FrozenOutput):
+            return self.linear.rows.frozen.scaled_rows(torch.float32)
+        return ScaledRows(self.linear.weight)
+
+    @property
     def weight(self) -> Tensor:
-        """(V, D), or its codes in 8 bits."""
-        return self.linear.rows.codes if isinstance(self.linear, Int8Output) else self.linear.weight
+        """(V, D), or its codes."""
+        return self.rows.matrix
 
     @property
     def row_scale(self) -> Tensor | None:
-        """What multiplies the rows of a weight in 8 bits."""
-        return self.linear.rows.row_scale if isinstance(self.linear, Int8Output) else None
+        """What multiplies the rows of the weight; ``None`` for ones."""
+        return self.rows.row_scale
 
     def entering(self, hidden: Tensor) -> Tensor:
-        """What the rows are multiplied with: of a weight in 8 bits, the scaled hidden states."""
-        if isinstance(self.linear, Int8Output):
-            return hidden.float() * self.linear.rows.feature_scale
-        return hidden
+        """What the rows are multiplied with: the hidden states, scaled where features are."""
+        scale = self.rows.feature_scale
+        return hidden if scale is None else hidden.float() * scale
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) → (..., V); for the check only."""
@@ -77,7 +84,7 @@ def find_output_head(model: PreTrainedModel) -> OutputHead | None:
 
 def _from_config(model: PreTrainedModel) -> OutputHead | None:
     linear = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    if type(linear) not in (nn.Linear, OutputLinear, Int8Output) or model.base_model is model:
+    if type(linear) not in (nn.Linear, OutputLinear, FrozenOutput) or model.base_model is model:
         return None  # no head, an adapted one, or a model without a body of its own
     config = model.config.get_text_config()
     scale = float(getattr(config, "logit_scale", None) or 1.0)

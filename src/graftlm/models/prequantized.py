@@ -1,79 +1,113 @@
-"""Checkpoints that are in 4 bits already, in the format of bitsandbytes: opened, not converted."""
+"""Checkpoints whose weights are in a storage format already: opened, not converted."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from graftlm.errors import ArtifactError, ModelError
-from graftlm.frozen.nf4.bitsandbytes_format import from_bitsandbytes
-from graftlm.kernels.nf4.weight import NF4Weight
+from graftlm.frozen.checkpoint_format import CheckpointFormat
+from graftlm.frozen.formats import format_named, formats
 from graftlm.models.safetensors_file import Checkpoint
 from graftlm.models.streaming import LazyTensor, Stored
 
-__all__ = ["is_nf4", "mapped_tensors"]
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
-STATE = ".quant_state.bitsandbytes__"
+__all__ = ["StoredAs", "mapped_tensors", "stored_as", "take_quantization"]
+
+StoredAs = type[CheckpointFormat]
 
 
-def is_nf4(settings: Any, name: str) -> bool:
-    """Whether `quantization_config` of a config.json says NF4; ``None`` says 16 or 32 bits.
+def stored_as(settings: Any, name: str) -> tuple[str, StoredAs] | None:
+    """The format that `quantization_config` of a config.json describes.
+
+    Args:
+        settings: the `quantization_config`; ``None`` says that the weights are dense.
+        name: the model, for the message.
+
+    Returns:
+        The name of the weight format and how its checkpoints are read; ``None`` for dense weights.
 
     Raises:
-        ModelError: the model is quantised in a way graftlm does not read.
+        ModelError: no registered format reads this.
     """
     if settings is None:
-        return False
+        return None
     if not isinstance(settings, Mapping):
         settings = settings.to_dict()
-    method = settings.get("quant_method")
-    four_bit = bool(settings.get("load_in_4bit") or settings.get("_load_in_4bit"))
-    kind = settings.get("bnb_4bit_quant_type", "fp4")
-    if method == "bitsandbytes" and four_bit and kind == "nf4":
-        return True
-    found = f"{method} {kind if four_bit else 'int8'}" if method == "bitsandbytes" else str(method)
+    readable = {
+        one: reader for one in formats() if (reader := format_named(one).checkpoint) is not None
+    }
+    for one, reader in readable.items():
+        if reader.recognises(settings):
+            return one, reader
+    known = ", ".join(reader.title for reader in readable.values())
     raise ModelError(
-        f"{name} is quantised as {found}; graftlm reads bitsandbytes NF4, and 16- or 32-bit "
+        f"{name} is quantised as {_said(settings)}; graftlm reads {known}, and 16- or 32-bit "
         "weights. Start from the original model: graftlm quantises it while loading."
     )
 
 
-def mapped_tensors(checkpoint: Checkpoint) -> dict[str, LazyTensor]:
-    """The checkpoint by parameter name, each 4-bit weight under its one name ``….weight``.
+def take_quantization(config: PretrainedConfig, name: str) -> StoredAs | None:
+    """Remove `quantization_config`, which transformers would act on; return what reads it.
 
-    Nothing is read here; codes and scales will be views of the mapped file.
+    Raises:
+        ModelError: the model is quantised in a way graftlm does not read.
     """
-    quantized = {name.partition(STATE)[0] for name in checkpoint if STATE in name}
-    return {
-        name: LazyTensor(_opener(checkpoint, name, name in quantized))
-        for name in checkpoint
-        if not _is_part(name, quantized)
+    settings = None
+    for part in {id(c): c for c in (config, config.get_text_config())}.values():
+        settings = part.__dict__.pop("quantization_config", None) or settings
+    found = stored_as(settings, name)
+    return None if found is None else found[1]
+
+
+def _said(settings: Mapping[str, Any]) -> str:
+    """What a `quantization_config` calls itself, in a few words."""
+    method = str(settings.get("quant_method"))
+    if method != "bitsandbytes":
+        return method
+    four_bit = settings.get("load_in_4bit") or settings.get("_load_in_4bit")
+    return f"{method} {settings.get('bnb_4bit_quant_type', 'fp4') if four_bit else 'int8'}"
+
+
+def mapped_tensors(checkpoint: Checkpoint, reader: StoredAs) -> dict[str, LazyTensor]:
+    """The checkpoint by parameter name, each stored weight under its one name ``….weight``.
+
+    Nothing is read here; the tensors of a stored weight will be views of the mapped file.
+    """
+    prefix_of = {
+        name: prefix
+        for prefix, names in reader.stored_weights(checkpoint).items()
+        for name in names
     }
+    tensors: dict[str, LazyTensor] = {}
+    for name in checkpoint:
+        if name in prefix_of:
+            weight = _opener(checkpoint, reader, prefix_of[name], checkpoint[name].file)
+            tensors.setdefault(f"{prefix_of[name]}.weight", LazyTensor(weight, stored=True))
+        else:
+            tensors[name] = LazyTensor(_mapped(checkpoint, name))
+    return tensors
 
 
-def _is_part(name: str, quantized: set[str]) -> bool:
-    """Whether ``name`` belongs to a 4-bit weight, as ``a.weight.quant_map`` to ``a.weight``."""
-    module, dot, _ = name.rpartition(".weight.")
-    return bool(dot) and f"{module}.weight" in quantized
+def _mapped(checkpoint: Checkpoint, name: str) -> Callable[[], Tensor]:
+    return lambda: checkpoint.map(name)
 
 
-def _opener(checkpoint: Checkpoint, name: str, quantized: bool) -> Callable[[], Tensor | Stored]:
-    def open_plain() -> Tensor:
-        return checkpoint.map(name)
+def _opener(
+    checkpoint: Checkpoint, reader: StoredAs, prefix: str, file: Path
+) -> Callable[[], Stored]:
+    def open_weight() -> Stored:
+        try:
+            return Stored(reader.open(_MappedView(checkpoint), prefix))
+        except ArtifactError as error:
+            raise ModelError(f"{file}: {error}") from error
 
-    def open_nf4() -> Stored:
-        return Stored(_open_nf4(checkpoint, name))
-
-    return open_nf4 if quantized else open_plain
-
-
-def _open_nf4(checkpoint: Checkpoint, name: str) -> NF4Weight:
-    try:
-        return from_bitsandbytes(_MappedView(checkpoint), name.removesuffix(".weight"))
-    except ArtifactError as error:
-        raise ModelError(f"{checkpoint[name].file}: {error}") from error
+    return open_weight
 
 
 class _MappedView(Mapping[str, Tensor]):

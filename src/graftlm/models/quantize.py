@@ -1,10 +1,11 @@
-"""A model folder in 4 bits, in the format of bitsandbytes, written a shard at a time.
+"""A model folder whose linear layers are in a storage format, written a shard at a time.
 
 The tensors keep the names they have in the source, so that whatever loads the source loads the
-result. Only what bitsandbytes itself would store in 4 bits is: layers that are exactly `nn.Linear`
-(or GPT-2's `Conv1D`) and whose weight is one tensor of the checkpoint; not the output head, and not
-experts fused into one parameter. `quantization_config` names every linear layer that is left as it
-is: bitsandbytes would take them for 4-bit otherwise.
+result. The format's `CheckpointFormat` says how a weight is written. Stored are the layers that
+transformers itself would read in such a format: exactly `nn.Linear` (or GPT-2's `Conv1D`), with a
+weight that is one tensor of the checkpoint; not the output head, and not experts fused into one
+parameter. `quantization_config` names every linear layer that is left as it is: transformers would
+take it for stored otherwise.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ import torch
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from graftlm.errors import GraftLMError, ModelError
+from graftlm.errors import ConfigError, GraftLMError, ModelError
 from graftlm.files import atomic_folder, require_free_space, write_json
-from graftlm.frozen.nf4.bitsandbytes_format import to_bitsandbytes
-from graftlm.kernels import ops
+from graftlm.frozen.formats import DEFAULT_FORMAT, format_named
+from graftlm.frozen.weight import FrozenWeight, WeightSettings
 from graftlm.models.load import empty_model, load_config, pick_dtype
 from graftlm.models.safetensors_file import Checkpoint
 from graftlm.models.shard_writer import ShardWriter, copy_companions, parameter_names
@@ -34,9 +35,15 @@ __all__ = ["quantize_folder"]
 
 
 def quantize_folder(
-    name: str | Path, out: str | Path, block_size: int = 64, double_quant: bool = True
+    name: str | Path,
+    out: str | Path,
+    block_size: int = 64,
+    double_quant: bool = True,
+    weight_format: str = DEFAULT_FORMAT,
 ) -> dict[str, Any]:
-    """Write a model in NF4; transformers with bitsandbytes and `load_model` open the result.
+    """Write a model with its linear layers in a storage format; `load_model` opens the result.
+
+    In the default format transformers with bitsandbytes opens it too.
 
     Peak memory is one shard of a gigabyte, whatever the size of the model.
 
@@ -45,15 +52,24 @@ def quantize_folder(
         out: the folder to create.
         block_size: weights that share one scale.
         double_quant: whether the scales themselves are stored in 8 bits.
+        weight_format: a registered format that has a form on disk.
 
     Returns:
         What was written: ``out``, ``quantized_layers``, ``quantized_parameters``,
         ``kept_parameters``, ``bytes`` and ``bytes_before``.
 
     Raises:
-        ModelError: the model cannot be read, or no layer of it can be stored in 4 bits.
+        ConfigError: the format is not registered, or has no form on disk.
+        ModelError: the model cannot be read, or no layer of it can be stored in the format.
         ResourceError: the disk is too small, or ``out`` exists or cannot be written to.
     """
+    format, settings = format_named(weight_format), WeightSettings(block_size, double_quant)
+    reader = format.checkpoint
+    if reader is None:
+        raise ConfigError(
+            f"weight format {weight_format!r} has no form on disk: {format.__name__}.checkpoint is "
+            "None. load_model(quantize=…) stores a model in it while loading."
+        )
     source = resolve(name)
     config = load_config(source.path)
     if getattr(config, "quantization_config", None) is not None:
@@ -62,8 +78,8 @@ def quantize_folder(
     layers, kept = _split(empty_model(config), checkpoint)
     if not layers:
         raise ModelError(
-            f"no layer of {name} can be stored in 4 bits by bitsandbytes (nn.Linear or Conv1D "
-            f"expected, found none in {config.model_type}). It can still be trained by QLoRA: "
+            f"no layer of {name} can be stored as {reader.title} (nn.Linear or Conv1D expected, "
+            f"found none in {config.model_type}). It can still be trained by QLoRA: "
             "graftlm quantises it while loading."
         )
     parameters = sum(_numel(checkpoint, key) for key in layers)
@@ -75,14 +91,15 @@ def quantize_folder(
         for key in checkpoint:
             tensors = {key: checkpoint.read(key)}
             if key in layers:
-                tensors = _quantized(key, tensors[key], layers[key], block_size, double_quant)
+                weight = _stored(key, tensors[key], layers[key], format, settings)
+                tensors = reader.write(weight, key.removesuffix(".weight"))
             for part, tensor in tensors.items():
                 writer.add(part, tensor)
         writer.close()
         copy_companions(source.path, folder)
-        settings = _settings(double_quant, pick_dtype("auto", config, checkpoint), kept)
+        how = reader.config(settings, pick_dtype("auto", config, checkpoint), kept)
         plain = json.loads((source.path / "config.json").read_text(encoding="utf-8"))
-        write_json(folder / "config.json", plain | {"quantization_config": settings})
+        write_json(folder / "config.json", plain | {"quantization_config": how})
     return {
         "out": str(out),
         "quantized_layers": len(layers),
@@ -94,7 +111,7 @@ def quantize_folder(
 
 
 def _split(model: PreTrainedModel, checkpoint: Checkpoint) -> tuple[dict[str, bool], list[str]]:
-    """Which checkpoint tensors become 4-bit, and which linear layers do not.
+    """Which checkpoint tensors are stored in the format, and which linear layers are not.
 
     Returns:
         ``{tensor: whether it is stored transposed}`` and the names of the layers left alone.
@@ -112,30 +129,17 @@ def _split(model: PreTrainedModel, checkpoint: Checkpoint) -> tuple[dict[str, bo
     return layers, sorted(linears.keys() - done)
 
 
-def _quantized(
-    key: str, weight: Tensor, transposed: bool, block_size: int, double_quant: bool
-) -> dict[str, Tensor]:
+def _stored(
+    key: str,
+    weight: Tensor,
+    transposed: bool,
+    format: type[FrozenWeight],
+    settings: WeightSettings,
+) -> FrozenWeight:
     try:
-        w4 = ops.quantize(
-            weight.t().contiguous() if transposed else weight, block_size, double_quant
-        )
+        return format.quantize(weight.t().contiguous() if transposed else weight, settings)
     except GraftLMError as error:
         raise type(error)(f"{key}: {error}") from error
-    return to_bitsandbytes(w4, key.removesuffix(".weight"))
-
-
-def _settings(double_quant: bool, dtype: torch.dtype, kept: list[str]) -> dict[str, Any]:
-    """`quantization_config` as transformers reads it; the absent keys have harmless defaults."""
-    return {
-        "quant_method": "bitsandbytes",
-        "load_in_4bit": True,
-        "load_in_8bit": False,
-        "bnb_4bit_quant_type": "nf4",
-        "bnb_4bit_use_double_quant": double_quant,
-        "bnb_4bit_compute_dtype": str(dtype).removeprefix("torch."),
-        "bnb_4bit_quant_storage": "uint8",
-        "llm_int8_skip_modules": kept,
-    }
 
 
 def _numel(checkpoint: Checkpoint, key: str) -> int:

@@ -3,9 +3,9 @@
 Which tensor of a checkpoint becomes which parameter of a model is transformers' own knowledge (key
 renamings, fused experts, tied weights, non-persistent buffers). So its loader drives, and calls
 back here: `LazyTensor` stands for a tensor that is not read yet, `StreamingQuantizer` says which
-parameters are stored in 4 bits, and `Quantize` takes each of those as it arrives. At no time is
-more than one of them in memory in full. The layers change places at the end, since a model's own
-initialisation of what it lacks may look at its linear layers.
+parameters are stored in a weight format, and `Quantize` takes each of those as it arrives. At no
+time is more than one of them in memory in full. The layers change places at the end, since a
+model's own initialisation of what it lacks may look at its linear layers.
 """
 
 from __future__ import annotations
@@ -24,9 +24,8 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from graftlm.errors import GraftLMError, ModelError
-from graftlm.frozen.nf4.linear import NF4Linear
-from graftlm.kernels import ops
-from graftlm.kernels.nf4.weight import NF4Weight
+from graftlm.frozen.linear import FrozenLinear
+from graftlm.frozen.weight import FrozenWeight, StorageSettings, WeightSettings
 from graftlm.models.safetensors_file import Checkpoint
 
 __all__ = [
@@ -53,9 +52,9 @@ class Abort(BaseException):
 
 
 class Stored:
-    """A weight that arrives in 4 bits already. The loader may move it; its types are fixed."""
+    """A weight that arrives in its format. The loader may move it; its types are fixed."""
 
-    def __init__(self, weight: NF4Weight) -> None:
+    def __init__(self, weight: FrozenWeight) -> None:
         self.weight = weight
 
     def to(self, device: Any = None, dtype: torch.dtype | None = None) -> Stored:
@@ -64,10 +63,16 @@ class Stored:
 
 
 class LazyTensor:
-    """What transformers' loader takes for a safetensors slice: read when indexed."""
+    """What transformers' loader takes for a safetensors slice: read when indexed.
 
-    def __init__(self, read: Callable[[], Tensor | Stored]) -> None:
+    Args:
+        read: reads it.
+        stored: whether it arrives as `Stored`.
+    """
+
+    def __init__(self, read: Callable[[], Tensor | Stored], stored: bool = False) -> None:
         self._read = read
+        self.stored = stored
 
     def __getitem__(self, _: Any) -> Tensor | Stored:
         try:
@@ -92,16 +97,19 @@ class StreamingConfig(QuantizationConfigMixin):
     """Settings of `StreamingQuantizer`, in the form `from_pretrained` takes.
 
     Args:
-        nf4: whether linear layers are quantised. Layers that arrive in 4 bits stay so either way.
-        block_size: weights that share one scale.
-        double_quant: whether the scales are stored in 8 bits.
+        format: the format that linear layers are stored in; ``None`` leaves them as they arrive.
+            Layers that arrive in a format keep it either way.
+        settings: what the format is asked for.
     """
 
-    def __init__(self, nf4: bool, block_size: int = 64, double_quant: bool = True) -> None:
+    def __init__(
+        self,
+        format: type[FrozenWeight] | None,
+        settings: StorageSettings = WeightSettings(),  # noqa: B008 (it is immutable)
+    ) -> None:
         self.quant_method = METHOD  # type: ignore[assignment]
-        self.nf4 = nf4
-        self.block_size = block_size
-        self.double_quant = double_quant
+        self.format = format
+        self.settings = settings
 
 
 class StreamingQuantizer(HfQuantizer):
@@ -112,7 +120,7 @@ class StreamingQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
         self.linears = linear_layers(model)
         self.kept = unquantized_names(model)
-        self.arrived: dict[str, NF4Weight] = {}
+        self.arrived: dict[str, FrozenWeight] = {}
 
     def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **_: Any) -> bool:
         """Whether `Quantize` handles this parameter (and its shape)."""
@@ -127,7 +135,7 @@ class StreamingQuantizer(HfQuantizer):
         self, model: PreTrainedModel, **_: Any
     ) -> PreTrainedModel:
         for path, weight in self.arrived.items():
-            model.set_submodule(path, NF4Linear(weight, self.linears[path].bias))
+            model.set_submodule(path, FrozenLinear(weight, self.linears[path].bias))
         self.linears, self.arrived = {}, {}
         self.remove_quantization_config(model)  # type: ignore[no-untyped-call]
         for module in model.modules():
@@ -137,7 +145,7 @@ class StreamingQuantizer(HfQuantizer):
 
     @property
     def is_trainable(self) -> bool:
-        """The 4-bit weights are not, but adapters on them are."""
+        """The stored weights are not, but adapters on them are."""
         return True
 
     def is_serializable(self) -> bool:
@@ -146,7 +154,7 @@ class StreamingQuantizer(HfQuantizer):
 
 
 class Quantize(ConversionOps):
-    """Take the weights of 4-bit layers out of the loader's hands, quantised."""
+    """Take the weights of linear layers out of the loader's hands, quantised."""
 
     def __init__(self, quantizer: StreamingQuantizer) -> None:
         self.quantizer = quantizer
@@ -158,7 +166,7 @@ class Quantize(ConversionOps):
         target_patterns: list[str],
         **context: Any,
     ) -> dict[str, Any]:
-        """Keep what is in 4 bits; return the rest, which the loader places itself."""
+        """Keep what is stored in a format; return the rest, which the loader places itself."""
         rest = {}
         for name, value in input_dict.items():
             tensor = value[0] if isinstance(value, list) else value
@@ -177,10 +185,11 @@ class Quantize(ConversionOps):
             context["missing_keys"].discard(name)
         return rest
 
-    def _quantize(self, path: str, tensor: Tensor | Stored) -> NF4Weight | None:
+    def _quantize(self, path: str, tensor: Tensor | Stored) -> FrozenWeight | None:
         layer, config = self.quantizer.linears[path], self.quantizer.quantization_config
         transposed = isinstance(layer, Conv1D)
         out_by_in = tuple(layer.weight.shape)[::-1] if transposed else tuple(layer.weight.shape)
+        shape: tuple[int, ...]
         if isinstance(tensor, Stored):
             shape, expected = tensor.weight.shape, out_by_in
         else:
@@ -192,10 +201,10 @@ class Quantize(ConversionOps):
             )
         if isinstance(tensor, Stored):
             return tensor.weight
-        if not config.nf4 or path in self.quantizer.kept:
+        if config.format is None or path in self.quantizer.kept:
             return None
         weight = tensor.t().contiguous() if transposed else tensor
-        return ops.quantize(weight, config.block_size, config.double_quant)
+        return config.format.quantize(weight, config.settings)
 
 
 def linear_layers(model: nn.Module) -> dict[str, Any]:

@@ -12,9 +12,8 @@ from graftlm._compat.tracing import modes_off
 from graftlm.adapters import add_lora
 from graftlm.adapters.layers import linear_shape
 from graftlm.config import RunConfig
-from graftlm.frozen.nf4.linear import NF4Linear
-from graftlm.kernels.nf4.double_quant import GROUP_SIZE
-from graftlm.kernels.nf4.weight import NF4Weight
+from graftlm.frozen.formats import format_named
+from graftlm.frozen.linear import FrozenLinear
 from graftlm.models.assemble import assemble
 from graftlm.models.streaming import linear_layers, unquantized_names
 from graftlm.planning.extrapolate import depth_of, with_depth
@@ -44,7 +43,7 @@ def _assembled(architecture: PretrainedConfig, config: RunConfig, dtype: torch.d
             kept = unquantized_names(model)
             for name, layer in linear_layers(model).items():
                 if name not in kept:
-                    model.set_submodule(name, _nf4(layer, config, dtype))
+                    model.set_submodule(name, _stored(layer, config, dtype))
         return model
 
     return assemble(
@@ -82,24 +81,16 @@ def build(
     return model.train()
 
 
-def _nf4(layer: nn.Module, config: RunConfig, dtype: torch.dtype) -> NF4Linear:
+def _stored(layer: nn.Module, config: RunConfig, dtype: torch.dtype) -> FrozenLinear:
     device = torch.device("meta")
     shape = linear_shape(layer)
     assert shape is not None
-    numel, block_size = shape[0] * shape[1], config.model.block_size
-    blocks = -(-numel // block_size)
-    double = config.model.double_quant
-    weight = NF4Weight(
-        codes=torch.empty(-(-numel // 2), dtype=torch.uint8, device=device),
-        absmax=torch.empty(blocks, dtype=torch.uint8 if double else torch.float32, device=device),
-        nested_absmax=torch.empty(-(-blocks // GROUP_SIZE), device=device) if double else None,
-        offset=torch.empty((), device=device) if double else None,
-        shape=shape,
-        dtype=dtype,
-        block_size=block_size,
-    )
+    format = format_named(config.model.weight_format)
     bias = getattr(layer, "bias", None)
-    return NF4Linear(weight, None if bias is None else bias.new_empty(bias.shape, device=device))
+    return FrozenLinear(
+        format.empty(shape, dtype, config.model, device),
+        None if bias is None else bias.new_empty(bias.shape, device=device),
+    )
 
 
 def _materialise(model: Any, dtype: torch.dtype, device: torch.device) -> None:

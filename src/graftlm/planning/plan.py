@@ -239,6 +239,9 @@ def command(config: RunConfig, option: Option) -> str:
         ("data.max_length", option.max_length, defaults.data.max_length),
         ("lora.rank", config.lora.rank, defaults.lora.rank),
         ("model.embeddings", option.embeddings, "keep"),
+        ("model.weight_format", config.model.weight_format, defaults.model.weight_format),
+        ("model.block_size", config.model.block_size, defaults.model.block_size),
+        ("model.double_quant", config.model.double_quant, defaults.model.double_quant),
     ):
         if value != default:
             words += ["--set", f"{name}={str(value).lower()}"]
@@ -259,7 +262,8 @@ def _limit(memory: str | int | None, device: str) -> int:
 
 def _architecture(config: RunConfig) -> tuple[PretrainedConfig, Path]:
     from graftlm.models import resolve
-    from graftlm.models.load import load_config, take_quantization
+    from graftlm.models.load import load_config
+    from graftlm.models.prequantized import take_quantization
 
     folder = resolve(config.model.name, trust_remote_code=config.model.trust_remote_code).path
     architecture = load_config(folder, config.model.trust_remote_code)

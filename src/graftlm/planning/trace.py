@@ -17,7 +17,7 @@ from graftlm.adapters.adapter import Adapter
 from graftlm.config import RunConfig
 from graftlm.data.batch import IGNORED, Batch
 from graftlm.errors import GraftLMError, ModelError
-from graftlm.frozen.nf4.linear import NF4Linear
+from graftlm.frozen.modules import stored_weights
 from graftlm.models.load import empty_model
 from graftlm.planning import fake_model
 from graftlm.planning.extrapolate import Trace, depth_of, shallow_depths, with_depth
@@ -202,11 +202,10 @@ def trace_in_full(
 
 def _claim_model(tracker: Tracker, model: nn.Module) -> list[nn.Parameter]:
     """Say what each of the model's tensors is; return the trainable ones."""
+    for weight in stored_weights(model):
+        for name, tensor in weight.tensors().items():
+            tracker.claim(tensor, "quantization_state" if name in weight.scales else "weights")
     for module in model.modules():
-        if isinstance(module, NF4Linear):
-            tracker.claim(module.codes, "weights")
-            for part in (module.absmax, module.nested_absmax, module.offset):
-                tracker.claim(part, "quantization_state")
         if isinstance(module, Adapter):
             for parameter in module.adapter_parameters().values():
                 tracker.claim(parameter, "adapters")

@@ -25,8 +25,9 @@ from graftlm.config import (
 from graftlm.data.batch import Example
 from graftlm.data.pack import lengths_of
 from graftlm.errors import ConfigError, TargetError
-from graftlm.frozen.int8_rows import Int8Embedding
-from graftlm.frozen.nf4.linear import NF4Linear
+from graftlm.frozen.embedding import FrozenEmbedding
+from graftlm.frozen.formats import format_named
+from graftlm.frozen.modules import held_as, linear_format
 from graftlm.models import StoredTokenizer, load_tokenizer, load_weights
 from graftlm.models import resolve as resolve_model
 from graftlm.models.capabilities import require_packable
@@ -88,6 +89,7 @@ def run(
         GraftLMError: whatever stops the model, the data or the training; see `graftlm.errors`.
     """
     require_complete(config)
+    format_named(config.model.weight_format)  # a name that is not registered is refused here
     return_freed_memory()
     with locked(Path(config.out).absolute()) as out:
         begun = run_in(out) if resume else None
@@ -139,7 +141,7 @@ def adapted_model(config: RunConfig) -> PreTrainedModel:
     """The base model as ``config`` wants it held, with new adapters; the seed is set."""
     model = load_weights(
         config.model.name,
-        quantize="nf4" if config.method == "qlora" else None,
+        quantize=config.model.weight_format if config.method == "qlora" else None,
         dtype="float32" if config.method == "full" else config.model.dtype,
         block_size=config.model.block_size,
         double_quant=config.model.double_quant,
@@ -250,13 +252,12 @@ def _method_of(model: PreTrainedModel) -> Literal["qlora", "lora", "full"]:
     if not adapters:
         if not any(p.requires_grad for p in model.parameters()):
             raise TargetError("nothing to train: call graftlm.add_lora(model, …) first")
-        if any(isinstance(module, Int8Embedding) for module in model.modules()):
+        if any(isinstance(module, FrozenEmbedding) for module in model.modules()):
             raise TargetError(
                 "embeddings in 8 bits are frozen: load the model without embeddings=int8"
             )
         return "full"
-    on_nf4 = any(isinstance(module.base, NF4Linear) for module in adapters.values())
-    return "qlora" if on_nf4 else "lora"
+    return "qlora" if linear_format(model) is not None else "lora"
 
 
 def _model_config_of(model: PreTrainedModel) -> ModelConfig:
@@ -266,12 +267,9 @@ def _model_config_of(model: PreTrainedModel) -> ModelConfig:
         dtype=cast(Any, str(model.dtype).removeprefix("torch.")),
         embeddings="keep",
     )
-    held: dict[str, Any] = {}
+    held = held_as(model)
     for module in model.modules():
-        if isinstance(module, NF4Linear):
-            stored = module.weight4
-            held |= {"block_size": stored.block_size, "double_quant": stored.double_quantized}
-        elif isinstance(module, Int8Embedding):
+        if isinstance(module, FrozenEmbedding):
             # `model.dtype` is that of the first parameter, and without a table this is an adapter.
             held |= {"embeddings": "int8", "dtype": str(module.dtype).removeprefix("torch.")}
     return config.model_copy(update=held)

@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from graftlm.frozen.nf4.linear import NF4Linear
+from graftlm.frozen.linear import FrozenLinear
+from graftlm.frozen.nf4.frozen_nf4 import FrozenNF4
+from graftlm.frozen.weight import WeightSettings
 from graftlm.kernels import nf4
 
 STORED = ["codes", "absmax", "nested_absmax", "offset"]
@@ -15,12 +17,12 @@ STORED = ["codes", "absmax", "nested_absmax", "offset"]
 
 def layer_pair(
     bias: bool = True, dtype: torch.dtype = torch.float32, **how: Any
-) -> tuple[NF4Linear, nn.Linear]:
+) -> tuple[FrozenLinear, nn.Linear]:
     """A 4-bit layer, and the dense one it stands for."""
     torch.manual_seed(0)
     dense = nn.Linear(96, 40, bias=bias, dtype=dtype)
-    quantized = NF4Linear.from_linear(dense, **how)
-    dense.weight.data = nf4.dequantize(quantized.weight4, dtype)
+    quantized = FrozenLinear.of(dense, FrozenNF4, WeightSettings(**how))
+    dense.weight.data = nf4.dequantize(quantized.frozen.stored, dtype)
     return quantized, dense
 
 
@@ -47,9 +49,9 @@ def test_gradient_flows_to_the_input_and_to_nothing_else() -> None:
 
 def test_weight_is_the_one_it_was_built_from() -> None:
     weight = nf4.quantize(torch.randn(40, 96).bfloat16(), 128, True)
-    layer = NF4Linear(weight)
+    layer = FrozenLinear(FrozenNF4(weight))
     assert (layer.out_features, layer.in_features) == (40, 96)
-    found = layer.weight4
+    found = layer.frozen.stored
     for field in (*STORED, "shape", "dtype", "block_size"):
         assert getattr(found, field) is getattr(weight, field) or getattr(found, field) == getattr(
             weight, field
@@ -82,13 +84,13 @@ def test_moving_to_a_device_with_a_cast_moves_and_keeps_types() -> None:
     )
     assert kinds == expected
     assert all(tensor.is_meta for tensor in layer.buffers())
-    assert layer.weight4.device.type == "meta"
+    assert layer.frozen.device.type == "meta"
 
 
 @pytest.mark.parametrize("double_quant", [True, False])
 def test_state_dict_round_trip_is_exact(double_quant: bool) -> None:
     layer, _ = layer_pair(double_quant=double_quant)
-    other = NF4Linear.from_linear(nn.Linear(96, 40), double_quant=double_quant)
+    other = FrozenLinear.of(nn.Linear(96, 40), FrozenNF4, WeightSettings(double_quant=double_quant))
     other.load_state_dict(layer.state_dict())
     x = torch.randn(3, 96)
     assert torch.equal(other(x), layer(x))
@@ -99,7 +101,7 @@ def test_deep_copy_is_independent() -> None:
     twin = copy.deepcopy(layer)
     twin.codes.zero_()
     assert layer.codes.any()
-    assert twin.weight4.shape == layer.weight4.shape
+    assert twin.frozen.shape == layer.frozen.shape
 
 
 def test_bfloat16_input_gives_bfloat16_output_with_a_float32_bias() -> None:
@@ -112,5 +114,6 @@ def test_bfloat16_input_gives_bfloat16_output_with_a_float32_bias() -> None:
 def test_printed_form_says_how_it_is_stored() -> None:
     layer, _ = layer_pair(block_size=128, double_quant=False)
     assert repr(layer) == (
-        "NF4Linear(in_features=96, out_features=40, bias=True, block_size=128, double_quant=False)"
+        "FrozenLinear(in_features=96, out_features=40, bias=True, format=nf4, block_size=128, "
+        "double_quant=False)"
     )

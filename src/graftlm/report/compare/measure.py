@@ -179,7 +179,7 @@ def _base(config: RunConfig, dtype: str | None = None) -> tuple[Any, Any]:
     """The base model as this run held it: in 4 bits, as it is, or in float32."""
     return load_model(
         config.model.name,
-        quantize="nf4" if config.method == "qlora" else None,
+        quantize=config.model.weight_format if config.method == "qlora" else None,
         dtype=dtype or ("float32" if config.method == "full" else config.model.dtype),
         block_size=config.model.block_size,
         double_quant=config.model.double_quant,

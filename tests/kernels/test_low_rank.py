@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from graftlm.adapters.lora_linear import LoRALinear
-from graftlm.adapters.low_rank import add_low_rank
+from graftlm.kernels.low_rank import add_low_rank
 
 
 def plain(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:

@@ -1,0 +1,53 @@
+"""A module that holds a frozen weight, so that its tensors move, save and shard with a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Self
+
+from torch import Tensor
+
+from graftlm.frozen.keeps_types import KeepsTypes
+from graftlm.frozen.weight import FrozenWeight
+
+__all__ = ["StoredWeight"]
+
+RESERVED = ("weight", "bias", "in_features", "out_features")
+
+
+class StoredWeight(KeepsTypes):
+    """Holds the tensors of a `FrozenWeight` as buffers of the same names.
+
+    They move with `.to(device)` and appear in `state_dict()`. Their types are part of the format:
+    `.half()` and `.to(torch.bfloat16)` do not change them.
+
+    Raises:
+        TypeError: a tensor has a name that the module uses itself.
+    """
+
+    def __init__(self, weight: FrozenWeight) -> None:
+        super().__init__()
+        for name, tensor in weight.tensors().items():
+            if name in RESERVED or hasattr(type(self), name) or hasattr(self, name):
+                raise TypeError(
+                    f"format {weight.format!r} names a tensor {name!r}, which is an attribute of "
+                    f"{type(self).__name__}: rename it in {type(weight).__name__}.tensors()"
+                )
+            self.register_buffer(name, tensor)
+        self._frozen = weight
+
+    @property
+    def frozen(self) -> FrozenWeight:
+        """The weight over the buffers as they are now; nothing is copied."""
+        # Not through nn.Module.__setattr__, which would cost more than the rest.
+        weight = self.__dict__["_frozen"] = self._frozen.with_tensors(self._buffers)  # type: ignore[arg-type]
+        return weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Rows (..., in_features) of the weight for ``ids`` (...), in float32."""
+        return self.frozen.rows(ids)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        self._frozen = self.frozen  # or the tensors from before a move stay in memory
+        return self
