@@ -9,12 +9,15 @@ from typing import Any
 import peft
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
+from transformers.models.deepseek_v32 import DeepseekV32Config
 
 from graftlm import evaluate
 from graftlm.adapters import add_lora, lora_parameters, merge, remove
 from graftlm.config import LoRAConfig
 from graftlm.data import Example, collate
-from graftlm.models.capabilities import capabilities
+from graftlm.models import packing_support
+from graftlm.models.capabilities import capabilities, forget
 from graftlm.training.loss import causal_lm_loss
 from tests.oracles.model_families import tiny_model
 
@@ -97,3 +100,62 @@ def test_a_probed_model_is_freed_and_its_modules_keep_their_modes() -> None:
     del model
     gc.collect()
     assert alive() is None
+
+
+def sparse_model(index_topk: int) -> Any:
+    config = DeepseekV32Config(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        moe_intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        n_group=1,
+        topk_group=1,
+        first_k_dense_replace=1,
+        kv_lora_rank=16,
+        q_lora_rank=16,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=8,
+        v_head_dim=8,
+        index_topk=index_topk,
+        index_n_heads=2,
+        index_head_dim=16,
+        pad_token_id=0,
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def test_sparse_attention_that_changes_long_rows_is_not_packed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = sparse_model(index_topk=32)
+    before, row = torch.arange(9, 49)[None], torch.arange(60)[None]
+    positions = torch.cat([torch.arange(40), torch.arange(60)])[None]
+    with torch.no_grad():
+        behind = model(torch.cat([before, row], 1), position_ids=positions, use_cache=False).logits[
+            :, 40:
+        ]
+        alone = model(row, use_cache=False).logits
+    assert (behind - alone).abs().max() > 1e-3 * alone.std()  # what the probe is to see
+    assert not capabilities(model).keeps_sequences_apart
+    assert model.config.index_topk == 32
+    assert {m.index_topk for m in model.modules() if hasattr(m, "index_topk")} == {32}
+    forget(model)
+    monkeypatch.setattr(packing_support, "_LIMITS", ())
+    assert capabilities(model).keeps_sequences_apart  # short rows do not show it
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3", "mistral"])
+def test_windows_keep_sequences_apart(family: str) -> None:
+    model = tiny_model(family)
+    model.config.sliding_window = 64
+    assert capabilities(model).keeps_sequences_apart
+    assert model.config.sliding_window == 64

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,11 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::U
 HIDDEN, HEADS, FEED = 64, 4, 96
 
 
-def write_llama(path: Path) -> dict[str, np.ndarray]:
-    """A one-layer random Llama over bytes as a GGUF file: Q8_0 matrices, float32 norms."""
+def write_llama(path: Path, without: str = "") -> dict[str, np.ndarray]:
+    """A one-layer random Llama over bytes as a GGUF file: Q8_0 matrices, float32 norms.
+
+    The tensor called ``without`` is left out.
+    """
     draw = np.random.default_rng(0)
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(128)
@@ -57,10 +62,12 @@ def write_llama(path: Path) -> dict[str, np.ndarray]:
         packed = gguf.quantize(
             draw.normal(size=shape).astype(np.float32) * 0.1, gguf.GGMLQuantizationType.Q8_0
         )
-        writer.add_tensor(name, packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+        if name != without:
+            writer.add_tensor(name, packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
         dense[name] = gguf.dequantize(packed, gguf.GGMLQuantizationType.Q8_0)
     for name in ("blk.0.attn_norm.weight", "blk.0.ffn_norm.weight", "output_norm.weight"):
-        writer.add_tensor(name, np.ones(HIDDEN, dtype=np.float32))
+        if name != without:
+            writer.add_tensor(name, np.ones(HIDDEN, dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -122,6 +129,66 @@ def test_truncated_gguf_is_refused_and_leaves_nothing(cache: Path, tmp_path: Pat
     (tmp_path / "m.gguf").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ModelError, match=r"m\.gguf"):
         resolve(tmp_path / "m.gguf")
+    assert [path.suffix for path in (cache / "models").iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize(
+    ("tensor", "weight"),
+    [
+        ("blk.0.ffn_up.weight", "model.layers.0.mlp.up_proj.weight"),
+        ("blk.0.attn_norm.weight", "model.layers.0.input_layernorm.weight"),
+        ("token_embd.weight", "model.embed_tokens.weight"),
+    ],
+)
+def test_gguf_that_lacks_a_tensor_is_refused(
+    tensor: str, weight: str, cache: Path, tmp_path: Path
+) -> None:
+    write_llama(tmp_path / "m.gguf", without=tensor)
+    with pytest.raises(ModelError, match=weight):
+        resolve(tmp_path / "m.gguf")
+    assert [path.suffix for path in (cache / "models").iterdir()] == [".lock"]
+
+
+def test_converting_is_done_in_another_process_and_says_one_line(
+    cache: Path, tmp_path: Path
+) -> None:
+    write_llama(tmp_path / "m.gguf")
+    script = (
+        "import sys; from graftlm.models import resolve; "
+        f"resolve({str(tmp_path / 'm.gguf')!r}); sys.exit('gguf' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.strip().splitlines() == [f"Converting m.gguf once into {cache} …"]
+
+
+def test_a_conversion_ends_with_the_process_that_asked_for_it(tmp_path: Path, cache: Path) -> None:
+    write_llama(tmp_path / "m.gguf")
+    command = [sys.executable, "-m", "graftlm.models.gguf_convert", str(tmp_path / "m.gguf"), "/no"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin is not None
+    process.stdin.close()  # as the system does when the parent is killed
+    assert process.wait(60) == 1
+    assert process.stdout is not None
+    assert process.stdout.read() == b""
+    process.stdout.close()
+
+
+def test_a_conversion_that_is_killed_is_an_error_and_leaves_nothing(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_llama(tmp_path / "m.gguf")
+    script = tmp_path / "python"
+    monkeypatch.setattr(sys, "executable", str(script))
+    for end, error, words in (
+        ("kill -9 $$", ResourceError, "killed, as the system does for lack of memory"),
+        ("exit 3", ModelError, "exit status 3: last words"),
+    ):
+        script.write_text(f"#!/bin/sh\necho last words >&2\n{end}\n")
+        script.chmod(0o755)
+        with pytest.raises(error, match=words):
+            resolve(tmp_path / "m.gguf")
     assert [path.suffix for path in (cache / "models").iterdir()] == [".lock"]
 
 

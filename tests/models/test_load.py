@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from graftlm.errors import ModelError, RequestError
 from graftlm.frozen.linear import FrozenLinear
 from graftlm.kernels import nf4
-from graftlm.models import load_model
+from graftlm.models import load_model, save_model
 from graftlm.models.fused.output_linear import OutputLinear
 from tests.oracles.model_families import FAMILIES, tiny_model
 
@@ -212,3 +212,18 @@ def test_unknown_architecture_is_an_error(folders: Any, tmp_path: Path) -> None:
 def test_bad_arguments_are_refused(bad: Any, folders: Any) -> None:
     with pytest.raises(RequestError, match=str(next(iter(bad.values())))):
         load_model(folders["llama"], **bad)
+
+
+def test_no_progress_bar_of_transformers_is_drawn(
+    folders: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from transformers.utils import logging
+
+    logging.enable_progress_bar()
+    AutoModelForCausalLM.from_pretrained(folders["llama"])
+    assert "Loading weights" in capfd.readouterr().err  # so the bar would be seen
+    model, tokenizer = load_model(folders["llama"], quantize=None)
+    save_model(model, tokenizer, tmp_path / "saved")
+    load_model(folders["llama"])
+    assert capfd.readouterr().err == ""
+    assert logging.is_progress_bar_enabled()

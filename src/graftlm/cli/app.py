@@ -6,6 +6,7 @@ traceback, unless ``--debug`` is given.
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import Annotated
 
@@ -50,11 +51,20 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Say more on stderr: what of a model is replaced.")
+    ] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")
     ] = False,
 ) -> None:
     """Options of every command; `--debug` is taken out of the arguments by `main`."""
+    if verbose:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        log = logging.getLogger("graftlm")
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
 
 
 def main() -> None:

@@ -12,13 +12,18 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
-from graftlm.errors import ConfigError
+from graftlm.errors import ConfigError, ModelError
 from graftlm.models import block_attention, packing_support
 from graftlm.models.output_head import OutputHead, find_output_head
+from graftlm.models.probing import being_probed
 
-__all__ = ["Capabilities", "capabilities", "forget", "require_packable"]
+__all__ = ["Capabilities", "capabilities", "forget", "require_left_to_right", "require_packable"]
+
+ROUNDING = 1e-3
+"""Logits may differ by this share of their spread: nothing, for what is hidden counts as zero."""
 
 _answers: weakref.WeakKeyDictionary[nn.Module, dict[str, Any]] = weakref.WeakKeyDictionary()
 
@@ -45,6 +50,12 @@ class Capabilities:
     def takes_positions(self) -> bool:
         """Whether the model can be told, by positions that restart, where its sequences start."""
         return packing_support.takes_positions(self.model)
+
+    @property
+    def reads_left_to_right(self) -> bool:
+        """Whether no logit depends on a token after it; an encoder sees what it would predict."""
+        ordered: bool = self._once("reads_left_to_right", _reads_left_to_right)
+        return ordered
 
     @property
     def attends_by_blocks(self) -> bool:
@@ -80,3 +91,28 @@ def require_packable(model: Any) -> None:
             "sequence's logits change behind another). Set data.packing to false; "
             "data.group_by_length saves most of the padding too."
         )
+
+
+def require_left_to_right(model: Any) -> None:
+    """Refuse to train a model that sees the tokens which it is to predict.
+
+    Raises:
+        ModelError: a logit of the model depends on later tokens.
+    """
+    if not capabilities(model).reads_left_to_right:
+        raise ModelError(
+            f"{type(model).__name__} is not a causal language model: what it says at a token "
+            "depends on the tokens after it, which it would have to predict. Train a model that "
+            "reads from left to right, such as gemma-3-270m."
+        )
+
+
+def _reads_left_to_right(model: Any) -> bool:
+    """Two rows that begin alike: does what follows change the logits of the beginning?"""
+    count = min(int(model.get_input_embeddings().num_embeddings), 100)
+    start, row = 4, torch.arange(8)
+    ids = torch.stack([row, torch.where(row < start, row, row + 11)]).remainder(count)
+    with being_probed(model):
+        device = next(model.parameters()).device
+        logits = model(input_ids=ids.to(device), use_cache=False).logits[:, :start].float()
+    return float((logits[0] - logits[1]).abs().max()) <= ROUNDING * float(logits.std())

@@ -1,8 +1,13 @@
 """GGUF files: dequantised once into the cache, then an ordinary model folder.
 
+    python -m graftlm.models.gguf_convert FILE FOLDER
+
 The weights of a GGUF are in the block formats of llama.cpp (Q4_K, Q6_K, Q8_0, …). They are stored
 here as bfloat16, whose 8-bit mantissa is finer than what those formats keep; the few tensors that a
 GGUF holds in float32 (norms) are rounded by it.
+
+Converting holds the whole model in memory. It is done in a process of its own, so that this does
+not count in the peak memory of the run that asked for the model.
 """
 
 from __future__ import annotations
@@ -10,16 +15,23 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
+import json
+import os
+import signal
+import subprocess
 import sys
+import threading
 from pathlib import Path
 
 from graftlm.cache import cache_folder, once
-from graftlm.errors import ModelError
+from graftlm.errors import GraftLMError, ModelError, ResourceError
 from graftlm.files import require_free_space
 
 __all__ = ["converted", "file_sha256"]
 
 BYTES_PER_GGUF_BYTE = 4.5  # bfloat16 over the densest usual block format
+CHECKED = "2"
+"""Part of the cache key: folders made before missing weights were refused are made again."""
 
 
 def converted(file: Path, sha256: str | None = None) -> Path:
@@ -27,15 +39,20 @@ def converted(file: Path, sha256: str | None = None) -> Path:
 
     Args:
         file: the `.gguf` file.
-        sha256: its checksum, if known; it is the key in the cache.
+        sha256: its checksum, if known, of a file that is known to be complete; the key in the
+            cache.
+
+    Raises:
+        ModelError: the file is not a GGUF, is corrupt, or lacks weights of its model.
+        ResourceError: the disk is too small, or the process was killed, as for lack of memory.
     """
     file = file.resolve()
     status = file.stat()
-    key = sha256 or file_sha256(file, status.st_size, status.st_mtime_ns)
-    return once("models", key, lambda folder: _convert(file, folder))
+    key = sha256 or f"{file_sha256(file, status.st_size, status.st_mtime_ns)}-{CHECKED}"
+    return once("models", key, lambda folder: _convert_in_a_process(file, folder))
 
 
-def _convert(file: Path, folder: Path) -> None:
+def _convert_in_a_process(file: Path, folder: Path) -> None:
     if lost := [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]:
         raise ModelError(
             f"reading {file.name} needs the package {lost[0]}: pip install {' '.join(lost)}"
@@ -45,25 +62,76 @@ def _convert(file: Path, folder: Path) -> None:
             raise ModelError(f"{file} is not a GGUF file: it does not start with the letters GGUF.")
     require_free_space(cache_folder(), int(file.stat().st_size * BYTES_PER_GGUF_BYTE), "Converting")
     print(f"Converting {file.name} once into {cache_folder()} …", file=sys.stderr)
+    command = [sys.executable, "-m", "graftlm.models.gguf_convert", str(file), str(folder)]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    try:
+        # stdin stays open for as long as this process lives, and says no more than that.
+        output, errors = _outputs(process)
+    finally:
+        process.kill()  # when interrupted; no matter when it has ended by itself
+        process.wait()
+        assert process.stdin is not None
+        process.stdin.close()
+    if process.returncode == 0:
+        return
+    words = output.decode(errors="replace").strip()
+    if process.returncode == 1 and words.startswith("{"):
+        raise ModelError(json.loads(words)["error"])
+    last = "".join(errors.decode(errors="replace").strip().splitlines()[-1:])
+    if process.returncode == -signal.SIGKILL:
+        raise ResourceError(
+            f"converting {file} was killed, as the system does for lack of memory. Convert it on a "
+            "machine with more: the whole model is in memory in 16 bits."
+        )
+    raise ModelError(
+        f"converting {file} ended with exit status {process.returncode}: {last or 'no message'}. "
+        "The file may be corrupt."
+    )
+
+
+def _outputs(process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
+    """All of stdout and stderr; unlike `communicate`, this leaves stdin open."""
+    assert process.stdout is not None
+    assert process.stderr is not None
+    errors: list[bytes] = []
+    reader = threading.Thread(target=lambda: errors.append(process.stderr.read()), daemon=True)  # type: ignore[union-attr]
+    reader.start()
+    with process.stdout, process.stderr:
+        output = process.stdout.read()
+        process.wait()
+        reader.join()
+    return output, b"".join(errors)
+
+
+def _convert(file: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+    from graftlm._compat.base_name import set_base_name
+    from graftlm.models.loading_report import captured_messages, require_complete
+    from graftlm.models.save import write_model
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-        model = AutoModelForCausalLM.from_pretrained(
-            file.parent,
-            gguf_file=file.name,
-            quantization_config=GgufConfig(dequantize=True),
-            dtype=torch.bfloat16,
-        )
+        with captured_messages():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                file.parent,
+                gguf_file=file.name,
+                quantization_config=GgufConfig(dequantize=True),
+                dtype=torch.bfloat16,
+                output_loading_info=True,
+            )
     except Exception as error:  # the gguf reader raises whatever a corrupt file leads to
         raise ModelError(
             f"cannot read {file}: {type(error).__name__}: {error}. The file may be corrupt, or of "
             "an architecture that transformers does not read from GGUF."
         ) from error
-    from graftlm.models.save import write_model
-
-    model.config._name_or_path = file.stem
+    require_complete(
+        file, report, "The file is incomplete, or of a variant that transformers does not read."
+    )
+    set_base_name(model, file.stem)
     write_model(model, tokenizer, folder)
 
 
@@ -76,3 +144,23 @@ def file_sha256(file: Path, size: int, mtime_ns: int) -> str:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _end_with_the_parent() -> None:
+    """End this process once stdin closes, which it does when the parent ends in whatever way."""
+    os.read(0, 1)  # not sys.stdin, whose lock would still be held when the interpreter ends
+    os._exit(1)
+
+
+def _main(file: str, folder: str) -> int:
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    try:
+        _convert(Path(file), Path(folder))
+    except GraftLMError as error:
+        print(json.dumps({"error": str(error)}))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main(*sys.argv[1:]))

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from graftlm._compat.base_name import set_base_name
 from graftlm.errors import ModelError
 from graftlm.frozen.formats import DEFAULT_FORMAT, format_named
 from graftlm.frozen.modules import linear_format
 from graftlm.frozen.weight import WeightSettings
 from graftlm.models.assemble import REPLACEMENTS, assemble, empty_model
+from graftlm.models.kind_of_model import require_causal
+from graftlm.models.loading_report import captured_messages, require_complete
+from graftlm.models.quiet import without_progress_bars
 from graftlm.models.safetensors_file import Checkpoint
 from graftlm.models.source import resolve
 
@@ -133,7 +136,7 @@ def load_weights(
     )
     if embeddings == "int8":
         checkpoint.forget()  # the 16-bit rows, where the file is mapped
-    model.name_or_path = model.config._name_or_path = source.name
+    set_base_name(model, source.name)
     return model
 
 
@@ -156,6 +159,7 @@ def load_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConf
             f"cannot use {folder / 'config.json'}: {error}. Expected the config of a causal "
             "language model that the installed transformers knows."
         ) from error
+    require_causal(config, folder)
     return config
 
 
@@ -173,7 +177,7 @@ def _fill(
     register()
     tensors = copied_tensors(checkpoint) if reader is None else mapped_tensors(checkpoint, reader)
     try:
-        with _captured_report() as messages:
+        with without_progress_bars(), captured_messages() as messages:
             loaded: Any = type(skeleton).from_pretrained(
                 None,
                 config=skeleton.config,
@@ -190,27 +194,13 @@ def _fill(
         details = "\n".join([str(error), *messages])
         raise ModelError(f"cannot load {checkpoint.folder}: {details}") from error
     model: PreTrainedModel = loaded[0]
-    _require_complete(checkpoint.folder, loaded[1])
+    require_complete(
+        checkpoint.folder,
+        loaded[1],
+        "Its config.json and its weights do not belong together, or the folder is incomplete.",
+    )
     _report_experts(model)
     return model
-
-
-def _require_complete(folder: Path, report: dict[str, Any]) -> None:
-    problems = []
-    for key, meaning in (
-        ("missing_keys", "the model needs weights that the checkpoint lacks"),
-        ("unexpected_keys", "the checkpoint holds weights that the model has no place for"),
-        ("mismatched_keys", "the checkpoint holds weights of another shape"),
-    ):
-        names = sorted(str(entry) for entry in report[key])
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            problems.append(f"{meaning}: {', '.join(names[:3])}{more}")
-    if problems:
-        raise ModelError(
-            f"{folder}: {'; '.join(problems)}. Its config.json and its weights do not belong "
-            "together, or the folder is incomplete."
-        )
 
 
 def _report_experts(model: PreTrainedModel) -> None:
@@ -263,20 +253,3 @@ def tokenizer_in(folder: Path, trust_remote_code: bool = False) -> PreTrainedTok
             "weights; copy the tokenizer files of the original model there."
         ) from error
     return tokenizer
-
-
-@contextlib.contextmanager
-def _captured_report() -> Iterator[list[str]]:
-    """Take transformers' table of missing weights off the log: here it becomes an error."""
-    messages: list[str] = []
-
-    def capture(record: logging.LogRecord) -> bool:
-        messages.append(record.getMessage())
-        return False
-
-    noisy = logging.getLogger("transformers.modeling_utils")
-    noisy.addFilter(capture)
-    try:
-        yield messages
-    finally:
-        noisy.removeFilter(capture)

@@ -2,17 +2,22 @@
 
 Most of transformers' models tell packed sequences by positions that restart. Some (OPT, Falcon in
 5.23) do not pass the positions on to the attention mask, others carry a state along (Mamba), and
-each sequence would silently depend on those before it.
+each sequence would silently depend on those before it. Where attention is limited to a window, or
+to the best few positions (DeepSeek-V3.2), a long row may mix what a short one keeps apart; so the
+limits are lowered while the model is asked, and the rows are longer than they are.
 """
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from graftlm.data.batch import collate
@@ -21,12 +26,17 @@ from graftlm.models.probing import being_probed
 
 __all__ = ["keeps_apart", "takes_positions"]
 
-_LENGTHS = (3, 5)
+_LENGTHS = (9, 7)
+_LIMITS = ("sliding_window", "attention_chunk_size", "index_topk")
+"""What transformers' configs call the number of positions that attention is limited to."""
+_LOWERED = 4
+"""Such a limit while the model is asked: less than each of `_LENGTHS`."""
 _ANOTHER = 1e-3
 """Another sequence before it may change logits by so much, in standard deviations of them: nothing,
 for all that is hidden is multiplied by zero."""
-_FIRST = 0.2
-"""The same for being the first: summed in another order, perhaps in 16 bits, layer by layer."""
+_FIRST = {torch.float32: 1e-4, torch.float64: 1e-4}
+_FIRST_NARROW = 0.2
+"""The same for being the first: summed in another order, layer by layer, in 32 bits or in 16."""
 
 log = logging.getLogger(__name__)
 
@@ -36,12 +46,31 @@ def keeps_apart(model: Any) -> bool:
     if not takes_positions(model):
         return False
     try:
-        with being_probed(model):
-            another, first = _changes(model)
+        with being_probed(model), _limits_lowered(model):
+            another, first, dtype = _changes(model)
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
         log.warning("%s does not read packed sequences: %s", type(model).__name__, error)
         return False
-    return another <= _ANOTHER and first <= _FIRST
+    return another <= _ANOTHER and first <= _FIRST.get(dtype, _FIRST_NARROW)
+
+
+@contextlib.contextmanager
+def _limits_lowered(model: Any) -> Iterator[None]:
+    """Limit attention to a few positions, where config or module holds a limit."""
+    holders = [model.config, model.config.get_text_config(), *model.modules()]
+    own = [
+        (holder, name, value)
+        for holder in {id(holder): holder for holder in holders}.values()
+        for name in _LIMITS
+        if isinstance(value := getattr(holder, name, None), int) and value > _LOWERED
+    ]
+    try:
+        for holder, name, _ in own:
+            setattr(holder, name, _LOWERED)
+        yield
+    finally:
+        for holder, name, value in own:
+            setattr(holder, name, value)
 
 
 def takes_positions(model: Any) -> bool:
@@ -49,8 +78,12 @@ def takes_positions(model: Any) -> bool:
     return "position_ids" in inspect.signature(model.forward).parameters
 
 
-def _changes(model: Any) -> tuple[float, float]:
-    """How far a sequence's logits move if another one is before it, or none: see `_ANOTHER`."""
+def _changes(model: Any) -> tuple[float, float, torch.dtype]:
+    """How far a sequence's logits move if another one is before it, or none: see `_ANOTHER`.
+
+    Returns:
+        Both moves, in standard deviations, and the type that the model computes in.
+    """
     count = min(int(model.get_input_embeddings().num_embeddings), 100)
     first, length = _LENGTHS
     sequence = np.arange(first, first + length, dtype=np.int32) % count
@@ -61,9 +94,11 @@ def _changes(model: Any) -> tuple[float, float]:
         _logits(model, after, sequence)[first:],
         _logits(model, sequence, before)[:length],
     ]
-    spread = float(logits[0].std()) + 5e-5
-    another, front = (float((logits[0] - other).abs().max()) for other in logits[1:])
-    return another / spread, front / spread
+    dtype = logits[0].dtype
+    one, another, front = (each.float() for each in logits)
+    spread = float(one.std()) + 5e-5
+    moves = [float((one - other).abs().max()) / spread for other in (another, front)]
+    return moves[0], moves[1], dtype
 
 
 def _logits(model: Any, *sequences: npt.NDArray[np.int32]) -> Tensor:
@@ -75,4 +110,4 @@ def _logits(model: Any, *sequences: npt.NDArray[np.int32]) -> Tensor:
     logits: Tensor = model(
         input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False
     ).logits
-    return logits[0].float()
+    return logits[0]

@@ -11,6 +11,7 @@ import torch
 
 from graftlm.errors import ModelError
 from graftlm.files import atomic_folder, atomic_write, disk_errors_named, require_free_space
+from graftlm.models.quiet import without_progress_bars
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -63,7 +64,8 @@ def _require_plain(model: PreTrainedModel) -> None:
 
 def write_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Fill ``folder``; the caller makes it appear at once."""
-    model.save_pretrained(folder, max_shard_size="4GB")
+    with without_progress_bars():
+        model.save_pretrained(folder, max_shard_size="4GB")
     tokenizer.save_pretrained(folder)
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 
 from transformers import PreTrainedModel
 
+from graftlm._compat.base_name import base_name
 from graftlm.adapters import add_lora, count_parameters, lora_config, lora_modules
 from graftlm.config import (
     DataConfig,
@@ -30,7 +31,7 @@ from graftlm.frozen.formats import format_named
 from graftlm.frozen.modules import held_as, linear_format
 from graftlm.models import StoredTokenizer, load_tokenizer, load_weights
 from graftlm.models import resolve as resolve_model
-from graftlm.models.capabilities import require_packable
+from graftlm.models.capabilities import require_left_to_right, require_packable
 from graftlm.system import release_freed_memory, return_freed_memory
 from graftlm.system.placement import placement_for, placement_of
 from graftlm.training.data_checks import (
@@ -227,6 +228,7 @@ def _task(
     eval_examples: Sequence[Example],
 ) -> Run:
     """The run, ready to start; refused where what it leaves could not be written."""
+    require_left_to_right(model)
     if config.data.packing:
         require_packable(model)
     if config.train.gradient_checkpointing:
@@ -263,7 +265,7 @@ def _method_of(model: PreTrainedModel) -> Literal["qlora", "lora", "full"]:
 def _model_config_of(model: PreTrainedModel) -> ModelConfig:
     """How a model in hand is held, for the record: merging onto 4 bits reads it again."""
     config = ModelConfig(
-        name=getattr(model.config, "_name_or_path", ""),
+        name=base_name(model),
         dtype=cast(Any, str(model.dtype).removeprefix("torch.")),
         embeddings="keep",
     )

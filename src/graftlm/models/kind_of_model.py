@@ -1,0 +1,71 @@
+"""Whether a config is of a causal language model, the one kind that graftlm trains."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from graftlm.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+__all__ = ["require_causal"]
+
+ENCODER = "an encoder, which sees the tokens that it would have to predict"
+HEADS = {
+    "Classification": "a classifier",
+    "QuestionAnswering": "a model that marks answers in a text",
+    "MultipleChoice": "a classifier",
+    "RewardModel": "a reward model",
+    "ForMaskedLM": ENCODER,
+}
+"""Endings of the class that a folder's config.json names, and what such a model is."""
+
+
+def require_causal(config: PretrainedConfig, where: object) -> None:
+    """Refuse a config of anything but a causal language model.
+
+    Raises:
+        ModelError: saying in one sentence what the model is.
+    """
+    kind = _other_kind(config)
+    if kind is not None:
+        raise ModelError(
+            f"{where} holds {kind} ({config.model_type}); graftlm trains causal language models, "
+            "which predict each token from those before it, such as gemma-3-270m."
+        )
+
+
+def _other_kind(config: Any) -> str | None:
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    if getattr(config, "is_encoder_decoder", False):
+        return "a sequence-to-sequence model, with an encoder and a decoder"
+    for name in getattr(config, "architectures", None) or ():
+        for ending, kind in HEADS.items():
+            if name.endswith(ending):
+                return kind
+    if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
+        return None  # defined by code in the folder
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return _without_causal_class(config)
+    return ENCODER if _sees_what_follows(config) else None
+
+
+def _sees_what_follows(config: Any) -> bool:
+    """Whether a family of encoders, which some configs make decoders, is an encoder here."""
+    from transformers import MODEL_FOR_MASKED_LM_MAPPING
+
+    if config.model_type == "xlm":
+        return not config.causal
+    encoders = type(config) in MODEL_FOR_MASKED_LM_MAPPING or config.model_type == "bert-generation"
+    return encoders and not getattr(config, "is_decoder", True)
+
+
+def _without_causal_class(config: Any) -> str:
+    parts = {name for name in ("vision_config", "audio_config") if hasattr(config, name)}
+    if parts and hasattr(config, "text_config"):
+        return "a model of text together with images or sound"
+    if hasattr(config, "image_size") or hasattr(config, "num_channels"):
+        return "a model of images"
+    return "a model that is not a causal language model"
