@@ -22,6 +22,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 from graftlm.cache import cache_folder, once
 from graftlm.errors import GraftLMError, ModelError, ResourceError
@@ -116,7 +117,7 @@ def _convert(file: Path, folder: Path) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
         with captured_messages():
-            model, report = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 file.parent,
                 gguf_file=file.name,
                 quantization_config=GgufConfig(dequantize=True),
@@ -128,6 +129,7 @@ def _convert(file: Path, folder: Path) -> None:
             f"cannot read {file}: {type(error).__name__}: {error}. The file may be corrupt, or of "
             "an architecture that transformers does not read from GGUF."
         ) from error
+    model, report = loaded
     require_complete(
         file, report, "The file is incomplete, or of a variant that transformers does not read."
     )
