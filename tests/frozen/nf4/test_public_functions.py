@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import graftlm
-from graftlm.kernels import native
 from graftlm.kernels import nf4 as reference
+from graftlm.kernels.native import compiled, convert
 from tests.oracles import nf4_oracle as oracle
 
 
@@ -18,8 +18,8 @@ from tests.oracles import nf4_oracle as oracle
 def test_public_functions_call_the_kernels_and_equal_the_reference_to_the_last_bit(
     dtype: torch.dtype, double_quant: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if native.extension() is None:
-        pytest.skip(f"no native kernels here: {native.absence()}")
+    if compiled.extension() is None:
+        pytest.skip(f"no native kernels here: {compiled.absence()}")
     called: list[str] = []
 
     class Counting:
@@ -27,9 +27,9 @@ def test_public_functions_call_the_kernels_and_equal_the_reference_to_the_last_b
 
         def __getattr__(self, name: str) -> Any:
             called.append(name)
-            return getattr(native.extension(), name)
+            return getattr(compiled.extension(), name)
 
-    monkeypatch.setattr(native, "kernels", Counting)
+    monkeypatch.setattr(convert, "kernels", Counting)
     w = torch.randn(130, 96).to(dtype)
     ours = graftlm.nf4.quantize(w, 64, double_quant)
     assert "quantize" in called
