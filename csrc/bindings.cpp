@@ -97,7 +97,7 @@ NB_MODULE(_native, m) {
 
   m.def("level", [] { return std::string(level_name()); });
   m.def("available_levels", &level_names);
-  m.def("use_level", &use_level);
+  m.def("use_level", &use_level, "name"_a);
   m.def("rounded_product", [] {
     const bool float32 = gemm(Compute::bf16).multiply == gemm(Compute::f32).multiply;
     return std::string(float32 ? "float32" : gemm(Compute::bf16).name);

@@ -18,6 +18,8 @@ from torch.utils.flop_counter import register_flop_formula
 
 __all__ = ["DispatcherKernel", "count_flops_by", "is_observed"]
 
+_library, _ops, _modules = torch.library, torch.ops, sys.modules
+
 
 def is_observed(tensor: Tensor) -> bool:
     """Whether something besides the caller must see a call: a mode, transform, trace or profiler.
@@ -49,26 +51,38 @@ class DispatcherKernel:
         device_type: such as ``cpu``.
     """
 
-    __slots__ = ("_found", "_keys", "_operator", "_python", "_state")
+    __slots__ = (
+        "_found",
+        "_keys",
+        "_libraries",
+        "_modules",
+        "_operator",
+        "_python",
+        "_registered",
+    )
 
     def __init__(self, operator: str, device_type: str) -> None:
         key = torch._C._dispatch_key_for_device(device_type)
         self._operator = operator
         self._keys = (key, f"Autograd{key}")
         self._python = frozenset(operator.replace("::", "/") + "/" + key for key in self._keys)
-        self._state: tuple[int, int, int] | None = None
+        self._registered = self._modules = self._libraries = -1
         self._found = False
 
     def exists(self) -> bool:
         """Whether such a kernel is registered now."""
-        registered = torch.library._impls
+        registered = _library._impls
         if not self._python.isdisjoint(registered):
             return True
-        state = (len(registered), len(sys.modules), len(torch.ops.loaded_libraries))
-        if state != self._state:
+        if (
+            len(_modules) != self._modules
+            or len(registered) != self._registered
+            or len(_ops.loaded_libraries) != self._libraries
+        ):
+            self._modules, self._registered = len(_modules), len(registered)
+            self._libraries = len(_ops.loaded_libraries)
             has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
             self._found = any(has_kernel(self._operator, key) for key in self._keys)
-            self._state = state
         return self._found
 
 

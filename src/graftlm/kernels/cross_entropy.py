@@ -185,7 +185,7 @@ def _flops(hidden: Tensor, weight: Tensor, *_: Any) -> int:
 
 def _workspace(hidden: Tensor, weight: Tensor, *_: Any) -> int:
     """A tile of logits three times, its rows of the weight, and the states three times."""
-    rows = reference.tile_rows(hidden.shape[0])
+    rows = min(reference.tile_rows(hidden.shape[0]), weight.shape[0])
     return 4 * (3 * hidden.shape[0] * rows + rows * weight.shape[1] + 3 * hidden.numel())
 
 

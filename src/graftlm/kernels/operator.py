@@ -161,12 +161,14 @@ class Operator:
             return self._recorded(first, *rest)
         return self.run(first, *rest)
 
-    def run(self, *arguments: Any) -> Any:
+    def run(self, first: Tensor, *rest: Any) -> Any:
         """Check the arguments, and run what `implementation` chooses, or the reference."""
-        self.check(*arguments)
-        chosen = self.implementation(*arguments)
-        function = self.reference if chosen is None else chosen.function
-        return function(*arguments)
+        self.check(first, *rest)
+        device = "cpu" if first.is_cpu else first.device.type
+        for implementation in self._implementations.get(device, ()):
+            if implementation.accepts(first, *rest):
+                return implementation.function(first, *rest)
+        return self.reference(first, *rest)
 
     def implementation(self, first: Tensor, *rest: Any) -> Implementation | None:
         """The newest implementation for the device of ``first`` that accepts the arguments."""
@@ -203,10 +205,15 @@ class Operator:
         leaves = tree_leaves((arguments, result))
         return sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor))
 
-    def workspace_bytes(self, device: str, *arguments: Any) -> int:
-        """Bytes that a call holds on a device type while it runs, besides arguments and results."""
-        chosen = self._on(device, *arguments)
-        return (self.workspace if chosen is None else chosen.workspace)(*arguments)
+    def workspace_bytes(self, device: str, first: Tensor, *rest: Any) -> int:
+        """Bytes that a call holds on a device type while it runs, besides arguments and results.
+
+        0 where a plan is made on one device for another that has no kernel here.
+        """
+        chosen = self._on(device, first, *rest)
+        if chosen is not None:
+            return chosen.workspace(first, *rest)
+        return self.workspace(first, *rest) if first.device.type == device else 0
 
 
 def operators() -> dict[str, Operator]:
