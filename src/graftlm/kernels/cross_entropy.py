@@ -183,10 +183,17 @@ def _flops(hidden: Tensor, weight: Tensor, *_: Any) -> int:
     return 2 * hidden.shape[0] * weight.numel()
 
 
-def _workspace(hidden: Tensor, weight: Tensor, *_: Any) -> int:
-    """A tile of logits three times, its rows of the weight, and the states three times."""
-    rows = min(reference.tile_rows(hidden.shape[0]), weight.shape[0])
-    return 4 * (3 * hidden.shape[0] * rows + rows * weight.shape[1] + 3 * hidden.numel())
+def _workspace(hidden: Tensor, weight: Tensor, *rest: Any) -> int:
+    """A tile of logits, its rows of the weight, and gradients that are added up."""
+    softcap, want_grad = rest[5], rest[-1]
+    positions, dim = hidden.shape
+    rows = min(reference.tile_rows(positions), weight.shape[0])
+    dtype = reference.compute_dtype(hidden)
+    numbers = positions * rows * (3 if softcap else 1)
+    numbers += 0 if weight.dtype == dtype else rows * dim
+    numbers += 0 if hidden.dtype == dtype else positions * dim
+    numbers += 2 * positions * dim if want_grad else 0
+    return numbers * dtype.itemsize
 
 
 def _arguments(
