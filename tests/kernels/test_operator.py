@@ -266,6 +266,12 @@ def test_planning_counts_the_workspace_of_a_kernel_from_outside() -> None:
         withdraw(added)
 
 
+def test_nothing_is_registered_for_tensors_without_data() -> None:
+    """There the dispatcher has the operator's own fake, which is no kernel."""
+    operator = OPERATORS["rms_norm"]
+    assert not operator.has_kernel(X.to("meta"), WEIGHT.to("meta"), 0.0, 1e-6)
+
+
 def test_unknown_operators_and_devices_are_refused_by_name() -> None:
     with pytest.raises(RequestError, match="rms_norn"):
         implement("rms_norn", "cpu", mine([]))

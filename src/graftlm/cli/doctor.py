@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import typer
+
 from graftlm.cli._shared import JsonOption, say
 
 __all__ = ["doctor"]
 
 
 def doctor(as_json: JsonOption = False) -> None:
-    """Report hardware, versions and kernels; check every kernel against the reference.
+    """Report hardware, versions and kernels; check every operator against its reference.
+
+    The exit code is 1 if an operator is wrong.
 
     Example: `graftlm doctor`
     """
@@ -28,6 +32,8 @@ def doctor(as_json: JsonOption = False) -> None:
         "checks": kernels.selfcheck(),
     }
     say(report, as_json, _table(report))
+    if any(check["result"] != "ok" for check in report["checks"]):
+        raise typer.Exit(1)
 
 
 def _table(report: dict[str, Any]) -> str:

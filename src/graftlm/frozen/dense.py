@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from graftlm.frozen.weight import FrozenWeight, ScaledRows, StorageSettings
-from graftlm.kernels import native, ops
+from graftlm.kernels import ops
+from graftlm.kernels.lora_linear import has_dense_kernel
 from graftlm.kernels.low_rank import add_low_rank
 
 __all__ = ["DenseWeight"]
@@ -73,6 +74,6 @@ class DenseWeight(FrozenWeight):
     ) -> Tensor:
         """By one kernel where there is one for the device and the types of both factors."""
         weight = self.weight
-        if native.takes(x) and native.takes(weight) and weight.is_contiguous():
+        if weight.is_contiguous() and has_dense_kernel(x, weight, A, B):
             return ops.lora_linear(x, weight, bias, A, B, scaling)
         return add_low_rank(F.linear(x, weight, bias), x, A, B, scaling)

@@ -23,8 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from graftlm.frozen.formats import register_format
 from graftlm.frozen.weight import FrozenWeight, ScaledRows, StorageSettings
-from graftlm.kernels import native
-from graftlm.kernels.decode_linear import MOST_ROWS, few_rows_linear
+from graftlm.kernels.decode_linear import MOST_ROWS, few_rows_linear, has_kernel
 
 __all__ = ["Int8Rows"]
 
@@ -126,7 +125,7 @@ class Int8Rows(FrozenWeight):
     def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """``x Wᵀ + bias`` with a part of the weight widened at a time."""
         few = x.numel() <= MOST_ROWS * x.shape[-1] and not torch.is_grad_enabled()
-        if few and native.takes(x):
+        if few and has_kernel(x, self.codes, self.row_scale):
             scaled = x.float() * self.feature_scale
             y = few_rows_linear(scaled, self.codes, self.row_scale).to(x.dtype)
         else:

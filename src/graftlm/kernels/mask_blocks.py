@@ -2,7 +2,7 @@
 
 Sequences laid end to end give a mask of blocks along the diagonal. What lies outside of them need
 not be computed: n sequences of L / n positions cost an n-th of the L × L products. The blocks are
-read off the mask itself, so that whoever made it, nothing is left out that it lets through.
+read from the mask itself, so no pair of positions is left out that the mask lets through.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 __all__ = ["Block", "blocks"]
 
 LEAST = 32
-"""Positions; smaller blocks are computed with their neighbours, for a call has its price too."""
+"""Positions. Smaller blocks are computed with their neighbours, because each block costs a call."""
 
 
 class Block(NamedTuple):
@@ -38,7 +38,7 @@ def blocks(mask: Tensor) -> tuple[Block, ...]:
     Args:
         mask: bool, (B, H, L, L); position i of row b and head h sees j where it is true.
     """
-    if mask.is_inference():  # which does not tell whether it was changed
+    if mask.is_inference():  # such a tensor has no version, so a change would not be noticed
         return _blocks(mask)
     known: tuple[int, tuple[Block, ...]] | None = _known.get(mask)
     if known is None or known[0] != mask._version:

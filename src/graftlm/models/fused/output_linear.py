@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from graftlm.kernels import native
-from graftlm.kernels.decode_linear import MOST_ROWS, few_rows_linear
+from graftlm.kernels.decode_linear import MOST_ROWS, few_rows_linear, has_kernel
 
 __all__ = ["OutputLinear"]
 
@@ -28,10 +27,10 @@ class OutputLinear(nn.Linear):
         """(..., in_features) → (..., out_features)."""
         bias: Tensor | None = self.bias
         few = x.numel() <= MOST_ROWS * x.shape[-1] and not torch.is_grad_enabled()
-        if few and bias is None and self._narrow() and native.takes(x):
+        if few and bias is None and self._narrow() and has_kernel(x, self.weight):
             return few_rows_linear(x, self.weight)
         return F.linear(x, self.weight, bias)
 
     def _narrow(self) -> bool:
-        """Whether there is a kernel and something to win: PyTorch reads float32 as it is."""
-        return native.takes(self.weight) and self.weight.dtype != torch.float32
+        """Whether there is something to win: PyTorch reads float32 as it is."""
+        return self.weight.dtype in (torch.bfloat16, torch.float16)
