@@ -171,9 +171,11 @@ def _batches(model: Any, rows: list[Any], side: str) -> list[Any]:
 
 
 def _our_step(model: Any, batches: list[Any], optimizer: Any, parameters: list[Any]) -> None:
+    from graftlm import TrainConfig
+    from graftlm.training.next_token import NextToken
     from graftlm.training.step import train_step
 
-    train_step(model, batches, optimizer, parameters, 1.0, 1e-6)
+    train_step(model, batches, optimizer, parameters, 1.0, NextToken(TrainConfig()))
 
 
 def _peer_step(model: Any, batches: list[Any], optimizer: Any, parameters: list[Any]) -> None:

@@ -33,7 +33,8 @@ def worker(folder: str, length: int) -> None:
     import graftlm
     from graftlm.data.batch import Batch
     from graftlm.system import peak_resident, return_freed_memory
-    from graftlm.training.recompute import recompute_activations
+    from graftlm.training.next_token import NextToken
+    from graftlm.training.run import recompute_activations
     from graftlm.training.step import train_step
 
     return_freed_memory()
@@ -47,10 +48,11 @@ def worker(folder: str, length: int) -> None:
     optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=True)
     ids = torch.randint(0, 32000, (1, length))
     batch = Batch(ids, ids.clone(), None, None, length)
+    objective = NextToken(graftlm.TrainConfig())
     times = []
     for _ in range(2):
         start = time.perf_counter()
-        result = train_step(model, [batch], optimizer, parameters, 1.0, 1e-6)
+        result = train_step(model, [batch], optimizer, parameters, 1.0, objective)
         times.append(time.perf_counter() - start)
     found = {
         "open_seconds": opened,

@@ -66,6 +66,7 @@ def prepare(run: str, batch: int, length: int) -> tuple[Any, Callable[[], Any]]:
 
     import graftlm
     from graftlm.data.batch import Batch
+    from graftlm.training.next_token import NextToken
     from graftlm.training.step import train_step
 
     side, method, dtype = run.split("-")
@@ -96,9 +97,11 @@ def prepare(run: str, batch: int, length: int) -> tuple[Any, Callable[[], Any]]:
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
     model.train()
 
+    objective = NextToken(graftlm.TrainConfig())
+
     def ours() -> None:
         made = Batch(rows, rows.clone(), None, None, rows.numel())
-        train_step(model, [made], optimizer, parameters, 1.0, 1e-6)
+        train_step(model, [made], optimizer, parameters, 1.0, objective)
 
     def theirs() -> None:
         optimizer.zero_grad()

@@ -29,6 +29,7 @@ from graftlm.data.batch import IGNORED, Batch
 from graftlm.demo.requests import generate_rows
 from graftlm.demo.stages import write_rows
 from graftlm.models import resolve
+from graftlm.training.next_token import NextToken
 from graftlm.training.schedule import learning_rate_factor
 from graftlm.training.step import train_step
 
@@ -68,10 +69,11 @@ def losses(
 def _train_ours(model: Any, batches: list[Batch]) -> list[float]:
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.0)
+    objective = NextToken(TrainConfig(loss_tolerance=0.0))
     found = []
     for step, batch in enumerate(batches):
         optimizer.param_groups[0]["lr"] = _rate(step, len(batches))
-        found.append(train_step(model, [batch], optimizer, parameters, 1.0).loss)
+        found.append(train_step(model, [batch], optimizer, parameters, 1.0, objective).loss)
     return found
 
 

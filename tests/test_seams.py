@@ -43,6 +43,7 @@ STILL_ASKING_FOR_THE_DEVICE = {
     "planning/planner.py",
     "planning/trace.py",
     "planning/trial_run.py",
+    "planning/values.py",
 }
 
 

@@ -11,30 +11,55 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from graftlm.data.batch import Batch, collate
+    from graftlm.data.example import Example
     from graftlm.frozen.checkpoint_format import CheckpointFormat
     from graftlm.frozen.formats import format_named, formats, register_format
     from graftlm.frozen.weight import FrozenWeight, ScaledRows, StorageSettings, WeightSettings
+    from graftlm.training.active_run import ActiveRun
+    from graftlm.training.batching import micro_batches
+    from graftlm.training.hooks.hook import Hook
+    from graftlm.training.next_token import next_token_loss
+    from graftlm.training.objective import Objective, register_objective
 
 __all__ = [
+    "ActiveRun",
+    "Batch",
     "CheckpointFormat",
+    "Example",
     "FrozenWeight",
+    "Hook",
+    "Objective",
     "ScaledRows",
     "StorageSettings",
     "WeightSettings",
+    "collate",
     "format_named",
     "formats",
+    "micro_batches",
+    "next_token_loss",
     "register_format",
+    "register_objective",
 ]
 
 _HOME = {
+    "ActiveRun": "training.active_run",
+    "Batch": "data.batch",
     "CheckpointFormat": "frozen.checkpoint_format",
+    "Example": "data.example",
     "FrozenWeight": "frozen.weight",
+    "Hook": "training.hooks.hook",
+    "Objective": "training.objective",
     "ScaledRows": "frozen.weight",
     "StorageSettings": "frozen.weight",
     "WeightSettings": "frozen.weight",
+    "collate": "data.batch",
     "format_named": "frozen.formats",
     "formats": "frozen.formats",
+    "micro_batches": "training.batching",
+    "next_token_loss": "training.next_token",
     "register_format": "frozen.formats",
+    "register_objective": "training.objective",
 }
 
 

@@ -3,11 +3,15 @@
 Everything graftlm writes goes to a temporary name in the target's own folder, is flushed to the
 device, and takes its final name in one rename. A crash or a full disk leaves the old file, if there
 was one, untouched.
+
+A folder cannot be replaced in one rename. The old one first moves to a hidden name, and a process
+killed between the two renames leaves it there: `recover` puts it back.
 """
 
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import math
 import os
@@ -25,6 +29,8 @@ __all__ = [
     "atomic_write",
     "disk_errors_named",
     "finite",
+    "recover",
+    "remove_folder",
     "require_free_space",
     "require_writable",
     "write_json",
@@ -90,8 +96,13 @@ def atomic_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
             if target.exists():
                 old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old."))
                 target.rename(old / "old")
-                temporary.rename(target)
-                shutil.rmtree(old)
+                try:
+                    temporary.rename(target)
+                except BaseException:
+                    (old / "old").rename(target)
+                    raise
+                finally:
+                    shutil.rmtree(old)
             else:
                 temporary.rename(target)
             _sync(target.parent)
@@ -106,6 +117,32 @@ def finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     return [finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a folder; a kill on the way leaves it whole, or only a hidden rest of it."""
+    with disk_errors_named(path):
+        hidden = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        path.rename(hidden / "removed")
+        shutil.rmtree(hidden)
+
+
+def recover(path: Path) -> None:
+    """Put right what a killed process left of writing or deleting ``path``, a file or a folder.
+
+    If the old folder was out of its place and the new one not yet in, the old one comes back. All
+    hidden rests go. Nobody may be writing ``path`` at the same time.
+    """
+    with disk_errors_named(path):
+        for rest in path.parent.glob(f".{glob.escape(path.name)}.*"):
+            if not re.fullmatch(rf"\.{re.escape(path.name)}\.(old\.)?\w{{8}}", rest.name):
+                continue
+            if (rest / "old").exists() and not path.exists():
+                (rest / "old").rename(path)
+            if rest.is_dir():
+                shutil.rmtree(rest)
+            else:
+                rest.unlink()
 
 
 def write_json(path: str | Path, value: Any, *, sort_keys: bool = False) -> None:

@@ -15,7 +15,7 @@ from graftlm.data import Example, collate, pack_examples
 from graftlm.data.pack import pack
 from graftlm.errors import ConfigError
 from graftlm.models.capabilities import capabilities, require_packable
-from graftlm.training.loss import causal_lm_loss
+from graftlm.training.next_token import next_token_loss
 from tests.oracles.model_families import FAMILIES, tiny_model
 
 NOT_PACKABLE = {"opt", "falcon"}
@@ -62,7 +62,7 @@ def rows() -> list[Example]:
 
 def gradients(model, batches) -> tuple[float, list[torch.Tensor]]:
     model.zero_grad()
-    loss = torch.stack([causal_lm_loss(model, batch) for batch in batches]).sum()
+    loss = torch.stack([next_token_loss(model, batch)[0] for batch in batches]).sum()
     loss.backward()
     return loss.item(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
 

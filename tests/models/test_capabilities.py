@@ -18,7 +18,7 @@ from graftlm.config import LoRAConfig
 from graftlm.data import Example, collate
 from graftlm.models import packing_support
 from graftlm.models.capabilities import capabilities, forget
-from graftlm.training.loss import causal_lm_loss
+from graftlm.training.next_token import next_token_loss
 from tests.oracles.model_families import tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -53,7 +53,7 @@ def test_an_adapter_on_the_head_is_in_the_loss_after_an_evaluation(names: list[s
         for _, parameter in lora_parameters(model):
             parameter.normal_(std=0.2)
     values = {name: parameter.detach() for name, parameter in lora_parameters(model)}
-    loss = causal_lm_loss(model, collate(ROWS, 0))
+    loss, _ = next_token_loss(model, collate(ROWS, 0))
     expected = peft_loss(tiny_model("llama"), names, values)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
     assert abs(float(loss.detach()) / 5 - before) > 1e-3

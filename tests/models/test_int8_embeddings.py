@@ -45,7 +45,7 @@ from graftlm.models.save import save_model
 from graftlm.planning import choose
 from graftlm.report.compare.variants import jobs, variants
 from graftlm.training import run
-from graftlm.training.loss import causal_lm_loss
+from graftlm.training.next_token import next_token_loss
 from graftlm.training.train import adapted_model
 
 SIZES = {
@@ -131,7 +131,7 @@ def test_the_model_is_that_of_the_rounded_weights(family: str, dtype: torch.dtyp
     for one in (model, rounded):
         one.requires_grad_(False)
         weight = next(p for p in one.base_model.parameters() if p.ndim == 1).requires_grad_(True)
-        loss = causal_lm_loss(one, batch)
+        loss = next_token_loss(one, batch)[0]
         loss.backward()
         gradients.append((loss.detach(), weight.grad.float()))
     (loss, gradient), (their_loss, their_gradient) = gradients

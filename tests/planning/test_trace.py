@@ -16,7 +16,8 @@ from graftlm.frozen.nf4.frozen_nf4 import FrozenNF4
 from graftlm.models.assemble import assemble
 from graftlm.models.streaming import linear_layers, unquantized_names
 from graftlm.planning.trace import BatchShape, Trace, trace_step
-from graftlm.training.recompute import recompute_activations
+from graftlm.training.next_token import NextToken
+from graftlm.training.run import recompute_activations
 from graftlm.training.step import train_step
 from tests.oracles.model_families import FAMILIES, tiny_config
 
@@ -67,7 +68,7 @@ def allocated_by_a_real_step(config: RunConfig, shape: BatchShape) -> tuple[int,
         batch.input_ids.random_(0, 1000)
 
     def step() -> None:
-        train_step(model, batches, optimizer, parameters, 1.0, config.train.loss_tolerance)
+        train_step(model, batches, optimizer, parameters, 1.0, NextToken(config.train))
 
     step()
     optimizer.zero_grad(set_to_none=True)

@@ -22,7 +22,7 @@ from graftlm.report.compare.measure import scored_rows
 from graftlm.report.compare.page import write_comparison
 from graftlm.report.compare.table import table
 from graftlm.report.compare.variants import jobs, variants
-from graftlm.training.metrics import read_metrics
+from graftlm.training.hooks.metrics_file import read_metrics
 from tests.report.here import Here
 
 

@@ -14,7 +14,7 @@ from graftlm.data import Example, collate
 from graftlm.data.batch import rounded_length
 from graftlm.models.block_attention import attends_by_blocks, quick_attention
 from graftlm.training.batching import end_to_end, micro_batches, parts
-from graftlm.training.loss import causal_lm_loss
+from graftlm.training.next_token import next_token_loss
 from tests.oracles.model_families import tiny_model
 
 
@@ -68,7 +68,7 @@ def test_the_parts_of_a_batch_have_its_gradient(stacked: bool) -> None:
         assert sum(batch.tokens for batch in batches) == sum(sizes)
         for batch in batches:
             assert stacked or batch.input_ids.shape[0] == 1
-            causal_lm_loss(model, batch).backward()
+            next_token_loss(model, batch)[0].backward()
         return len(batches), torch.cat([p.grad.flatten() for p in model.parameters()])
 
     whole, expected = gradient(1000)
@@ -87,8 +87,8 @@ def test_a_model_that_mixes_sequences_is_given_padded_rows() -> None:
     assert batch.attention_mask is not None
     model.eval()
     with torch.no_grad():
-        together = float(causal_lm_loss(model, batch))
-        alone = sum(float(causal_lm_loss(model, collate([row], 0))) for row in rows)
+        together = float(next_token_loss(model, batch)[0])
+        alone = sum(float(next_token_loss(model, collate([row], 0))[0]) for row in rows)
     assert together == pytest.approx(alone, rel=1e-5)
 
 

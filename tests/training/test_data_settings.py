@@ -9,7 +9,7 @@ import pytest
 import graftlm
 from graftlm.config import DataConfig, TrainConfig
 from graftlm.errors import ConfigError, DataError
-from graftlm.training.train import _examples, _packed
+from graftlm.training.rows import packed, read_rows
 
 
 @pytest.fixture
@@ -22,9 +22,8 @@ def opened(tiny_llama):
 def test_packed_training_runs_on_fewer_rows(opened, rows_file, tmp_path):
     model, tokenizer = opened
     config = DataConfig(packing=True, max_length=64)
-    rows, held = _examples(tokenizer, config, str(rows_file), None)
-    packed = _packed(model, rows, config)
-    assert len(packed) < 40 / 2
+    rows, held = read_rows(tokenizer, config, str(rows_file), None)
+    assert len(packed(rows, config)) < 40 / 2
     assert len(held) == 0
     result = graftlm.train(
         model,
@@ -41,13 +40,13 @@ def test_packed_training_runs_on_fewer_rows(opened, rows_file, tmp_path):
 def test_eval_fraction_holds_rows_out(opened, rows_file):
     _, tokenizer = opened
     config = DataConfig(eval_fraction=0.3)
-    kept, held = _examples(tokenizer, config, str(rows_file), None)
+    kept, held = read_rows(tokenizer, config, str(rows_file), None)
     assert len(kept) + len(held) == 40
     assert len(held) > 3
 
 
 def test_a_model_that_mixes_packed_sequences_is_refused_before_training(
-    opened, rows_file, monkeypatch
+    opened, rows_file, tmp_path, monkeypatch
 ):
     model, tokenizer = opened
     forward = model.forward
@@ -57,9 +56,9 @@ def test_a_model_that_mixes_packed_sequences_is_refused_before_training(
 
     monkeypatch.setattr(model, "forward", without_positions)
     config = DataConfig(packing=True)
-    rows, _ = _examples(tokenizer, config, str(rows_file), None)
     with pytest.raises(ConfigError, match=r"data\.packing"):
-        _packed(model, rows, config)
+        graftlm.train(model, tokenizer, str(rows_file), out=tmp_path / "run", data_config=config)
+    assert not (tmp_path / "run" / "config.yaml").exists()
 
 
 def test_lost_rows_are_told(opened, tmp_path, capsys):
@@ -67,7 +66,7 @@ def test_lost_rows_are_told(opened, tmp_path, capsys):
     path = tmp_path / "rows.jsonl"
     rows = [{"prompt": "a", "completion": "b" * n} for n in (3, 90)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    _examples(tokenizer, DataConfig(max_length=32), str(path), None)
+    read_rows(tokenizer, DataConfig(max_length=32), str(path), None)
     assert "of 2 rows 1 dropped, longer than max_length=32" in capsys.readouterr().err
 
 
@@ -75,4 +74,4 @@ def test_a_share_that_holds_nothing_out_is_named(opened, rows_file):
     _, tokenizer = opened
     config = DataConfig(eval_fraction=1e-9)
     with pytest.raises(DataError, match=r"data\.eval_fraction=1e-09 of 40 examples leaves 40"):
-        _examples(tokenizer, config, str(rows_file), None)
+        read_rows(tokenizer, config, str(rows_file), None)

@@ -6,6 +6,7 @@ import contextlib
 import resource
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 from graftlm.config import RunConfig, validate
 from graftlm.errors import ResourceError
 from graftlm.training import checkpoint, disk, loop, run
-from graftlm.training.metrics import read_metrics
+from graftlm.training.hooks.metrics_file import read_metrics
 
 
 def settings(model: Path, data: Path, out: Path, method: str = "lora", **train: Any) -> RunConfig:
@@ -88,7 +89,7 @@ def test_what_a_run_writes_is_known_before_it_starts(
         most = max(most, size_of(tmp_path))
         real_prune(folder, keep, 1 if best_step else None)  # as if the first one were the best
 
-    monkeypatch.setattr("graftlm.training.train.fit", fit)
+    monkeypatch.setattr(sys.modules["graftlm.training.train"], "fit", fit)
     monkeypatch.setattr(checkpoint, "prune", prune)
     run(config, progress=False)
     most = max(most, size_of(tmp_path))

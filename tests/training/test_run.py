@@ -15,8 +15,9 @@ import torch
 import graftlm
 from graftlm.config import ResolvedConfig, RunConfig, recorded_config, validate
 from graftlm.errors import ArtifactError, ConfigError, ResourceError, TrainingError
-from graftlm.training import loop, run, step
-from graftlm.training.metrics import read_metrics
+from graftlm.training import loop, run
+from graftlm.training.hooks.metrics_file import read_metrics
+from graftlm.training.next_token import NextToken
 
 STEPS = 12
 
@@ -46,18 +47,18 @@ def result_bytes(out: Path) -> dict[str, bytes]:
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, micro_batch: int) -> None:
     """Send this process Ctrl-C while the given micro-batch (counted over the run) is computed."""
-    real: Callable[..., Any] = step.causal_lm_loss
+    real = NextToken.loss
     seen = 0
 
-    def counting(model: Any, batch: Any, tolerance: float) -> Any:
+    def counting(self: NextToken, model: Any, batch: Any) -> Any:
         nonlocal seen
         if model.training:
             seen += 1
             if seen == micro_batch:
                 os.kill(os.getpid(), signal.SIGINT)
-        return real(model, batch, tolerance)
+        return real(self, model, batch)
 
-    monkeypatch.setattr(step, "causal_lm_loss", counting)
+    monkeypatch.setattr(NextToken, "loss", counting)
 
 
 @pytest.mark.parametrize("method", ["qlora", "lora", "full"])
@@ -144,18 +145,18 @@ def test_killed_and_resumed_run_equals_uninterrupted_one_packed_and_checkpointed
         )
 
     run(in_folder("whole"), progress=False)
-    real: Callable[..., Any] = step.causal_lm_loss
+    real: Callable[..., Any] = NextToken.loss
     calls = 0
 
-    def dying(*arguments: Any) -> Any:
+    def dying(self: NextToken, model: Any, batch: Any) -> Any:
         nonlocal calls
-        calls += 1
+        calls += model.training
         if calls > 20:
             raise Killed
-        return real(*arguments)
+        return real(self, model, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(step, "causal_lm_loss", dying)
+        patch.setattr(NextToken, "loss", dying)
         with pytest.raises(Killed):
             run(in_folder("parts"), progress=False)
     assert not (tmp_path / "parts" / "summary.json").exists()
@@ -225,14 +226,15 @@ def test_patience_stops_the_run(tiny_llama: Path, rows_file: Path, tmp_path: Pat
 def test_non_finite_loss_stops_with_a_diagnosis_and_keeps_the_checkpoint(
     tiny_llama: Path, rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = step.causal_lm_loss, 0
+    real, calls = NextToken.loss, 0
 
-    def breaking(model: Any, batch: Any, tolerance: float) -> Any:
+    def breaking(self: NextToken, model: Any, batch: Any) -> Any:
         nonlocal calls
-        calls += 1
-        return real(model, batch, tolerance) * (float("nan") if calls > 9 else 1.0)
+        calls += model.training
+        loss, count = real(self, model, batch)
+        return loss * (float("nan") if calls > 9 else 1.0), count
 
-    monkeypatch.setattr(step, "causal_lm_loss", breaking)
+    monkeypatch.setattr(NextToken, "loss", breaking)
     config = settings(tiny_llama, rows_file, tmp_path / "run", save_steps=2)
     with pytest.raises(TrainingError, match="loss is nan"):
         run(config, progress=False)

@@ -16,8 +16,8 @@ import graftlm
 from graftlm.config import RunConfig, validate
 from graftlm.errors import ArtifactError, ConfigError, ModelError, ResourceError
 from graftlm.training import loop, run
+from graftlm.training.hooks.metrics_file import read_metrics
 from graftlm.training.lock import locked
-from graftlm.training.metrics import read_metrics
 
 
 def request(model: Path, rows: Path, out: Path, **train: Any) -> RunConfig:

@@ -64,7 +64,7 @@ def _as_tree(result: DemoResult) -> dict[str, Any]:
 def text(result: DemoResult, out: Path, settings: Any) -> str:
     """What a person reads at the end."""
     from graftlm.report.terminal import line_chart
-    from graftlm.training.metrics import read_metrics
+    from graftlm.training.hooks.metrics_file import read_metrics
 
     lines = ["", f"{len(result.rows)} of {result.after.rows} held-out messages:", ""]
     for row in result.rows:

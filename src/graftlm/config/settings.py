@@ -161,6 +161,8 @@ class LoRAConfig(Settings):
 class TrainConfig(Settings):
     """How the adapters (or, with `full`, all weights) are trained."""
 
+    objective: str = "next_token"
+    """What is trained for: `next_token`, or a name given to `register_objective`."""
     steps: int | None = pydantic.Field(None, ge=1, le=1_000_000_000)
     """Optimiser steps. Unset: as many as `epochs` takes."""
     epochs: float = pydantic.Field(1.0, gt=0, le=1_000_000)

@@ -68,7 +68,9 @@ class FrozenOutput(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of all words; training computes its loss without (`linear_cross_entropy`)."""
+        """Logits of all words; of no positions, as in training, without reading the weight."""
+        if not x.numel():
+            return x.new_empty(*x.shape[:-1], self.out_features)
         return self.rows.frozen.product(x, self.bias)
 
     def extra_repr(self) -> str:

@@ -4,24 +4,33 @@ transformers' models compute ``logits = f(head(hidden))`` inside their own `forw
 differs: Gemma 2 caps the logits, Granite and Cohere scale them, most do nothing.
 `find_output_head` reads `f` from the config and then compares two tokens' logits with the model's
 own. A model whose logits differ keeps its own forward. `models/capabilities.py` keeps the answer.
+
+`call_without_logits` calls the model itself, not its body: hooks on it run, and wrappers that act
+on its call (`model.compile()`, sharding) see it. For that one call the output layer is given no
+positions, so that the model's own way with its logits works on an empty tensor, and the value that
+the caller made from the hidden states becomes the model's output.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutput
 
 from graftlm._compat.fake import is_fake
+from graftlm.errors import ModelError
 from graftlm.frozen.embedding import FrozenOutput
 from graftlm.frozen.weight import ScaledRows
 from graftlm.models.fused.output_linear import OutputLinear
 from graftlm.models.probing import being_probed
 
-__all__ = ["OutputHead", "find_output_head"]
+__all__ = ["OutputHead", "call_without_logits", "find_output_head"]
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +77,49 @@ class OutputHead:
         return raw if self.softcap is None else self.softcap * torch.tanh(raw / self.softcap)
 
 
+def call_without_logits(
+    model: nn.Module, output_layer: nn.Module, read: Callable[[Tensor], Tensor], **inputs: Any
+) -> Tensor:
+    """Call ``model(**inputs)`` and return ``read(hidden)``.
+
+    Args:
+        model: a causal language model of transformers.
+        output_layer: its output layer.
+        read: is given the hidden states (..., D) that enter the output layer, and returns a tensor.
+            It runs inside the model's call, where the output layer's weights are at hand.
+        inputs: of the model.
+
+    Raises:
+        ModelError: the model did not call its output layer exactly once.
+    """
+    values: list[Tensor] = []
+
+    def before_the_output_layer(_: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
+        (hidden,) = args
+        values.append(read(hidden))
+        return (hidden[:, :0],)
+
+    def after_the_model(*_: Any) -> CausalLMOutput:
+        if len(values) != 1:
+            raise ModelError(
+                f"{type(model).__name__} called its output layer {len(values)} times in one pass; "
+                "expected once"
+            )
+        return CausalLMOutput(loss=values[0])
+
+    # Before the hooks that others have put on the model's output: they see the value.
+    hooks = (
+        output_layer.register_forward_pre_hook(before_the_output_layer),
+        model.register_forward_hook(after_the_model, prepend=True),
+    )
+    try:
+        value: Tensor = model(**inputs).loss
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return value
+
+
 def find_output_head(model: PreTrainedModel) -> OutputHead | None:
     """The head of ``model``, or ``None`` when its logits must come from its own forward pass."""
     head = _from_config(model)
@@ -84,8 +136,8 @@ def find_output_head(model: PreTrainedModel) -> OutputHead | None:
 
 def _from_config(model: PreTrainedModel) -> OutputHead | None:
     linear = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    if type(linear) not in (nn.Linear, OutputLinear, FrozenOutput) or model.base_model is model:
-        return None  # no head, an adapted one, or a model without a body of its own
+    if type(linear) not in (nn.Linear, OutputLinear, FrozenOutput):
+        return None  # no head, or an adapted one
     config = model.config.get_text_config()
     scale = float(getattr(config, "logit_scale", None) or 1.0)
     divisor = float(getattr(config, "logits_scaling", None) or 1.0)
@@ -97,7 +149,12 @@ def _agrees(model: PreTrainedModel, head: OutputHead) -> bool:
     """Whether head and model give the same logits for two tokens."""
     with being_probed(model):
         ids = torch.tensor([[0, 1]], device=head.weight.device)
-        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
         theirs = model(input_ids=ids, use_cache=False).logits.float()
+        try:
+            hidden = call_without_logits(
+                model, head.linear, lambda hidden: hidden, input_ids=ids, use_cache=False
+            )
+        except ModelError:
+            return False
         ours = head.logits(hidden).float()
     return ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=1e-2, atol=1e-3)

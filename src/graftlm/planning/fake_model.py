@@ -17,8 +17,8 @@ from graftlm.frozen.linear import FrozenLinear
 from graftlm.models.assemble import assemble
 from graftlm.models.streaming import linear_layers, unquantized_names
 from graftlm.planning.extrapolate import depth_of, with_depth
-from graftlm.training.recompute import recompute_activations
 from graftlm.training.resolve import embeddings_of
+from graftlm.training.run import recompute_activations
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

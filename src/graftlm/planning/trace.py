@@ -23,6 +23,7 @@ from graftlm.planning import fake_model
 from graftlm.planning.extrapolate import Trace, depth_of, shallow_depths, with_depth
 from graftlm.planning.tracker import TooManyCallsError, Tracker
 from graftlm.system import RETURNED_FROM
+from graftlm.training.next_token import NextToken
 from graftlm.training.step import train_step
 
 if TYPE_CHECKING:
@@ -187,7 +188,7 @@ def trace_in_full(
             optimizer,
             parameters,
             settings.max_grad_norm,
-            settings.loss_tolerance,
+            NextToken(settings),
         )
         for parameter in parameters:
             tracker.claim(parameter.grad, "gradients")

@@ -15,7 +15,7 @@ from graftlm.report.memory import memory_bars
 from graftlm.report.page import render
 from graftlm.report.settings import provenance_rows, setting_rows
 from graftlm.report.svg import Chart, Series, line_chart, stacked_bars
-from graftlm.training.metrics import read_metrics
+from graftlm.training.hooks.metrics_file import read_metrics
 
 __all__ = ["METHOD_NAMES", "run_page", "write_run_page"]
 

@@ -12,6 +12,10 @@ The learning rate and the order of the data are pure functions of (settings, ste
 stored. Tensors keep the type they have: restoring is exact to the last bit. A checkpoint is always
 taken between two optimiser steps; a stop in the middle of an accumulation drops the partial
 gradients and restores the random state the step began with, so that the resumed run repeats it.
+
+A process may be killed at any moment. Whatever it was doing, there is a whole checkpoint if there
+was one before: `save` never takes one away before another stands, and `latest` puts back what a
+kill left in a hidden folder.
 """
 
 from __future__ import annotations
@@ -19,7 +23,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import shutil
 from pathlib import Path
 
 import safetensors.torch
@@ -29,10 +32,12 @@ from torch import Tensor, nn
 from graftlm.adapters import lora_modules
 from graftlm.adapters.peft_format import load_adapter, save_adapter
 from graftlm.errors import ArtifactError
-from graftlm.files import atomic_folder, write_json
+from graftlm.files import atomic_folder, recover, remove_folder, write_json
 from graftlm.system.placement import placement_of
 
-__all__ = ["TrainState", "latest", "restore", "save"]
+__all__ = ["TrainState", "latest", "prune", "restore", "save", "save_counters"]
+
+_HIDDEN = re.compile(r"\.(step-\d+)\.")
 
 
 @dataclasses.dataclass
@@ -74,6 +79,11 @@ def save(
         write_json(temporary / "state.json", dataclasses.asdict(state))
 
 
+def save_counters(folder: Path, state: TrainState) -> None:
+    """Write ``state`` into the checkpoint of this very step, whose tensors stay as they are."""
+    write_json(folder / "state.json", dataclasses.asdict(state))
+
+
 def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainState:
     """Put model, optimiser and random generators into the state ``folder`` holds.
 
@@ -101,22 +111,33 @@ def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) ->
 
 
 def latest(folder: Path) -> Path | None:
-    """The checkpoint with the highest step in ``folder``, or ``None``."""
-    found = {step: path for path in folder.glob("step-*") if (step := _step_of(path)) is not None}
-    return found[max(found)] if found else None
+    """The checkpoint with the highest step in ``folder``, or ``None``.
+
+    What a killed process left half done is put right first: no other may write there now.
+    """
+    for step in {
+        match[1] for path in folder.glob(".step-*") if (match := _HIDDEN.match(path.name))
+    }:
+        recover(folder / step)
+    steps = _steps_in(folder)
+    return steps[max(steps)] if steps else None
 
 
 def prune(folder: Path, keep: int, best_step: int | None) -> None:
     """Delete all but the newest ``keep`` checkpoints and the best one."""
-    found = {step: path for path in folder.glob("step-*") if (step := _step_of(path)) is not None}
-    for step in sorted(found)[:-keep]:
+    steps = _steps_in(folder)
+    for step in sorted(steps)[:-keep]:
         if step != best_step:
-            shutil.rmtree(found[step])
+            remove_folder(steps[step])
 
 
-def _step_of(path: Path) -> int | None:
-    match = re.fullmatch(r"step-(\d+)", path.name)
-    return int(match.group(1)) if match else None
+def _steps_in(folder: Path) -> dict[int, Path]:
+    """The checkpoints in ``folder`` by their step."""
+    return {
+        int(match[1]): path
+        for path in folder.glob("step-*")
+        if (match := re.fullmatch(r"step-(\d+)", path.name))
+    }
 
 
 def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -1,23 +1,26 @@
-"""The held-out loss: mean negative log-likelihood per supervised token, in nats."""
+"""The held-out loss: the mean of what an objective sums up, without gradients.
+
+For next tokens that is the mean negative log-likelihood per supervised token, in nats.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
+from graftlm.config import TrainConfig
 from graftlm.data.batch import Example
 from graftlm.errors import DataError
-from graftlm.training.batching import micro_batches
-from graftlm.training.loss import causal_lm_loss
+from graftlm.models.probing import being_probed
+from graftlm.training.next_token import NextToken
+from graftlm.training.objective import Objective
 
-__all__ = ["EvalResult", "evaluate"]
-
-NO_GRADIENT = 1e-6
-"""A tolerance for the gradient, of which there is none: the loss is complete at any, and quick."""
+__all__ = ["EvalResult", "evaluate", "mean_loss"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +46,7 @@ def evaluate(
     batch_size: int = 8,
     micro_batch_tokens: int | None = None,
 ) -> EvalResult:
-    """Measure ``model`` on ``examples``; rows of like length go together to save padding.
+    """Measure how well ``model`` predicts the supervised tokens of ``examples``.
 
     The model is put into evaluation mode and returned to the mode it had.
 
@@ -52,27 +55,53 @@ def evaluate(
         examples: at least one, with at least one supervised token among them.
         batch_size: rows at a time.
         micro_batch_tokens: positions at a time, at most, as in training.
+
+    Raises:
+        DataError: there is nothing to measure.
     """
-    if not examples:
+    objective = NextToken(TrainConfig(micro_batch_tokens=micro_batch_tokens))
+    mean, tokens = mean_loss(objective, model, examples, batch_size)
+    perplexity = math.exp(mean) if mean < 700 else math.inf
+    return EvalResult(mean, perplexity, len(examples), tokens)
+
+
+def mean_loss(
+    objective: Objective,
+    model: PreTrainedModel,
+    rows: Sequence[Any],
+    batch_size: int,
+    measured: Mapping[str, Tensor] | None = None,
+) -> tuple[float, int]:
+    """The mean loss over ``rows``, and the count that it is the mean of.
+
+    Rows of like length go together, which saves padding.
+
+    Args:
+        objective: what is measured.
+        model: is put into evaluation mode and returned to the mode it had.
+        rows: at least one.
+        batch_size: rows at a time.
+        measured: what the objective measured of ``rows`` before the run.
+
+    Raises:
+        DataError: there is nothing to measure.
+    """
+    if not len(rows):
         raise DataError("there are no rows to evaluate on. Give a file with at least one row.")
-    order = sorted(range(len(examples)), key=lambda index: -len(examples[index].input_ids))
-    was_training, loss_sum, tokens = model.training, 0.0, 0
-    model.train(False)
-    try:
-        with torch.no_grad():
-            for start in range(0, len(order), batch_size):
-                rows = [examples[index] for index in order[start : start + batch_size]]
-                for batch in micro_batches(model, rows, micro_batch_tokens):
-                    if batch.supervised_tokens:
-                        loss_sum += float(causal_lm_loss(model, batch, NO_GRADIENT))
-                        tokens += batch.supervised_tokens
-    finally:
-        model.train(was_training)
-    if not tokens:
+    order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
+    loss_sum, count = 0.0, 0
+    with being_probed(model):
+        for start in range(0, len(order), batch_size):
+            part = order[start : start + batch_size]
+            known = {name: values[part] for name, values in (measured or {}).items()}
+            for batch in objective.batches(model, [rows[index] for index in part], known):
+                if objective.count(batch):
+                    loss, counted = objective.loss(model, batch)
+                    loss_sum += float(loss)
+                    count += counted
+    if not count:
         raise DataError(
             "no row has a supervised token, so there is nothing to evaluate. "
             "Check that the rows have answers and that data.max_length does not cut them off."
         )
-    mean = loss_sum / tokens
-    perplexity = math.exp(mean) if mean < 700 else math.inf
-    return EvalResult(mean, perplexity, len(examples), tokens)
+    return loss_sum / count, count

@@ -15,8 +15,9 @@ from graftlm.data.folders import Purpose
 from graftlm.data.pack import pack_examples
 from graftlm.data.store import Examples
 from graftlm.errors import ConfigError
+from graftlm.training.objective import Objective
 
-__all__ = ["packed", "read_rows"]
+__all__ = ["packed", "read_rows", "require_examples"]
 
 
 def read_rows(
@@ -31,7 +32,6 @@ def read_rows(
         eval_data: the same; ``None`` or empty for none.
 
     Raises:
-        DataError: nothing in them can be learned.
         ConfigError: a share of examples in hand is to be held out.
     """
     examples = _read(data, tokenizer, config, "train")
@@ -43,8 +43,18 @@ def read_rows(
                 "examples in hand, choose those to measure on and pass them as eval_data"
             )
         examples, held = split_to_train(examples, config.eval_fraction)
-    audit.require_trainable(examples)
     return examples, held
+
+
+def require_examples(objective: Objective, rows: Sequence[Any]) -> Sequence[Example]:
+    """The token sequences that ``rows`` are made of.
+
+    Raises:
+        DataError: nothing in them can be learned.
+    """
+    examples = objective.examples_in(rows)
+    audit.require_trainable(examples)
+    return examples
 
 
 def packed(examples: Sequence[Example], config: DataConfig) -> Sequence[Example]:
@@ -55,7 +65,6 @@ def packed(examples: Sequence[Example], config: DataConfig) -> Sequence[Example]
 def _read(source: Any, tokenizer: Any, config: DataConfig, purpose: Purpose) -> Sequence[Example]:
     """Tokenised rows of a source, or examples as they were given."""
     if not isinstance(source, str | Path | Mapping):
-        audit.require_trainable(source)
         return cast("Sequence[Example]", source)
     examples = load_examples(source, tokenizer, config, purpose=purpose)
     for line in examples.report.said(str(source), config.max_length):

@@ -5,20 +5,20 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from graftlm.config import ResolvedConfig
-from graftlm.data.batch import Batch, Example
 from graftlm.data.pack import lengths_of
 from graftlm.data.sampler import batches as epoch_batches
 from graftlm.system.placement import Placement, placement_of
-from graftlm.training.batching import micro_batches
+from graftlm.training.objective import Objective, objective_named
 
-__all__ = ["Run", "RunResult"]
+__all__ = ["Run", "RunResult", "recompute_activations"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Run:
     Attributes:
         model: with its adapters in place; what is trained has ``requires_grad``.
         tokenizer: saved beside the result, with the chat template in force.
-        examples: the rows to train on.
+        examples: the rows to train on, such as `Example`.
         eval_examples: the rows to measure on; may be empty.
         config: the settings.
         out: the run folder.
@@ -64,8 +64,8 @@ class Run:
 
     model: PreTrainedModel
     tokenizer: Any
-    examples: Sequence[Example]
-    eval_examples: Sequence[Example]
+    examples: Sequence[Any]
+    eval_examples: Sequence[Any]
     config: ResolvedConfig
     out: Path
     total_parameters: int
@@ -75,21 +75,33 @@ class Run:
         """Where the model is."""
         return placement_of(self.model)
 
+    @functools.cached_property
+    def objective(self) -> Objective:
+        """What is trained for."""
+        return objective_named(self.config.train.objective)(self.config.train)
+
     @property
     def total_steps(self) -> int:
         """Optimiser steps in the whole run."""
         return self.config.train.steps
 
-    def micro_batches(self, step: int) -> list[Batch]:
-        """The passes of optimiser step ``step`` (from 0): a pure function of the settings."""
+    def micro_batches(self, step: int, measured: Mapping[str, Tensor]) -> list[Any]:
+        """The passes of optimiser step ``step`` (from 0): a pure function of the settings.
+
+        Args:
+            step: its number.
+            measured: what the objective measured of ``examples``.
+        """
         settings = self.config.train
         count = settings.gradient_accumulation_steps
         per_epoch = math.ceil(len(self.examples) / settings.batch_size)
-        found: list[Batch] = []
+        batches: list[Any] = []
         for i in range(step * count, (step + 1) * count):
-            rows = [self.examples[row] for row in self._order(i // per_epoch)[i % per_epoch]]
-            found += micro_batches(self.model, rows, settings.micro_batch_tokens)
-        return found
+            chosen = self._order(i // per_epoch)[i % per_epoch]
+            rows = [self.examples[row] for row in chosen]
+            known = {name: values[chosen] for name, values in measured.items()}
+            batches += self.objective.batches(self.model, rows, known)
+        return batches
 
     @functools.lru_cache(maxsize=2)  # noqa: B019 - a run lives as long as its process
     def _order(self, epoch: int) -> list[list[int]]:
@@ -102,3 +114,15 @@ class Run:
             epoch,
             group_by_length=self.config.data.group_by_length,
         )
+
+
+def recompute_activations(model: Any) -> None:
+    """Keep each layer's input only, and compute its activations again when they are needed.
+
+    Switches gradient checkpointing on for a transformers model, in place. It is the non-reentrant
+    kind, which works although the first layer's input needs no gradient.
+    """
+    # transformers 5.23 renamed the switch.
+    enable = getattr(model, "activation_checkpointing_enable", None)
+    enable = enable or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})

@@ -5,22 +5,24 @@ The gradient of a step is that of the mean loss over **all supervised tokens of 
     g = ∇ Σ_b Σ_t ℓ_bt / N,     N = number of supervised tokens in all micro-batches,
 
 so that 8 micro-batches of one row and one micro-batch of 8 rows give the same update, however
-uneven the rows are. `N` is known from the labels before the first forward pass.
+uneven the rows are. What is summed and counted is the objective's to say (here: the next-token
+loss); it knows `N` before the first forward pass.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from graftlm.data.batch import Batch
 from graftlm.errors import TrainingError
 from graftlm.system.placement import placement_of
-from graftlm.training.loss import causal_lm_loss
+from graftlm.training.objective import Objective
 
 __all__ = ["Interrupted", "StepResult", "train_step"]
 
@@ -34,10 +36,10 @@ class StepResult:
     """What one optimiser step did.
 
     Attributes:
-        loss: mean loss per supervised token, in nats, before the update.
+        loss: mean loss before the update (next tokens: in nats per supervised token).
         grad_norm: global L2 norm of the gradient before clipping.
         tokens: real (unpadded) tokens read.
-        supervised_tokens: tokens whose prediction was trained.
+        supervised_tokens: what the loss is the mean of (next tokens: those that were learned).
     """
 
     loss: float
@@ -48,55 +50,64 @@ class StepResult:
 
 def train_step(
     model: PreTrainedModel,
-    batches: Sequence[Batch],
+    batches: Sequence[Any],
     optimizer: torch.optim.Optimizer,
     parameters: Sequence[nn.Parameter],
     max_grad_norm: float,
-    loss_tolerance: float = 0.0,
+    objective: Objective,
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> StepResult:
     """Train one step on ``batches``, the micro-batches whose gradients are added.
 
     Args:
         model: in training mode.
-        batches: at least one, with at least one supervised token among them.
+        batches: at least one, with a count of at least one among them.
         optimizer: of ``parameters``.
         parameters: what trains.
         max_grad_norm: gradients are scaled down to this global norm.
-        loss_tolerance: see `graftlm.training.loss.causal_lm_loss`.
+        objective: gives the loss of a batch.
         stop_requested: asked between micro-batches.
 
     Raises:
         TrainingError: the loss or the gradient is not finite; the weights are as they were.
         Interrupted: ``stop_requested()`` was true between micro-batches; likewise.
     """
-    supervised = sum(batch.supervised_tokens for batch in batches)
-    loss_sum, placement = 0.0, placement_of(model)
+    placement = placement_of(model)
+    counts = [objective.count(batch) for batch in batches]
+    total = placement.sum_over_ranks(sum(counts))
+    loss_sum = 0.0
     optimizer.zero_grad(set_to_none=True)
-    for batch in batches:
+    for batch, count in zip(batches, counts, strict=True):
         if stop_requested():
             optimizer.zero_grad(set_to_none=True)
             raise Interrupted
         placement.trim_heap()  # of what the last backward pass has freed
-        loss = causal_lm_loss(model, batch, loss_tolerance)
+        loss, counted = objective.loss(model, batch)
+        if counted != count:
+            raise TrainingError(
+                f"the objective {objective.name!r} announced a count of {count} for a batch and "
+                f"then summed over {counted}: the step would be scaled wrongly. Let `count` return "
+                "what `loss` returns."
+            )
         value = float(loss.detach())
-        if not torch.isfinite(loss.detach()):
-            raise TrainingError(_diagnose_loss(model, batch, value))
-        (loss / supervised).backward()  # type: ignore[no-untyped-call]
+        if not math.isfinite(value):
+            raise TrainingError(_diagnose_loss(model, batch, count, value))
+        (loss / total).backward()  # type: ignore[no-untyped-call]
         loss_sum += value
+    placement.sum_gradients(parameters)
     grad_norm = _clip(parameters, max_grad_norm)
     optimizer.step()
     return StepResult(
-        loss=loss_sum / supervised,
+        loss=placement.sum_over_ranks(loss_sum) / total,
         grad_norm=grad_norm,
         tokens=sum(batch.tokens for batch in batches),
-        supervised_tokens=supervised,
+        supervised_tokens=sum(counts),
     )
 
 
 def _clip(parameters: Sequence[nn.Parameter], max_grad_norm: float) -> float:
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm))
-    if not torch.isfinite(torch.tensor(norm)):
+    if not math.isfinite(norm):
         raise TrainingError(
             f"the gradient is not finite (norm {norm}) although the loss is. The weights are as "
             "they were before this step. Lower train.learning_rate, or use model.dtype=float32."
@@ -104,7 +115,7 @@ def _clip(parameters: Sequence[nn.Parameter], max_grad_norm: float) -> float:
     return norm
 
 
-def _diagnose_loss(model: PreTrainedModel, batch: Batch, value: float) -> str:
+def _diagnose_loss(model: PreTrainedModel, batch: Any, count: int, value: float) -> str:
     """Say where the non-finite number comes from: the weights, or the activations."""
     bad = [name for name, p in model.named_parameters() if not _all_finite(p)]
     if bad:
@@ -116,10 +127,9 @@ def _diagnose_loss(model: PreTrainedModel, batch: Batch, value: float) -> str:
         remedy = (
             f"Weights are {', '.join(dtypes)}; try model.dtype=float32 or a lower learning rate."
         )
-    length = batch.input_ids.shape[1]
     return (
-        f"the loss is {value} on a batch of {len(batch.input_ids)} rows × {length} tokens "
-        f"({batch.supervised_tokens} supervised): {cause}. {remedy} "
+        f"the loss is {value} on a batch of {batch.tokens} tokens ({count} in the loss): "
+        f"{cause}. {remedy} "
         "The weights are as they were before this step."
     )
 

@@ -23,7 +23,6 @@ from graftlm.config import (
     contradictions,
     require_complete,
 )
-from graftlm.data.batch import Example
 from graftlm.data.pack import lengths_of
 from graftlm.errors import ConfigError, TargetError
 from graftlm.frozen.embedding import FrozenEmbedding
@@ -41,11 +40,12 @@ from graftlm.training.data_checks import (
     trained_tokenizer,
 )
 from graftlm.training.disk import require_space
+from graftlm.training.hooks import Hook
+from graftlm.training.hooks.tensorboard import require_tensorboard
 from graftlm.training.lock import locked
 from graftlm.training.loop import fit
-from graftlm.training.metrics import require_tensorboard
+from graftlm.training.objective import objective_named
 from graftlm.training.origin import origin_of
-from graftlm.training.recompute import recompute_activations
 from graftlm.training.resolve import (
     Plan,
     continued,
@@ -55,8 +55,8 @@ from graftlm.training.resolve import (
     needs_plan,
     resolve,
 )
-from graftlm.training.rows import packed, read_rows
-from graftlm.training.run import Run, RunResult
+from graftlm.training.rows import packed, read_rows, require_examples
+from graftlm.training.run import Run, RunResult, recompute_activations
 from graftlm.training.run_folder import (
     GoesOn,
     begin_run,
@@ -70,7 +70,12 @@ __all__ = ["adapted_model", "run", "train"]
 
 
 def run(
-    config: RunConfig, *, resume: bool = False, progress: bool = True, plan: Plan | None = None
+    config: RunConfig,
+    *,
+    resume: bool = False,
+    progress: bool = True,
+    plan: Plan | None = None,
+    hooks: Sequence[Hook] = (),
 ) -> RunResult:
     """Do one whole training run as ``config`` asks for it, in the folder ``config.out``.
 
@@ -81,6 +86,7 @@ def run(
         resume: go on with the run in ``config.out``; what the request leaves open is as it began.
         progress: draw the progress line on stderr.
         plan: decides what only a plan can decide.
+        hooks: are called at fixed points of the run, see `graftlm.training.hooks.hook`.
 
     From then on the process gives freed memory back to the system, as the plan assumes
     (`graftlm.system.return_freed_memory`).
@@ -91,6 +97,7 @@ def run(
     """
     require_complete(config)
     format_named(config.model.weight_format)  # a name that is not registered is refused here
+    objective = objective_named(config.train.objective)(config.train)
     return_freed_memory()
     with locked(Path(config.out).absolute()) as out:
         begun = run_in(out) if resume else None
@@ -115,7 +122,8 @@ def run(
             if request.data.max_length != asked.data.max_length:
                 data = request.data
                 rows, held = read_rows(tokenizer, data, data.train, data.eval)
-        check_rows(rows, held, tokenizer, request.data, model_config_in(base), base)
+        examples = require_examples(objective, rows), objective.examples_in(held)
+        check_rows(*examples, tokenizer, request.data, model_config_in(base), base)
         origin = origin_of(request, base, rows, held)
         record = record_of_rows(rows, request.data)
         saved = trained_tokenizer(tokenizer, rows, request.data)
@@ -130,12 +138,12 @@ def run(
             release_freed_memory()
             task = _task(adapted_model(settings), stored, settings, rows, held)
             begin_run(out, settings, origin, record)
-            return _fit(task, goes_on, progress)
+            return _fit(task, goes_on, progress, hooks)
 
 
-def _fit(task: Run, goes_on: GoesOn, progress: bool) -> RunResult:
+def _fit(task: Run, goes_on: GoesOn, progress: bool, hooks: Sequence[Hook]) -> RunResult:
     resume, extended = goes_on != "anew", goes_on == "extended"
-    return fit(task, resume=resume, extended=extended, progress=progress)
+    return fit(task, resume=resume, extended=extended, progress=progress, hooks=hooks)
 
 
 def adapted_model(config: RunConfig) -> PreTrainedModel:
@@ -162,27 +170,29 @@ def adapted_model(config: RunConfig) -> PreTrainedModel:
 def train(
     model: PreTrainedModel,
     tokenizer: Any,
-    data: str | Path | Sequence[Example],
+    data: str | Path | Sequence[Any],
     config: TrainConfig | None = None,
     *,
     out: str | Path,
-    eval_data: str | Path | Sequence[Example] | None = None,
+    eval_data: str | Path | Sequence[Any] | None = None,
     data_config: DataConfig | None = None,
     resume: bool = False,
     progress: bool = True,
+    hooks: Sequence[Hook] = (),
 ) -> RunResult:
     """Train a model in hand: its adapters if it has any, else whatever requires a gradient.
 
     Args:
         model: from `graftlm.load_model`, with `graftlm.add_lora` applied unless all weights train.
         tokenizer: the model's.
-        data: a file of rows, or tokenised examples.
+        data: a file of rows, or tokenised examples, or what else the objective takes as rows.
         config: how to train.
         out: the run folder.
         eval_data: rows to measure on.
         data_config: how rows become tokens.
         resume: go on with the run in ``out``.
         progress: draw the progress line on stderr.
+        hooks: are called at fixed points of the run, see `graftlm.training.hooks.hook`.
     """
     request = RunConfig(
         method=_method_of(model),
@@ -194,6 +204,7 @@ def train(
     )
     if problems := contradictions(request):
         raise ConfigError(problems)
+    objective = objective_named(request.train.objective)(request.train)
     with locked(Path(out).absolute()) as folder:
         begun = run_in(folder) if resume else None
         if begun is None:
@@ -205,7 +216,8 @@ def train(
         rows, held = read_rows(tokenizer, request.data, data, eval_data)
         if request.train.eval_steps and not held:
             raise ConfigError("train.eval_steps needs rows to measure on: pass them as eval_data")
-        check_rows(rows, held, tokenizer, request.data, model.config.to_dict())
+        examples = require_examples(objective, rows), objective.examples_in(held)
+        check_rows(*examples, tokenizer, request.data, model.config.to_dict())
         origin = origin_of(request, None, rows, held)
         record = record_of_rows(rows, request.data)
         saved = trained_tokenizer(tokenizer, rows, request.data)
@@ -217,15 +229,15 @@ def train(
         task = _task(model, saved, settings, rows, held)
         begin_run(folder, settings, origin, record)
         task.placement.seed(settings.train.seed)
-        return _fit(task, goes_on, progress)
+        return _fit(task, goes_on, progress, hooks)
 
 
 def _task(
     model: PreTrainedModel,
     tokenizer: Any,
     config: ResolvedConfig,
-    examples: Sequence[Example],
-    eval_examples: Sequence[Example],
+    examples: Sequence[Any],
+    eval_examples: Sequence[Any],
 ) -> Run:
     """The run, ready to start; refused where what it leaves could not be written."""
     require_left_to_right(model)

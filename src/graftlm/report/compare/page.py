@@ -19,7 +19,7 @@ from graftlm.report.memory import memory_bars
 from graftlm.report.page import render
 from graftlm.report.settings import SettingRow, provenance_rows, setting_rows
 from graftlm.report.svg import Bar, Chart, Series, line_chart, stacked_bars
-from graftlm.training.metrics import read_metrics
+from graftlm.training.hooks.metrics_file import read_metrics
 from graftlm.training.origin import sha256_of_files
 from graftlm.training.resolve import learning_rate_of
 

@@ -1,0 +1,159 @@
+"""A run while it trains: what the loop changes, and what hooks are given."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from graftlm.errors import ArtifactError
+from graftlm.files import recover
+from graftlm.training import checkpoint
+from graftlm.training.checkpoint import TrainState
+from graftlm.training.evaluation import mean_loss
+from graftlm.training.measured import measure_rows
+from graftlm.training.run import Run
+
+if TYPE_CHECKING:
+    from graftlm.training.hooks.hook import Hook
+
+__all__ = ["ActiveRun"]
+
+Point = Literal[
+    "run_begins",
+    "step_begins",
+    "step_ends",
+    "evaluation_ends",
+    "checkpoint_begins",
+    "checkpoint_written",
+    "run_ends",
+]
+
+
+@dataclasses.dataclass(eq=False)
+class ActiveRun:
+    """A run under way.
+
+    Attributes:
+        run: what is fixed.
+        optimizer: of ``parameters``.
+        parameters: what trains.
+        hooks: are called in this order.
+        state: the counters.
+        row: the metrics of the last step, as `metrics.jsonl` records them.
+        end: ``finished`` once `stop` was called, ``paused`` once `pause` was.
+        stop_requested: whether the user has asked to pause, as by Ctrl-C.
+    """
+
+    run: Run
+    optimizer: torch.optim.Optimizer
+    parameters: Sequence[nn.Parameter]
+    hooks: Sequence[Hook]
+    state: TrainState = dataclasses.field(default_factory=TrainState)
+    row: dict[str, Any] = dataclasses.field(default_factory=dict)
+    end: Literal["finished", "paused"] | None = None
+    stop_requested: Callable[[], bool] = lambda: False
+    measured: dict[str, dict[str, Tensor]] = dataclasses.field(default_factory=dict)
+    saved_step: int | None = None
+    """The step whose checkpoint this process has written or restored."""
+
+    @property
+    def over(self) -> bool:
+        """Whether there is no further step."""
+        return (
+            self.end is not None or self.state.finished or self.state.step >= self.run.total_steps
+        )
+
+    def stop(self) -> None:
+        """Let the run end after this step; its result is written, as at its last step."""
+        self.end = self.end or "finished"
+
+    def pause(self) -> None:
+        """Let the run end after this step with a checkpoint only, to be resumed."""
+        self.end = self.end or "paused"
+
+    def tell(self, point: Point, *details: Any) -> None:
+        """Call each hook's method of this name."""
+        for hook in self.hooks:
+            getattr(hook, point)(self, *details)
+
+    @contextlib.contextmanager
+    def closing_hooks(self) -> Iterator[None]:
+        """Whatever happens inside, close all hooks in the end; of an exception tell them first."""
+        with contextlib.ExitStack() as closing:
+            for hook in self.hooks:
+                closing.callback(hook.closed, self)
+            try:
+                yield
+            except BaseException as error:
+                with contextlib.ExitStack() as telling:
+                    for hook in self.hooks:
+                        telling.callback(hook.failed, self, error)
+                raise
+
+    def begin(self, resume: bool, extended: bool) -> None:
+        """Take up the last checkpoint, or start; measure what the objective needs of the rows.
+
+        Args:
+            resume: whether there is a checkpoint.
+            extended: whether the run had finished, and has more steps now.
+
+        Raises:
+            ArtifactError: ``resume`` without a usable checkpoint.
+        """
+        if resume:
+            for name in ("metrics.jsonl", "summary.json", "adapter", "model"):
+                recover(self.run.out / name)
+            folder = checkpoint.latest(self.run.out / "checkpoints")
+            if folder is None:
+                raise ArtifactError(
+                    f"{self.run.out} has no checkpoint to resume from: the run stopped before its "
+                    "first. Remove the folder and start again."
+                )
+            self.state = checkpoint.restore(folder, self.run.model, self.optimizer)
+            self.saved_step = self.state.step
+        if extended:
+            self.state.finished, self.state.stale_evaluations = False, 0
+        self.measured = measure_rows(self.run, resume)
+
+    def micro_batches(self) -> list[Any]:
+        """The micro-batches of the next step."""
+        return self.run.micro_batches(self.state.step, self.measured["train"])
+
+    def evaluate(self) -> float:
+        """The mean loss on the held-out rows; hooks are told."""
+        run = self.run
+        loss, _ = mean_loss(
+            run.objective,
+            run.model,
+            run.eval_examples,
+            run.config.train.batch_size,
+            self.measured["eval"],
+        )
+        self.tell("evaluation_ends", loss)
+        return loss
+
+    def save_checkpoint(self) -> None:
+        """Write the checkpoint of this step, then delete those that are no longer kept."""
+        run, state = self.run, self.state
+        state.peak_memory_bytes = max(state.peak_memory_bytes, run.placement.peak_memory())
+        folder = run.out / "checkpoints" / f"step-{state.step}"
+        self.tell("checkpoint_begins")
+        if self.saved_step == state.step:
+            checkpoint.save_counters(folder, state)  # its tensors are there: never without one
+        else:
+            checkpoint.save(
+                folder,
+                run.model,
+                self.optimizer,
+                state,
+                run.placement.rng_state(),
+                run.config.model.name,
+            )
+            self.saved_step = state.step
+        checkpoint.prune(folder.parent, run.config.train.keep_checkpoints, state.best_step)
+        self.tell("checkpoint_written", folder)

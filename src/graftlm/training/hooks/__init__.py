@@ -1,0 +1,31 @@
+"""Everything that happens now and then in a run, one hook a file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from graftlm.training.hooks.checkpoints import Checkpoints
+from graftlm.training.hooks.early_stopping import EarlyStopping
+from graftlm.training.hooks.evaluation import Evaluation
+from graftlm.training.hooks.garbage_collection import GarbageCollection
+from graftlm.training.hooks.hook import Hook
+from graftlm.training.hooks.metrics_file import MetricsFile
+from graftlm.training.hooks.progress_line import ProgressLine
+from graftlm.training.hooks.tensorboard import TensorBoard
+from graftlm.training.run import Run
+
+__all__ = ["Hook", "hooks_of"]
+
+
+def hooks_of(run: Run, *, progress: bool, others: Sequence[Hook] = ()) -> list[Hook]:
+    """The hooks of a run in the order in which they are called; ``others`` are the user's.
+
+    The row of a step is complete before it is written, and written before the checkpoint of the
+    step: a run that is killed in between repeats the step and loses nothing.
+    """
+    hooks: list[Hook] = [GarbageCollection(), Evaluation(), *others, MetricsFile(run.out)]
+    if run.config.train.tensorboard:
+        hooks.append(TensorBoard(run.out))
+    if progress:
+        hooks.append(ProgressLine())
+    return [*hooks, Checkpoints(), EarlyStopping()]

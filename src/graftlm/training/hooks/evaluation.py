@@ -1,0 +1,28 @@
+"""The held-out rows are measured before the first step and every `train.eval_steps`."""
+
+from __future__ import annotations
+
+from graftlm.training.active_run import ActiveRun
+from graftlm.training.hooks.hook import Hook
+
+__all__ = ["Evaluation"]
+
+
+class Evaluation(Hook):
+    """Measures, and remembers the best measurement in the run's state."""
+
+    def step_begins(self, active: ActiveRun) -> None:
+        """Measure what training starts from, before the first step of all."""
+        if active.run.eval_examples and active.state.eval_loss_before is None:
+            active.state.eval_loss_before = active.evaluate()
+
+    def step_ends(self, active: ActiveRun) -> None:
+        """Measure, where it is due, into the row's ``eval_loss``."""
+        state, every = active.state, active.run.config.train.eval_steps
+        if not every or not active.run.eval_examples or state.step % every:
+            return
+        loss = active.row["eval_loss"] = active.evaluate()
+        if state.best_eval_loss is None or loss < state.best_eval_loss:
+            state.best_eval_loss, state.best_step, state.stale_evaluations = loss, state.step, 0
+        else:
+            state.stale_evaluations += 1

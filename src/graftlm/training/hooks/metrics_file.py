@@ -1,0 +1,78 @@
+"""`metrics.jsonl`: the run's record, one JSON object a step."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import Any, TextIO
+
+from graftlm.errors import ResourceError
+from graftlm.files import atomic_write
+from graftlm.training.active_run import ActiveRun
+from graftlm.training.hooks.hook import Hook
+
+__all__ = ["MetricsFile", "read_metrics"]
+
+
+class MetricsFile(Hook):
+    """Appends each step's row; a resumed run first drops the rows past its checkpoint.
+
+    Args:
+        folder: the run folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "metrics.jsonl"
+        self._file: TextIO | None = None
+
+    def run_begins(self, active: ActiveRun) -> None:
+        """Open the file at the row where the run goes on."""
+        kept = [row for row in read_metrics(self.path) if row["step"] <= active.state.step]
+        with atomic_write(self.path) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        self._file = self.path.open("a", encoding="utf-8")
+
+    def step_ends(self, active: ActiveRun) -> None:
+        """Append the row and hand it to the operating system.
+
+        Raises:
+            ResourceError: the disk is full.
+        """
+        assert self._file is not None
+        try:
+            self._file.write(json.dumps(active.row) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise ResourceError(
+                f"cannot write {self.path}: {error.strerror or error}. The checkpoints written so "
+                "far stand: free some space, then go on from the last one with --resume."
+            ) from error
+
+    def checkpoint_begins(self, active: ActiveRun) -> None:
+        """No checkpoint is on the disk before the rows of its steps."""
+        assert self._file is not None
+        os.fsync(self._file.fileno())
+
+    def failed(self, active: ActiveRun, error: BaseException) -> None:
+        """Close the file; a line that could not be written is tried again, and reported already."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()
+            self._file = None
+
+    def closed(self, active: ActiveRun) -> None:
+        """Close the file, all of it on the disk."""
+        if self._file is not None:
+            with self._file:
+                os.fsync(self._file.fileno())
+            self._file = None
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a `metrics.jsonl`; a last line cut off by a crash is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1]]  # what follows the last newline is unfinished
