@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -84,3 +87,66 @@ def test_the_page_fits_a_phone_and_follows_the_systems_colours(
     assert 'class="n"' not in facts
     assert "prefers-color-scheme: dark" in text
     assert "width: 0.0%" not in text
+
+
+@pytest.mark.parametrize("kind", ["link", "folder", "device"])
+def test_the_page_replaces_nothing_but_a_file(
+    kind, monkeypatch, capsys, rows_file, tmp_path, tiny_llama
+):
+    page = tmp_path / "page.html"
+    if kind == "link":
+        (tmp_path / "precious").write_text("kept")
+        page.symlink_to(tmp_path / "precious")
+    elif kind == "folder":
+        page.mkdir()
+    else:
+        page = Path("/dev/null")
+    code, _, err = run(monkeypatch, capsys, rows_file, "--model", tiny_llama, "--html", page)
+    assert code == 2
+    assert "is a link, a folder or a device" in err
+    assert page.is_symlink() == (kind == "link")
+    assert page.is_dir() == (kind == "folder")
+
+
+def test_escape_sequences_of_rows_do_not_reach_the_terminal(
+    monkeypatch, capsys, tmp_path, tiny_llama
+):
+    path = tmp_path / "rows.jsonl"
+    bad = "\x1b[2J\x1b]0;owned\x07\x9b31m\u202e"
+    rows = [
+        {"prompt": f"a{bad}", "completion": f"b{bad}", bad: "x"},
+        {"messages": [{"role": bad, "content": "x"}]},
+        {"prompt": f"a{bad} </s>", "completion": "c"},
+        {bad: "x"},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, out, err = run(monkeypatch, capsys, path, "--model", tiny_llama)
+    assert "\\x1b[2J" in out
+    for character in "\x1b\x07\x9b\u202e":
+        assert character not in out + err
+    words = ["train", "--model", tiny_llama, "--data", path, "--out", tmp_path / "run"]
+    monkeypatch.setattr(sys, "argv", ["graftlm", *map(str, words)])
+    with pytest.raises(SystemExit):
+        main()
+    said = capsys.readouterr()
+    assert "malformed" in said.err
+    assert "\x1b[2J" not in said.out + said.err
+
+
+def test_pipes_of_a_shell_are_read(tiny_llama, rows_file):
+    """`<(…)`, `/dev/stdin` and `-` give the rows that the file gives."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+
+    def hashes(words):
+        script = "import sys; from graftlm.cli import main; sys.argv[0] = 'graftlm'; main()"
+        shell = f'{sys.executable} -c "{script}" check {words} --json --model {tiny_llama}'
+        done = subprocess.run(
+            ["bash", "-c", shell], capture_output=True, text=True, env=environment, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        result = json.loads(done.stdout)
+        return {k: v for k, v in result.items() if k != "data"}
+
+    expected = hashes(str(rows_file))
+    for words in (f"<(cat {rows_file})", f"/dev/stdin < {rows_file}", f"- < {rows_file}"):
+        assert hashes(words) == expected

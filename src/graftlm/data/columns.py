@@ -7,6 +7,7 @@ and named; a row with the second kind is refused.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import json
 import shlex
@@ -46,7 +47,7 @@ _ALIASES = {
     "messages": ("messages", "conversation", "dialog", "dialogue", "chat", "turns", "message"),
     "text": ("text", "content", "document", "body", "sentence"),
 }
-_LOOKED_AT = 40
+_LOOKED_AT = 30
 """Columns of a row that are compared with names we know."""
 
 
@@ -179,7 +180,7 @@ def suggestion(names: tuple[str, ...]) -> str:
     """The format that these columns come nearest to, and the setting that would map them.
 
     Args:
-        names: columns of the row, the first 40 of which are looked at.
+        names: columns of the row, the first 30 of which are looked at.
     """
     looked_at = [name for name in names[:_LOOKED_AT] if name.strip()]
     name, mapping = _nearest(looked_at)
@@ -219,7 +220,7 @@ def _nearest(names: list[str]) -> tuple[str, dict[str, str]]:
                 hits += 1
                 continue
             usual = [by_normal[a] for a in _ALIASES.get(column, (column,)) if a in by_normal]
-            close = usual or [name for name in names if near_matches(column, [name])]
+            close = usual or difflib.get_close_matches(column, names, n=3, cutoff=0.5)
             close = [name for name in close if name not in (*mapping.values(), *needed)]
             if close:
                 mapping[column] = close[0]
