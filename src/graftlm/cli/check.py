@@ -121,7 +121,7 @@ def _print(result: Audit, facts: list[tuple[str, str]]) -> None:
     console = Console(highlight=False, soft_wrap=False)
     table = Table.grid(padding=(0, 2))
     for label, value in facts:
-        table.add_row(Text(label, style="dim"), Text(printable(value)))
+        table.add_row(Text(label, style="dim"), Text(printable(value), overflow="fold"))
     console.print(table)
     _print_histogram(console, result)
     for sample in result.samples:
@@ -150,6 +150,6 @@ def _print_histogram(console: Console, result: Audit) -> None:
     from rich.text import Text
 
     most = max((rows for _, rows in result.length_histogram), default=0)
-    for upto, rows in result.length_histogram:
+    for upto, rows in ((upto, rows) for upto, rows in result.length_histogram if rows):
         bar = "█" * -(-40 * rows // most)
         console.print(Text(f"  ≤ {upto:>6} {rows:>9,} ").append(bar, style="blue"))

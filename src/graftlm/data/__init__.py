@@ -1,7 +1,7 @@
 """From rows to batches: sources, formats, chat templates, exact loss masks, packing, an audit.
 
-What needs torch, which is `batch` alone, is imported on first use: checking data, and the processes
-that tokenise it, do without.
+Only `batch` needs torch, and it is imported on first use: the processes that tokenise rows do
+without torch.
 """
 
 from __future__ import annotations

@@ -2,12 +2,13 @@
 
 Labels are not shifted: ``labels[b, t]`` is the token at ``t`` where that token is learned, and
 ``IGNORED`` elsewhere; the loss predicts ``labels[:, 1:]`` from positions ``[:, :-1]``. Padding is
-told by position, from the lengths, never by comparing with a pad id: pad = eos is harmless.
+recognised by its position, from the lengths, and never by a pad id: the pad token may be the end
+token.
 
 A packed example holds one or more sequences end to end. Their positions restart at zero, which is
 how transformers recognises them (with ``attention_mask=None`` and no cache) and keeps each from
-attending to the others. A lone one needs neither mask nor positions: the padding is behind it, and
-it sees only what is before.
+attending to the others. A single sequence needs neither mask nor positions: its padding comes after
+it, and attention is causal.
 """
 
 from __future__ import annotations
@@ -63,8 +64,8 @@ class Batch:
 def rounded_length(length: int, most: int | None = None) -> int:
     """``length`` rounded up to one of eight lengths an octave, a multiple of 8 at least.
 
-    PyTorch's products in 16 bits compile and keep a kernel for each shape they meet: 20 MB a length
-    for a small model, for ever. A few lengths, and a few per cent of padding, keep that bounded.
+    PyTorch compiles a kernel for each shape of its products in 16 bits and never frees it: 20 MB a
+    length for a small model. Using few lengths bounds that, for a few per cent of padding.
 
     Args:
         length: tokens of the longest row.

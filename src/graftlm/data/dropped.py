@@ -66,7 +66,7 @@ def _kind_of_loss(content: str, shown: str) -> str:
 
 
 def _holds(text: str, part: str) -> bool:
-    """Whether a part stands in a text, whatever became of its spaces."""
+    """Whether a text contains a part, when spaces are not compared."""
     wanted = part.strip()
     return wanted in text or "".join(wanted.split()) in "".join(text.split())
 

@@ -1,8 +1,8 @@
 """`load_examples`: from a source to what training iterates over.
 
-Small data is tokenised in memory. Large files are tokenised in parallel into the cache and
-memory-mapped: the key is their content, the settings that matter and the tokenizer, so that a
-second run, or a second process, opens them at once.
+Small data is tokenised in memory. Large files are tokenised into the cache and memory-mapped. The
+cache's key is their content, the settings that change tokens, and the tokenizer, so that a second
+run, or a second process, need not tokenise them again.
 """
 
 from __future__ import annotations
@@ -103,14 +103,14 @@ def split(examples: Examples, fraction: float) -> tuple[Examples, Examples]:
 
 
 def held_out(hashes: npt.NDArray[np.uint64], fraction: float) -> npt.NDArray[np.bool_]:
-    """Which rows are held out: a property of each row alone, so it is so for ever, in any file."""
+    """Which rows are held out; depends on a row's content alone, not on its place or its file."""
     # Mixed once more, so that a split of a split is not empty.
     mixed = hashes * np.uint64(0x9E3779B97F4A7C15)
     return (mixed >> np.uint64(11)) < np.uint64(fraction * 2**53)
 
 
 def _weighted(examples: Examples, weight: float) -> Examples:
-    """Each example ``weight`` times; of the fractional part, a choice by content."""
+    """Each example ``weight`` times; its content decides who gets the fractional part."""
     copies = np.full(len(examples), int(weight))
     mixed = (examples.hashes ^ np.uint64(0xD6E8FEB86659FD93)) * np.uint64(0x9E3779B97F4A7C15)
     copies += (mixed >> np.uint64(11)) < np.uint64((weight - int(weight)) * 2**53)

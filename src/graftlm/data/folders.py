@@ -1,8 +1,7 @@
 """Which files of a folder or glob are rows to learn from, and what is said of the rest.
 
-A folder may hold a data set's test files beside those to train on, files that the `datasets`
-library keeps for itself, and texts about the data. Only what is meant is read; what is left out
-is named.
+A folder may hold a data set's test files beside those to train on, cache files of the `datasets`
+library, and texts about the data. Test files are left out and named; the others are no rows.
 """
 
 from __future__ import annotations
@@ -76,8 +75,8 @@ def chosen_files(
 ) -> tuple[tuple[Path, ...], list[str]]:
     """Of several files, those of the split that serves the purpose, and what there is to say.
 
-    Test and validation files, which their names or folders tell, are not trained on. To measure
-    on, validation files come before test files, and training files are not taken beside them.
+    Test and validation files are recognised by their names or folders and are not trained on. To
+    measure on, validation files are preferred to test files, and test files to the others.
 
     Args:
         name: what the user asked for.

@@ -1,7 +1,7 @@
-"""Packing: several examples in one sequence, with no padding to speak of and no contamination.
+"""Packing: several examples in one sequence, with little padding.
 
 Best-fit decreasing: the longest example first, each into the fullest sequence that still has room.
-That each attends only to itself is told by positions that restart (`batch.collate`).
+Positions that restart (`batch.collate`) keep each example from attending to the others.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ __all__ = ["PackedExamples", "lengths_of", "pack", "pack_examples"]
 def pack(lengths: Sequence[int] | npt.NDArray[np.int32], capacity: int) -> list[list[int]]:
     """Bins of example numbers whose lengths add up to at most ``capacity``.
 
-    Takes O(n · log capacity) for n examples: a tree over the remaining room, of which only
-    ``capacity + 1`` values exist, finds the fullest bin that still fits.
+    Takes O(n · log capacity) for n examples. The remaining room of a bin has only ``capacity + 1``
+    possible values; a tree over them finds the fullest bin that an example still fits into.
 
     Args:
         lengths: tokens in each example, each at most ``capacity``.
@@ -110,6 +110,6 @@ def pack_examples(examples: Sequence[Example], capacity: int) -> PackedExamples:
 
 
 def lengths_of(examples: Sequence[Example]) -> Sequence[int] | npt.NDArray[np.int32]:
-    """Tokens in each example, without reading them where that is known."""
+    """Tokens in each example; examples that know their lengths are not read."""
     known: Sequence[int] | None = getattr(examples, "lengths", None)
     return [len(example) for example in examples] if known is None else known

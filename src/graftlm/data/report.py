@@ -14,7 +14,7 @@ __all__ = ["LoadReport"]
 
 _SHOWN = 5
 _COLUMNS = 200
-"""Unused columns that are told apart."""
+"""Unused columns that are counted each by its own name."""
 
 
 @dataclass

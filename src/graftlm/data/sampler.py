@@ -1,7 +1,7 @@
 """The order of rows: a pure function of the lengths, the seed and the epoch.
 
-Nothing is carried from one step to the next, so a run resumes at step ``s`` of an epoch by taking
-``batches(...)[s:]``, and sees exactly the rows it would have seen.
+No state passes from one step to the next: a run that resumes at step ``s`` of an epoch takes
+``batches(...)[s:]`` and gets exactly the rows that it would have got.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy.typing as npt
 __all__ = ["batches"]
 
 _POOL = 64
-"""Batches that are sorted by length together: long enough to pad little, short enough to mix."""
+"""Batches that are sorted by length together: more pad less, fewer mix the rows better."""
 
 
 def batches(
@@ -36,7 +36,7 @@ def batches(
         batch_size: rows a batch.
         seed: the run's.
         epoch: counted from zero; each has an order of its own.
-        group_by_length: without it, rows are shuffled and cut, no more.
+        group_by_length: if false, rows are only shuffled and cut into batches.
     """
     generator = np.random.default_rng([seed, epoch])
     order = generator.permutation(len(lengths))

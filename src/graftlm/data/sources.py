@@ -28,7 +28,7 @@ _HUB = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<split>[\w\[\]:%+-]+))?")
 
 @dataclass(frozen=True)
 class Source:
-    """Rows that can be iterated over, with a key where their content can be told beforehand.
+    """Rows to iterate over; files also have a key of their content.
 
     Attributes:
         name: what the user called them.

@@ -1,4 +1,4 @@
-"""What becomes of a row longer than ``max_length``: a policy, and never silently nothing."""
+"""What becomes of a row longer than ``max_length``; every loss is counted."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def truncate(
         config: its ``max_length`` and ``truncation``.
         counts: takes the counts.
         head: the tokens that begin every text of this tokenizer, usually its begin token. Where a
-            row begins with them, so does every part of it: models read nothing without.
+            row begins with them, so does every part of it, as models never read text without them.
     """
     limit = config.max_length
     windows = [example]

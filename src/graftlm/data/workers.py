@@ -1,13 +1,13 @@
 """Preparing many chunks: in this process, or in several.
 
 In this process, the tokenizer works on one chunk, on all cores and without Python's lock, while
-Python renders the next one. That takes one copy of the tokenizer, which for a large vocabulary is
-hundreds of megabytes.
+Python renders the next one. That needs one copy of the tokenizer, which for a large vocabulary
+takes hundreds of megabytes.
 
-Several processes also share Python's part, each with a tokenizer of its own. They are plain
-subprocesses that read chunks from their standard input and write examples to their standard output:
-started without the user's main module, so a script needs no ``__main__`` guard, and without a fork,
-so nothing of this process' threads is carried over.
+Several processes also divide the rendering among them; each has its own tokenizer. They are plain
+subprocesses that read chunks from standard input and write examples to standard output. They do not
+import the user's main module, so a script needs no ``__main__`` guard, and they are not forked, so
+they inherit no threads.
 """
 
 from __future__ import annotations

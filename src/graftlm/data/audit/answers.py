@@ -61,6 +61,6 @@ class Answers:
                 found.append(
                     Finding("constant_answer", severity, count,
                             f"examples ({share:.0%}) have the same answer, {text[:60]!r}: the "
-                            "model would learn to say that, whatever it is asked")
+                            "model would learn to give it to every prompt")
                 )  # fmt: skip
         return found

@@ -51,9 +51,9 @@ Model <b>{{ model }}</b>.</p>
 {% endfor %}</table>{% else %}<p>None.</p>{% endif %}
 <h2>Tokens a row</h2>
 <table class="lengths">
-{% for upto, rows in audit.length_histogram %}<tr><td class="n">≤ {{ upto }}</td>
-<td class="n">{{ "{:,}".format(rows) }}</td><td>{% if rows %}<div class="bar"
-style="width: {{ (100 * rows / most) | round(2) }}%"></div>{% endif %}</td></tr>{% endfor %}</table>
+{% for upto, rows in audit.length_histogram if rows %}<tr><td class="n">≤ {{ upto }}</td>
+<td class="n">{{ "{:,}".format(rows) }}</td><td><div class="bar"
+style="width: {{ (100 * rows / most) | round(2) }}%"></div></td></tr>{% endfor %}</table>
 <h2>Samples</h2>
 <p><mark>Marked text is learned</mark>; the rest is only read.</p>
 {% for sample in audit.samples %}<pre>{% for text, learned in sample.pieces -%}

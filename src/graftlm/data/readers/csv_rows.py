@@ -1,4 +1,4 @@
-"""Tables as text: CSV as Excel, pandas and databases write it, whatever separates the fields.
+"""Tables as text: CSV as Excel, pandas and databases write it, with any usual separator.
 
 Excel writes `;` between fields where the comma is the decimal sign (Vietnam, most of Europe), may
 begin with a line ``sep=;``, and calls tab-separated UTF-16 "Unicode text". The separator is read

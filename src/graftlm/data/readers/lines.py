@@ -1,4 +1,4 @@
-"""Lines of a file, each of a bounded size, in the encoding that the file's first bytes tell."""
+"""Lines of a file, each of a bounded size, in UTF-8 or in what its byte order mark says."""
 
 from __future__ import annotations
 
