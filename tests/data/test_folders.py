@@ -54,7 +54,7 @@ def test_words_that_only_look_like_a_split_are_none(tmp_path):
     source = open_source(tmp_path)
     assert prompts(source) == ["b", "a"]
     assert len(source.notes) == 1
-    assert "reads 2 files (contest.jsonl, latest.jsonl)" in source.notes[0]
+    assert "reads 2 of 2 files (contest.jsonl, latest.jsonl)" in source.notes[0]
 
 
 def test_a_glob_that_matches_both_trains_on_one(tmp_path):

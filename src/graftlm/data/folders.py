@@ -103,7 +103,7 @@ def chosen_files(
     left = [file for file in files if file not in chosen]
     notes = []
     if len(files) > 1:
-        notes.append(f"{name}: reads {len(chosen)} files ({_listed(chosen, root)})")
+        notes.append(f"{name}: reads {len(chosen)} of {len(files)} files ({_listed(chosen, root)})")
     if left:
         why = "not trained on" if purpose == "train" else "not measured on"
         notes.append(f"{name}: {_listed(left, root)} left out, by name another split, {why}")

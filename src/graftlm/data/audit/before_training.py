@@ -39,20 +39,15 @@ def require_fit(examples: Sequence[Example], limits: ModelLimits) -> list[Findin
 
 
 def said_before_training(
-    examples: Sequence[Example],
+    examples: Examples,
     held: Sequence[Example],
     form: ChatFormat,
     config: DataConfig,
 ) -> list[Finding]:
     """What is worth a line before hours are spent, on rows that can be trained on."""
-    found: list[Finding] = []
-    if isinstance(examples, Examples):
-        found += [
-            finding
-            for finding in template_findings(examples.report, config, form)
-            if finding.severity == "warning"
-        ]
-    if isinstance(examples, Examples) and isinstance(held, Examples) and len(held):
+    findings = template_findings(examples.report, config, form)
+    found = [finding for finding in findings if finding.severity == "warning"]
+    if isinstance(held, Examples) and len(held):
         same = int(np.isin(held.hashes, examples.hashes).sum())
         if same:
             found.append(
