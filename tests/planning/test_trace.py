@@ -17,6 +17,7 @@ from graftlm.models.assemble import assemble
 from graftlm.models.streaming import linear_layers, unquantized_names
 from graftlm.planning.trace import BatchShape, Trace, trace_step
 from graftlm.training.next_token import NextToken
+from graftlm.training.resolve import embeddings_of
 from graftlm.training.run import recompute_activations
 from graftlm.training.step import train_step
 from tests.oracles.model_families import FAMILIES, tiny_config
@@ -53,9 +54,7 @@ def random_weights(config: RunConfig) -> Any:
 def allocated_by_a_real_step(config: RunConfig, shape: BatchShape) -> tuple[int, int]:
     """Bytes held between steps, and the peak a step adds to them, as the allocator reports."""
     torch.manual_seed(0)
-    model = assemble(
-        SMALL, lambda _: random_weights(config), embeddings=config.model.embeddings_held
-    )
+    model = assemble(SMALL, lambda _: random_weights(config), embeddings=embeddings_of(config))
     if config.method != "full":
         add_lora(model, config.lora)
     if config.train.gradient_checkpointing:
