@@ -11,8 +11,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from graftlm.adapters.adapter import Adapter, register_adapter
+    from graftlm.adapters.lora_embedding import LoRAEmbedding
+    from graftlm.adapters.lora_linear import LoRALinear
     from graftlm.data.batch import Batch, collate
     from graftlm.data.example import Example
+    from graftlm.export.target import ExportTarget, Proof, register_target
     from graftlm.frozen.checkpoint_format import CheckpointFormat
     from graftlm.frozen.formats import format_named, formats, register_format
     from graftlm.frozen.weight import FrozenWeight, ScaledRows, StorageSettings, WeightSettings
@@ -24,12 +28,17 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ActiveRun",
+    "Adapter",
     "Batch",
     "CheckpointFormat",
     "Example",
+    "ExportTarget",
     "FrozenWeight",
     "Hook",
+    "LoRAEmbedding",
+    "LoRALinear",
     "Objective",
+    "Proof",
     "ScaledRows",
     "StorageSettings",
     "WeightSettings",
@@ -38,18 +47,25 @@ __all__ = [
     "formats",
     "micro_batches",
     "next_token_loss",
+    "register_adapter",
     "register_format",
     "register_objective",
+    "register_target",
 ]
 
 _HOME = {
     "ActiveRun": "training.active_run",
+    "Adapter": "adapters.adapter",
     "Batch": "data.batch",
     "CheckpointFormat": "frozen.checkpoint_format",
     "Example": "data.example",
+    "ExportTarget": "export.target",
     "FrozenWeight": "frozen.weight",
     "Hook": "training.hooks.hook",
+    "LoRAEmbedding": "adapters.lora_embedding",
+    "LoRALinear": "adapters.lora_linear",
     "Objective": "training.objective",
+    "Proof": "export.target",
     "ScaledRows": "frozen.weight",
     "StorageSettings": "frozen.weight",
     "WeightSettings": "frozen.weight",
@@ -58,8 +74,10 @@ _HOME = {
     "formats": "frozen.formats",
     "micro_batches": "training.batching",
     "next_token_loss": "training.next_token",
+    "register_adapter": "adapters.adapter",
     "register_format": "frozen.formats",
     "register_objective": "training.objective",
+    "register_target": "export.target",
 }
 
 

@@ -20,6 +20,7 @@ from graftlm.cli.demo import demo
 from graftlm.cli.doctor import doctor
 from graftlm.cli.ending import exit_code_of, flush, prepare_streams
 from graftlm.cli.eval import evaluate
+from graftlm.cli.export import export
 from graftlm.cli.generate import generate
 from graftlm.cli.merge import merge
 from graftlm.cli.plan import plan
@@ -37,7 +38,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, doctor, plan, check, quantize, train, compare, merge, generate, chat):
+for command in (demo, doctor, plan, check, quantize, train, compare, merge, export, generate, chat):
     app.command()(command)
 app.command("eval")(evaluate)
 

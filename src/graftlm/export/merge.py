@@ -49,7 +49,7 @@ from graftlm.models.streaming import (
     unquantized_names,
 )
 
-__all__ = ["merge_to_folder"]
+__all__ = ["merge_to_folder", "prepare_merge"]
 
 SMALL_FILES_BYTES = 100_000_000
 
@@ -90,7 +90,7 @@ def merge_to_folder(
     """
     name = base or base_of(adapter)
     source = resolve(name)
-    merge = _prepare(adapter, source.path, name, onto, dtype)
+    merge = prepare_merge(adapter, source.path, name, onto, dtype)
     require_free_space(out, merge.predicted_bytes() + SMALL_FILES_BYTES, "Merging")
     with atomic_folder(out) as folder:
         writer = ShardWriter(folder, max_shard_bytes)
@@ -193,9 +193,18 @@ class _Merge:
         return merged
 
 
-def _prepare(
-    adapter: str | Path, folder: Path, name: str, onto: str | None, dtype: torch.dtype | None
+def prepare_merge(
+    adapter: str | Path,
+    folder: Path,
+    name: str,
+    onto: str | None = None,
+    dtype: torch.dtype | None = None,
 ) -> _Merge:
+    """Plan the merge of ``adapter`` into the base ``name``, which lies in ``folder``.
+
+    Names and shapes are read, weights are not. The arguments and errors are those of
+    `merge_to_folder`.
+    """
     config = load_config(folder)
     already = stored_as(config.__dict__.pop("quantization_config", None), name)
     chosen = _choose(onto, adapter, name, already[0] if already else None)

@@ -1,0 +1,37 @@
+"""`graftlm export`: write an adapter in the form another tool takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from graftlm.cli._shared import JsonOption, say
+
+__all__ = ["export"]
+
+
+def export(
+    adapter: Annotated[Path, typer.Argument(help="A PEFT adapter folder, or a run folder.")],
+    to: Annotated[str, typer.Option(help="The form: `transformers` (merged), `peft`, …")],
+    out: Annotated[Path, typer.Option(help="What to write.")],
+    base: Annotated[
+        str | None,
+        typer.Option(
+            help="The base model; default: the one the adapter names.", show_default=False
+        ),
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Run what was written beside the live adapter.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write an adapter in the form another tool takes, and prove it on request.
+
+    Example: `graftlm export runs/first --to transformers --out merged --verify`
+    """
+    from graftlm.export import export as write
+
+    report = write(adapter, to, out, base=base, verify=verify)
+    say(report, as_json, "\n".join(f"{name}: {value}" for name, value in report.items()))

@@ -1,0 +1,90 @@
+"""Whether a written model says what the live adapter says, by logits on a few rows.
+
+    away = ‖written − live‖ / ‖base − live‖
+
+0: the written model is the adapter on its base; 1: as far from it as the base without the adapter.
+The norms run over all logits of all rows. The rows are random token ids, drawn with a fixed seed:
+an adapter changes every token's logits, and ids need no tokenizer.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from graftlm.adapters import disable_adapters
+from graftlm.adapters.adapter_folder import run_settings, trained_on
+from graftlm.adapters.peft_format import load_adapter
+from graftlm.export.target import Proof
+from graftlm.models import load_model
+
+__all__ = ["LARGEST_DISTANCE", "compare"]
+
+ROWS, LENGTH = 4, 32
+LARGEST_DISTANCE = 0.25
+
+
+def compare(
+    adapter: Path, base: str, written: Callable[[], nn.Module], onto: str | None = None
+) -> Proof:
+    """Run the live adapter, its base, and then the model that ``written`` opens.
+
+    One model is in memory at a time.
+
+    Args:
+        adapter: a PEFT adapter folder, or a run folder.
+        base: the name of its base model.
+        written: opens what was written.
+        onto: ``"nf4"`` holds the base in 4 bits, ``"original"`` as it is; by default what the
+            adapter was trained on.
+
+    Returns:
+        The figures ``distance`` (away, as in the file's docstring), ``update`` (‖base − live‖ /
+        ‖live‖) and ``rows``; a problem where the distance is above `LARGEST_DISTANCE`, or where
+        the written model is the base.
+    """
+    live, alone, ids = _live_and_base(adapter, base, onto or trained_on(adapter) or "original")
+    gc.collect()
+    there = _logits(written(), ids)
+    update, distance = float((alone - live).norm()), float((there - live).norm())
+    away = distance / update if update else float(distance > 0)
+    figures = {"distance": away, "update": update / float(live.norm()), "rows": ROWS}
+    problems = []
+    if not torch.isfinite(there).all():
+        problems.append("its logits are not finite")
+    elif update and torch.equal(there, alone):
+        problems.append("it is the base model: its logits are those without the adapter")
+    elif away > LARGEST_DISTANCE:
+        problems.append(
+            f"its logits are {away:.3g} of the adapter's own effect away from the live adapter's; "
+            f"expected at most {LARGEST_DISTANCE:g}. Was another base, or another form of it, "
+            "merged onto? In 16 bits a small update can also be lost to rounding: see update_kept."
+        )
+    return Proof(problems, figures)
+
+
+def _live_and_base(adapter: Path, base: str, onto: str) -> tuple[Tensor, Tensor, Tensor]:
+    settings = run_settings(adapter)
+    held: dict[str, Any] = {}
+    if settings is not None:
+        names = ("block_size", "double_quant", "dtype")
+        held = {name: getattr(settings.model, name) for name in names}
+    model, _ = load_model(base, quantize="nf4" if onto == "nf4" else None, **held)
+    load_adapter(model, adapter)
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(vocabulary, (ROWS, LENGTH), generator=draw)
+    live = _logits(model, ids)
+    with disable_adapters(model):
+        return live, _logits(model, ids), ids
+
+
+@torch.no_grad()
+def _logits(model: nn.Module, ids: Tensor) -> Tensor:
+    model.train(False)
+    return model(input_ids=ids).logits.float()  # type: ignore[no-any-return]

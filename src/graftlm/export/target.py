@@ -1,0 +1,135 @@
+"""The contract of an export target: a form in which other tools take an adapter.
+
+    problems = target.check(adapter, base)      before anything is written
+    figures  = target.write(adapter, base, out) whole or not at all
+    proof    = target.verify(adapter, base, out) what was written, run beside the live adapter
+
+A target registers itself under the name that `graftlm export --to` takes.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from pathlib import Path
+from typing import Any, TypeVar
+
+from graftlm.adapters.adapter_folder import base_of
+from graftlm.errors import ArtifactError, ConfigError, GraftLMError, near_matches
+
+__all__ = [
+    "ExportError",
+    "ExportTarget",
+    "Proof",
+    "export",
+    "register_target",
+    "target_named",
+    "targets",
+]
+
+
+class ExportError(GraftLMError):
+    """What was written does not do what the adapter does."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Proof:
+    """What running the written files showed.
+
+    Attributes:
+        problems: what is wrong with them; empty when they do what the adapter does.
+        figures: what was measured.
+    """
+
+    problems: list[str]
+    figures: dict[str, Any]
+
+
+class ExportTarget(abc.ABC):
+    """One form in which other tools take an adapter.
+
+    ``adapter`` is a PEFT adapter folder or a run folder, ``base`` names its base model.
+    """
+
+    @abc.abstractmethod
+    def check(self, adapter: Path, base: str) -> list[str]:
+        """What stands in the way of writing ``adapter`` in this form; nothing is written."""
+
+    @abc.abstractmethod
+    def write(self, adapter: Path, base: str, out: Path) -> dict[str, Any]:
+        """Write ``out``, whole or not at all, and return what there is to say about it."""
+
+    @abc.abstractmethod
+    def verify(self, adapter: Path, base: str, out: Path) -> Proof:
+        """Open what was written and compare it with the adapter on its base."""
+
+
+ClassT = TypeVar("ClassT", bound=type[ExportTarget])
+_registered: dict[str, type[ExportTarget]] = {}
+
+
+def register_target(name: str, cls: ClassT) -> ClassT:
+    """Make ``cls`` known as ``name``.
+
+    Raises:
+        ValueError: the name is taken by another class.
+    """
+    if _registered.setdefault(name, cls) is not cls:
+        raise ValueError(f"an export target {name!r} is registered already")
+    return cls
+
+
+def targets() -> list[str]:
+    """The names of the registered targets."""
+    return sorted(_registered)
+
+
+def target_named(name: str) -> ExportTarget:
+    """The target of this name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in _registered:
+        hint = near_matches(name, _registered)
+        raise ConfigError(f"no export target {name!r}{hint}. There are: {', '.join(targets())}")
+    return _registered[name]()
+
+
+def export(
+    adapter: str | Path, to: str, out: str | Path, *, base: str | None = None, verify: bool = False
+) -> dict[str, Any]:
+    """Write ``adapter`` in the form that the target ``to`` takes.
+
+    Args:
+        adapter: a PEFT adapter folder, or a run folder.
+        to: the name of a registered target.
+        out: what to create.
+        base: the base model; by default the one the adapter names.
+        verify: open what was written and compare it with the live adapter.
+
+    Returns:
+        ``to``, ``base``, ``out``, what the target says of what it wrote, and under ``verified``
+        what was measured (``None`` without ``verify``).
+
+    Raises:
+        ConfigError: there is no such target.
+        ArtifactError: the adapter cannot be written in this form; every problem is listed.
+        ExportError: what was written does not do what the adapter does. It is left in place.
+        ResourceError: the disk is too small, or ``out`` exists or cannot be written.
+    """
+    target = target_named(to)
+    name = base or base_of(adapter)
+    if problems := target.check(Path(adapter), name):
+        raise ArtifactError(f"{adapter} cannot be exported to {to}:\n" + "\n".join(problems))
+    said = target.write(Path(adapter), name, Path(out))
+    verified = None
+    if verify:
+        proof = target.verify(Path(adapter), name, Path(out))
+        if proof.problems:
+            raise ExportError(
+                f"{out} was written, and does not do what the adapter does:\n"
+                + "\n".join([*proof.problems, f"measured: {proof.figures}"])
+            )
+        verified = proof.figures
+    return {"to": to, "base": name, "out": str(out), **said, "verified": verified}

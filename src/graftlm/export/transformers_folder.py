@@ -1,0 +1,45 @@
+"""Export target `transformers`: the adapter folded into its base, as `graftlm merge` writes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from graftlm.errors import GraftLMError
+from graftlm.export.compare_logits import compare
+from graftlm.export.merge import merge_to_folder, prepare_merge
+from graftlm.export.target import ExportTarget, Proof, register_target
+from graftlm.models import load_model, resolve
+
+__all__ = ["TransformersFolder"]
+
+
+class TransformersFolder(ExportTarget):
+    """A plain folder that transformers, and what reads its folders, opens without an adapter."""
+
+    def check(self, adapter: Path, base: str) -> list[str]:
+        """Read names and shapes of both; weights are not read."""
+        try:
+            prepare_merge(adapter, resolve(base).path, base)
+        except GraftLMError as error:
+            return [str(error)]
+        return []
+
+    def write(self, adapter: Path, base: str, out: Path) -> dict[str, Any]:
+        """What `merge_to_folder` does and says."""
+        return merge_to_folder(adapter, out, base=base)
+
+    def verify(self, adapter: Path, base: str, out: Path) -> Proof:
+        """Compare logits of the folder with the adapter on the base it was merged onto."""
+        onto = prepare_merge(adapter, resolve(base).path, base).onto
+
+        def written() -> nn.Module:
+            model: nn.Module = load_model(out, quantize=None)[0]
+            return model
+
+        return compare(adapter, base, written, onto)
+
+
+register_target("transformers", TransformersFolder)
