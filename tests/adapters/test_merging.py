@@ -84,6 +84,36 @@ def test_bfloat16_reports_its_rounding_and_float32_has_none() -> None:
     assert f"{rounded.largest_rounding:.2e}" in str(rounded)
 
 
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 2**31), scale=st.floats(1e-6, 1))
+def test_the_share_that_survives_rounding_is_that_of_a_float64_projection(
+    seed: int, scale: float
+) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    weight = torch.randn(33, 20, generator=draw).bfloat16()
+    delta = torch.randn(33, 20, generator=draw) * scale
+    delta[0] = 0
+    merged, rounding = merge_weight(weight, delta)
+    change, exact = merged.double() - weight.double(), delta.double()
+    kept = float((change * exact).sum() / exact.square().sum())
+    assert rounding.update_kept == pytest.approx(kept, rel=1e-5, abs=1e-9)
+    assert rounding.weights_changed == float((change[1:] != 0).double().mean())
+
+
+def test_an_update_too_small_for_bfloat16_is_said_to_be_lost() -> None:
+    model = tiny_model("llama", torch.bfloat16)
+    with_adapters(model)
+    with torch.no_grad():
+        for name, parameter in lora_parameters(model):
+            parameter.mul_(1e-5 if name.endswith("lora_B") else 1)
+    report = merge_adapters(model)
+    assert report.update_kept < 0.9
+    assert report.weights_changed < 0.5
+    assert f"{report.update_kept:.1%} of the update survives" in str(report)
+    whole = merge_adapters(adapted("llama"))
+    assert whole.update_kept == pytest.approx(1, abs=1e-5)
+
+
 @pytest.mark.parametrize("targets", [("embed_tokens",), ("lm_head",), ("embed_tokens", "lm_head")])
 @pytest.mark.parametrize("family", ["llama-tied", "gemma3"])
 def test_merging_one_end_of_a_tie_parts_the_two_and_keeps_the_logits(

@@ -125,6 +125,11 @@ def test_an_adapter_of_peft_gives_the_same_logits_here(family: str, tmp_path: Pa
         {"target_modules": ["q_proj", "up_proj"], "exclude_modules": r".*\.0\..*"},
         {"target_modules": ["q_proj"], "layers_to_transform": [1]},
         {"target_modules": ["q_proj"], "layers_to_transform": 0, "layers_pattern": "layers"},
+        {"target_modules": ["q_proj"], "layers_to_transform": []},
+        {
+            "target_modules": ["q_proj", "model.layers.0.self_attn.k_proj"],
+            "layers_to_transform": [1],
+        },
         {"target_modules": ["q_proj", "query_key_value", "c_attn"]},
         {"target_modules": ["lm_head", "q_proj"]},
         {"target_modules": ["q_proj"], "init_lora_weights": "gaussian"},
