@@ -24,7 +24,8 @@ from graftlm.adapters import (
 from graftlm.adapters.peft_format import load_adapter, save_adapter
 from graftlm.config import LoRAConfig
 from graftlm.errors import TargetError
-from graftlm.frozen.nf4.linear import NF4Linear
+from graftlm.frozen.linear import FrozenLinear
+from graftlm.frozen.nf4.frozen_nf4 import FrozenNF4
 from tests.oracles.model_families import tiny_model
 
 pytestmark = [
@@ -91,7 +92,7 @@ def test_over_4_bits_the_sum_is_that_of_the_dequantised_base() -> None:
     model = tiny_model("llama")
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear) and name != "lm_head":
-            model.set_submodule(name, NF4Linear.from_linear(module))
+            model.set_submodule(name, FrozenLinear.of(module, FrozenNF4))
     for name in "ab":
         add_lora(model, LoRAConfig(rank=4, targets=("q_proj", "up_proj")), name=name)
     with torch.no_grad():

@@ -40,8 +40,8 @@ def compare(
         adapter: a PEFT adapter folder, or a run folder.
         base: the name of its base model.
         written: opens what was written.
-        onto: ``"nf4"`` holds the base in 4 bits, ``"original"`` as it is; by default what the
-            adapter was trained on.
+        onto: the weight format the base is held in, or ``"original"``: as it is; by default what
+            the adapter was trained on.
 
     Returns:
         The figures ``distance`` (away, as in the file's docstring), ``update`` (‖base − live‖ /
@@ -74,7 +74,7 @@ def _live_and_base(adapter: Path, base: str, onto: str) -> tuple[Tensor, Tensor,
     if settings is not None:
         names = ("block_size", "double_quant", "dtype")
         held = {name: getattr(settings.model, name) for name in names}
-    model, _ = load_model(base, quantize="nf4" if onto == "nf4" else None, **held)
+    model, _ = load_model(base, quantize=None if onto == "original" else onto, **held)
     load_adapter(model, adapter)
     vocabulary = int(model.config.get_text_config().vocab_size)
     draw = torch.Generator().manual_seed(0)
