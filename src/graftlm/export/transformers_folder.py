@@ -9,7 +9,8 @@ from torch import nn
 
 from graftlm.errors import GraftLMError
 from graftlm.export.compare_logits import compare
-from graftlm.export.merge import merge_to_folder, prepare_merge
+from graftlm.export.merge import merge_to_folder
+from graftlm.export.merge_plan import prepare_merge
 from graftlm.export.target import ExportTarget, Proof, register_target
 from graftlm.models import load_model, resolve
 

@@ -1,0 +1,216 @@
+"""A merge before and while it is written: which tensors there will be, and each of them.
+
+The equations are those of `merge_to_folder`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from graftlm.adapters.adapted import base_modules, lora_modules, output_head
+from graftlm.adapters.adapter import Adapter
+from graftlm.adapters.adapter_folder import run_settings, trained_on
+from graftlm.adapters.merging import Rounding, delta_of, merge_weight
+from graftlm.adapters.peft_format import load_adapter
+from graftlm.adapters.report import tied_head
+from graftlm.config import ModelConfig
+from graftlm.errors import ArtifactError, ConfigError, near_matches
+from graftlm.frozen.formats import format_named, formats
+from graftlm.frozen.weight import FrozenWeight
+from graftlm.models.load import empty_model, load_config
+from graftlm.models.prequantized import mapped_tensors, stored_as
+from graftlm.models.safetensors_file import Checkpoint
+from graftlm.models.shard_writer import parameter_names
+from graftlm.models.streaming import (
+    Abort,
+    LazyTensor,
+    Stored,
+    copied_tensors,
+    linear_layers,
+    unquantized_names,
+)
+
+__all__ = ["Merge", "prepare_merge"]
+
+
+@dataclasses.dataclass
+class Merge:
+    """A merge in progress.
+
+    Attributes:
+        weights: the base's tensors by checkpoint key, not read yet.
+        places: the parameter each key fills.
+        deltas: the adapted modules by the name of their weight.
+        format: the weight format that training held the base in; ``None``: dense, or the
+            checkpoint is in its format already.
+        quantized: names of the weights that training held in a format, and whether each is stored
+            transposed (GPT-2). Empty when merging onto the original.
+        untied_head: the table's and the head's weight when they must part.
+    """
+
+    onto: str
+    weights: Mapping[str, LazyTensor]
+    checkpoint: Checkpoint
+    places: dict[str, str]
+    deltas: dict[str, Adapter]
+    format: type[FrozenWeight] | None
+    quantized: dict[str, bool]
+    settings: ModelConfig
+    dtype: torch.dtype | None
+    untied_head: tuple[str, str] | None
+    rounding: Rounding = dataclasses.field(default_factory=Rounding)
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor of the merged model, under the checkpoint's own key."""
+        table, head = self.untied_head or (None, None)
+        for key in self.weights:
+            place = self.places[key]
+            if place == head:
+                continue  # written from the table's weight, which the base model used for both
+            weight = self._base_weight(key, place)
+            yield key, self._merged(weight, place)
+            if head is not None and place == table:
+                yield head, self._merged(weight, head)
+
+    def predicted_bytes(self) -> int:
+        """Bytes that `tensors` will yield."""
+        total = 0
+        for key in self.weights:
+            if self.weights[key].stored:
+                weight = _read(self.weights[key])  # it is mapped: nothing is copied
+                assert isinstance(weight, Stored)
+                numel, dtype = weight.weight.numel, weight.weight.dtype
+            else:
+                stored = self.checkpoint[key]
+                numel, dtype = stored.nbytes // stored.dtype.itemsize, stored.dtype
+            copies = 2 if self.untied_head and self.places[key] == self.untied_head[0] else 1
+            total += numel * (self.dtype or dtype).itemsize * copies
+        return total
+
+    def _base_weight(self, key: str, place: str) -> Tensor:
+        """The frozen weight as training saw it, in the checkpoint's layout."""
+        weight = _read(self.weights[key])
+        transposed = self.quantized.get(place, False)
+        if isinstance(weight, Stored):
+            dense = weight.weight.dequantize()
+        elif self.format is not None and place in self.quantized:
+            if self.settings.dtype != "auto":
+                weight = weight.to(getattr(torch, self.settings.dtype))
+            weight = weight.T.contiguous() if transposed else weight
+            dense = self.format.quantize(weight, self.settings).dequantize()
+        else:
+            return weight
+        return dense.T if transposed else dense
+
+    def _merged(self, weight: Tensor, place: str) -> Tensor:
+        dtype = self.dtype if weight.dtype.is_floating_point else None
+        if place not in self.deltas:
+            return weight.to(dtype) if dtype else weight
+        adapter = self.deltas[place]
+        merged, rounding = merge_weight(weight, delta_of([adapter], adapter.base, weight), dtype)
+        self.rounding.add(rounding)
+        return merged
+
+
+def prepare_merge(
+    adapter: str | Path,
+    folder: Path,
+    name: str,
+    onto: str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Merge:
+    """Plan the merge of ``adapter`` into the base ``name``, which lies in ``folder``.
+
+    Names and shapes are read, weights are not. The arguments and errors are those of
+    `merge_to_folder`.
+    """
+    config = load_config(folder)
+    already = stored_as(config.__dict__.pop("quantization_config", None), name)
+    chosen = _choose(onto, adapter, name, already[0] if already else None)
+    format = None if already or chosen == "original" else format_named(chosen)
+    checkpoint = Checkpoint(folder)
+    model = empty_model(config)
+    weights = mapped_tensors(checkpoint, already[1]) if already else copied_tensors(checkpoint)
+    places, shared = parameter_names(model, weights)
+    quantized = _quantized(model, weights, places, format)
+    load_adapter(model, adapter)
+    deltas = {f"{layer}.weight": module for layer, module in lora_modules(model).items()}
+    untied = _parting(model, deltas)
+    whole = {name for key, name in places.items() if key not in shared}
+    lost = (deltas.keys() | quantized.keys()) - whole - set(untied or ())
+    if lost:
+        raise ArtifactError(
+            f"{folder} does not store {min(lost)} as one tensor, so it cannot be merged on disk. "
+            "Merge in memory: load_model, load_adapter, merge, save_model."
+        )
+    settings = run_settings(adapter)
+    return Merge(
+        onto=chosen,
+        weights=weights,
+        checkpoint=checkpoint,
+        places=places,
+        deltas=deltas,
+        format=format,
+        quantized=quantized,
+        settings=settings.model if settings else ModelConfig(),
+        dtype=dtype,
+        untied_head=untied,
+    )
+
+
+def _quantized(
+    model: PreTrainedModel,
+    weights: Mapping[str, LazyTensor],
+    places: Mapping[str, str],
+    format: type[FrozenWeight] | None,
+) -> dict[str, bool]:
+    """The weights that training held in a format, and whether the checkpoint has them turned."""
+    layers = {f"{name}.weight": layer for name, layer in linear_layers(model).items()}
+    if format is None:  # what the checkpoint itself holds in its format, if it has one
+        held = {places[key] for key, lazy in weights.items() if lazy.stored}
+    else:
+        held = layers.keys() - {f"{name}.weight" for name in unquantized_names(model)}
+    return {name: isinstance(layers.get(name), Conv1D) for name in held}
+
+
+def _choose(onto: str | None, adapter: str | Path, name: str, already: str | None) -> str:
+    """``"original"`` or the name of a weight format."""
+    if onto is not None and onto != "original" and onto not in formats():
+        known = ["original", *formats()]
+        raise ConfigError(
+            f"onto={onto!r}: expected {' or '.join(known)}{near_matches(onto, known)}"
+        )
+    if already is not None and onto not in (None, already):
+        raise ConfigError(
+            f"{name} holds weights in {already} only. To merge onto another form, name the model "
+            "it was quantised from (base)."
+        )
+    return onto or already or trained_on(adapter) or "original"
+
+
+def _parting(model: nn.Module, deltas: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The names of the table's and the head's weight if they are tied and one is adapted."""
+    if not tied_head(model):
+        return None
+    head = output_head(model)
+    modules = base_modules(model)
+    weight = head.weight  # type: ignore[union-attr]
+    ends = [f"{n}.weight" for n, m in modules.items() if getattr(m, "weight", None) is weight]
+    head_name = next(f"{name}.weight" for name, module in modules.items() if module is head)
+    table_name = next(name for name in ends if name != head_name)
+    return (table_name, head_name) if {table_name, head_name} & deltas.keys() else None
+
+
+def _read(lazy: LazyTensor) -> Tensor | Stored:
+    try:
+        return lazy[:]
+    except Abort as abort:
+        raise abort.error from abort.error.__cause__
