@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from graftlm._compat.torch_operator import is_mutable
 from graftlm._compat.wrapper_tensor import mapped, wrapper_tensor
 from graftlm.errors import ModelError
 from graftlm.frozen.weight import FrozenWeight
@@ -46,7 +47,7 @@ class DenseOnUse(Tensor):
         """Run ``func`` on the dense weight."""
         if func is torch.ops.aten.detach.default:
             return cls(args[0].frozen)
-        if func._schema.is_mutable and isinstance(args[0], cls):
+        if is_mutable(func) and isinstance(args[0], cls):
             raise ModelError(
                 f"{func} would change a weight that is stored as {args[0].frozen.format}: "
                 "expected reads only; load the model with quantize=None to change its weights"

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Self
 
 import torch
 from torch import Tensor, nn
 
+from graftlm._compat.torch_module import MovedModule
 from graftlm.frozen.stored_weight import StoredWeight
 
 __all__ = ["FrozenEmbedding", "FrozenOutput"]
 
 
-class FrozenEmbedding(nn.Module):
+class FrozenEmbedding(MovedModule):
     """A frozen table ``ids (...) → (..., embedding_dim)``.
 
     There is no attribute `weight` here or in `FrozenOutput`: model code that read one would skip
@@ -43,10 +43,9 @@ class FrozenEmbedding(nn.Module):
         e: Tensor = self.rows(ids).to(self.dtype)
         return e if self.factor == 1.0 else e * torch.tensor(self.factor, dtype=self.dtype)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype  # as that of a plain table
-        return self
+    def moved(self, move: Callable[[Tensor], Tensor]) -> None:
+        """The type of the result becomes what that of a plain table would."""
+        self.dtype = move(torch.empty(0, dtype=self.dtype)).dtype
 
     def extra_repr(self) -> str:
         """Sizes in ``print(model)``."""

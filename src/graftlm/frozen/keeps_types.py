@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Self
 
-from torch import Tensor, nn
+from torch import Tensor
+
+from graftlm._compat.torch_module import MovedModule
 
 __all__ = ["KeepsTypes"]
 
 
-class KeepsTypes(nn.Module):
+class KeepsTypes(MovedModule):
     """A module whose own buffers move with `.to(device)` and keep their types.
 
     `.half()` or `.to(torch.bfloat16)` changes parameters, and nothing else.
     """
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+    def moving(self, move: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """``move``, but for the types of the module's own buffers."""
         stored = {id(buffer) for buffer in self.buffers(recurse=False)}
 
-        def move(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
+        def keep_type(tensor: Tensor) -> Tensor:
+            moved = move(tensor)
             if id(tensor) in stored and moved.dtype != tensor.dtype:
                 return tensor.to(moved.device)
             return moved
 
-        super()._apply(move, recurse)  # type: ignore[no-untyped-call]
-        return self
+        return keep_type

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Self
 
 from torch import Tensor
 
+from graftlm._compat.torch_module import buffers_of
 from graftlm.frozen.keeps_types import KeepsTypes
 from graftlm.frozen.weight import FrozenWeight
 
@@ -40,14 +40,13 @@ class StoredWeight(KeepsTypes):
     def frozen(self) -> FrozenWeight:
         """The weight over the buffers as they are now; nothing is copied."""
         # Not through nn.Module.__setattr__, which would cost more than the rest.
-        weight = self.__dict__["_frozen"] = self._frozen.with_tensors(self._buffers)  # type: ignore[arg-type]
+        weight = self.__dict__["_frozen"] = self._frozen.with_tensors(buffers_of(self))  # type: ignore[arg-type]
         return weight
 
     def forward(self, ids: Tensor) -> Tensor:
         """Rows (..., in_features) of the weight for ``ids`` (...), in float32."""
         return self.frozen.rows(ids)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)
-        self._frozen = self.frozen  # or the tensors from before a move stay in memory
-        return self
+    def moved(self, move: Callable[[Tensor], Tensor]) -> None:
+        """Let go of the tensors from before the move, which would stay in memory."""
+        self._frozen = self.frozen

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from graftlm._compat.torch_tensor import is_view
 from graftlm.kernels.factor_gradient import factor_gradient
 from graftlm.kernels.lora_linear import factor_type
 
@@ -45,7 +46,7 @@ def add_low_rank(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float) -> 
     Returns:
         (..., out) in the type of ``y``.
     """
-    if y._is_view() or (y.is_leaf and y.requires_grad):  # autograd forbids writing to these
+    if is_view(y) or (y.is_leaf and y.requires_grad):  # autograd forbids writing to these
         y = y.clone()
     result: Tensor = _AddLowRank.apply(y, x, A, B, scaling)  # type: ignore[no-untyped-call]
     return result

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from graftlm._compat.torch_tensor import version_of
+
 __all__ = ["Block", "blocks"]
 
 LEAST = 32
@@ -41,8 +43,8 @@ def blocks(mask: Tensor) -> tuple[Block, ...]:
     if mask.is_inference():  # such a tensor has no version, so a change would not be noticed
         return _blocks(mask)
     known: tuple[int, tuple[Block, ...]] | None = _known.get(mask)
-    if known is None or known[0] != mask._version:
-        known = _known[mask] = (mask._version, _blocks(mask))
+    if known is None or known[0] != version_of(mask):
+        known = _known[mask] = (version_of(mask), _blocks(mask))
     return known[1]
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
+from graftlm._compat.torch_tensor import version_of
 from graftlm.errors import ModelError
 from graftlm.kernels.operator import Case, Operator
 from graftlm.kernels.products import draw
@@ -55,7 +56,7 @@ def _state(t: Tensor) -> tuple[object, ...]:
     """What changes with the tensor; empty if it cannot be told."""
     if type(t) not in (Tensor, nn.Parameter) or t.is_inference():
         return ()
-    return t._version, t.data_ptr(), t.dtype, t.shape
+    return version_of(t), t.data_ptr(), t.dtype, t.shape
 
 
 def _computed(weight: Tensor, row_scale: Tensor | None) -> Tensor:

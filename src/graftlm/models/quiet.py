@@ -27,7 +27,9 @@ def without_progress_bars() -> Iterator[None]:
         with _unwarned():
             if bars:
                 logging.enable_progress_bar()
-            if not hub_bars:
+            if hub_bars:
+                hub.enable_progress_bars()
+            else:
                 hub.disable_progress_bars()
 
 

@@ -10,8 +10,8 @@ import safetensors.torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
+from graftlm._compat.loader import WeightConverter, WeightRenaming, rename_source_key
 from graftlm.files import write_json
 
 __all__ = ["ShardWriter", "copy_companions", "parameter_names"]

@@ -17,12 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.core_model_loading import ConversionOps
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
-from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from graftlm._compat.loader import ConversionOps, LoaderPlugin, forget_quantized, mark_filled
 from graftlm.errors import GraftLMError, ModelError
 from graftlm.frozen.linear import FrozenLinear
 from graftlm.frozen.weight import FrozenWeight, StorageSettings, WeightSettings
@@ -112,12 +111,13 @@ class StreamingConfig(QuantizationConfigMixin):
         self.settings = settings
 
 
-class StreamingQuantizer(HfQuantizer):
+class StreamingQuantizer(LoaderPlugin):
     """Tells transformers' loader what to hand to `Quantize`, and leaves no trace on the model."""
 
     quantization_config: StreamingConfig
 
-    def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
+    def before_loading(self, model: PreTrainedModel) -> None:
+        """Find what is to be stored in the format."""
         self.linears = linear_layers(model)
         self.kept = unquantized_names(model)
         self.arrived: dict[str, FrozenWeight] = {}
@@ -131,17 +131,13 @@ class StreamingQuantizer(HfQuantizer):
         """The operation that runs on each such parameter."""
         return Quantize(self)
 
-    def _process_model_after_weight_loading(
-        self, model: PreTrainedModel, **_: Any
-    ) -> PreTrainedModel:
+    def after_loading(self, model: PreTrainedModel) -> None:
+        """Put the stored layers in their places."""
         for path, weight in self.arrived.items():
             model.set_submodule(path, FrozenLinear(weight, self.linears[path].bias))
         self.linears, self.arrived = {}, {}
         self.remove_quantization_config(model)  # type: ignore[no-untyped-call]
-        for module in model.modules():
-            if isinstance(module, PreTrainedModel):
-                module.config.__dict__.pop("_is_quantized", None)
-        return model
+        forget_quantized(model)
 
     @property
     def is_trainable(self) -> bool:
@@ -181,7 +177,7 @@ class Quantize(ConversionOps):
                 rest[name] = tensor
                 continue
             self.quantizer.arrived[path] = weight
-            self.quantizer.linears[path].weight._is_hf_initialized = True
+            mark_filled(self.quantizer.linears[path].weight)
             context["missing_keys"].discard(name)
         return rest
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from graftlm._compat.torch_attention import cpu_attention, cpu_attention_backward
+from graftlm._compat.torch_operator import UNSAFE_VIEW, packet_of, schema_name
 from graftlm._compat.tracing import tree_leaves
 from graftlm.kernels import Operator, operators
 
@@ -72,7 +73,7 @@ _FREE = frozenset(
         aten.empty_like.default,
         aten.new_empty.default,
         aten.empty_strided.default,
-        aten._unsafe_view.default,
+        UNSAFE_VIEW,
     }
 )
 _WRITES_ONLY = frozenset(
@@ -92,7 +93,7 @@ def _ours(func: Any) -> Operator | None:
     """The registration of one of graftlm's own operators."""
     if func.namespace != "graftlm":
         return None
-    return operators()[func._schema.name.partition("::")[2]]
+    return operators()[schema_name(func).partition("::")[2]]
 
 
 def _flops(func: Any, args: Any, kwargs: Any, result: Any) -> int:
@@ -102,7 +103,7 @@ def _flops(func: Any, args: Any, kwargs: Any, result: Any) -> int:
     if func is cpu_attention_backward:
         flops = sdpa_backward_flop_count(*(tensor.shape for tensor in args[:4]))  # type: ignore[no-untyped-call]
         return int(flops) // (2 if _causal(args, kwargs, 7) else 1)
-    formula = flop_registry.get(func._overloadpacket)
+    formula = flop_registry.get(packet_of(func))
     return 0 if formula is None else int(formula(*args, **kwargs, out_val=result))
 
 
@@ -117,7 +118,7 @@ def product_kind(func: Any, dtype: torch.dtype) -> str:
     if operator is not None:
         family = operator.family
     else:
-        family = "attention" if "attention" in func._schema.name else "matmul"
+        family = "attention" if "attention" in schema_name(func) else "matmul"
     return f"{family} {str(dtype).removeprefix('torch.')}"
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
+from graftlm._compat.torch_operator import READS_A_VALUE, is_mutable
 from graftlm._compat.tracing import TorchDispatchMode, in_backward_pass, tree_leaves
 from graftlm.planning.cost import Work, workspace_bytes
 from graftlm.planning.timeline import Allocation, Timeline
@@ -112,9 +113,9 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func is torch.ops.prim.device.default:
             # Asked by autograd's C++ only, which wants a device this build of torch has.
             return torch.device("cpu")
-        if func is torch.ops.aten._local_scalar_dense.default:
+        if func is READS_A_VALUE:
             return self._values.scalar(args[0])
-        if func._schema.is_mutable and torch.Tag.nondeterministic_seeded in func.tags:
+        if is_mutable(func) and torch.Tag.nondeterministic_seeded in func.tags:
             return args[0]  # filled with random numbers: nothing to see
         if kwargs.get("device") is not None:
             kwargs = {**kwargs, "device": self._device}

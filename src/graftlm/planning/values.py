@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from graftlm._compat.torch_operator import INDEXED_WRITES, argument_names
 from graftlm._compat.tracing import (
     ASKS_FOR_VALUES,
     FakeTensor,
@@ -41,8 +42,7 @@ _MASK_INDEXED = (
     aten.index.Tensor,
     aten.index_put.default,
     aten.index_put_.default,
-    aten._index_put_impl_.default,
-    aten._unsafe_index_put.default,
+    *INDEXED_WRITES,
 )
 _CONVOLVES = (aten.convolution.default, aten.convolution_backward.default)
 _CHOOSES = (
@@ -168,7 +168,7 @@ def _stays_real(func: Any, result: Any, from_tensors: bool) -> bool:
 
 def _choices(func: Any, args: Any, kwargs: Any) -> int:
     """From how many numbers ``func`` chooses: the size of the dimension it goes along."""
-    names = [argument.name for argument in func._schema.arguments]
+    names = argument_names(func)
     given = dict(zip(names, args, strict=False)) | kwargs
     dim = given.get("dim", None if func in (aten.argmax.default, aten.argmin.default) else -1)
     return int(args[0].numel() if dim is None else args[0].shape[dim])
