@@ -36,13 +36,7 @@ def asks_for_the_device(tree: ast.Module) -> bool:
 
 # Being rebuilt: each leaves this list, and none may join it.
 STILL_ASKING_FOR_THE_DEVICE = {
-    "cli/doctor.py",
-    "models/block_attention.py",
-    "planning/cost.py",
-    "planning/plan.py",
-    "planning/planner.py",
     "planning/trace.py",
-    "planning/trial_run.py",
     "planning/values.py",
 }
 

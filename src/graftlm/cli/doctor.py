@@ -21,12 +21,13 @@ def doctor(as_json: JsonOption = False) -> None:
     import torch
 
     from graftlm import kernels, system
+    from graftlm.system.placement import gpu_name
 
     report: dict[str, Any] = {
         "versions": system.versions(),
         "threads": torch.get_num_threads(),
         "available_memory_bytes": system.available_memory(),
-        "cuda": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        "cuda": gpu_name(),
         "kernels": kernels.status(),
         "operators": len(kernels.operators()),
         "checks": kernels.selfcheck(),

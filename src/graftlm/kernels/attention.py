@@ -31,7 +31,12 @@ from graftlm.kernels.products import draw
 from graftlm.kernels.reference import attention as reference
 from graftlm.system import fast_bfloat16
 
-__all__ = ["attention"]
+__all__ = ["attention", "skips_blocks"]
+
+
+def skips_blocks(q: Tensor) -> bool:
+    """Whether a kernel on the device of ``q`` computes only the blocks that it is given."""
+    return q.is_cpu
 
 
 def attention(

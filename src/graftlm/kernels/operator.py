@@ -207,15 +207,16 @@ class Operator:
         leaves = tree_leaves((arguments, result))
         return sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor))
 
-    def workspace_bytes(self, device: str, first: Tensor, *rest: Any) -> int:
-        """Bytes that a call holds on a device type while it runs, besides arguments and results.
+    def workspace_bytes(self, device: str | torch.device, first: Tensor, *rest: Any) -> int:
+        """Bytes that a call holds on a type of device while it runs, besides arguments and results.
 
         0 where a plan is made on one device for another that has no kernel here.
         """
-        chosen = self._on(device, first, *rest)
+        kind = torch.device(device).type
+        chosen = self._on(kind, first, *rest)
         if chosen is not None:
             return chosen.workspace(first, *rest)
-        return self.workspace(first, *rest) if first.device.type == device else 0
+        return self.workspace(first, *rest) if first.device.type == kind else 0
 
 
 def operators() -> dict[str, Operator]:

@@ -20,7 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from graftlm._compat.attention import attention_of, can_set_attention
-from graftlm.kernels.attention import attention
+from graftlm.kernels.attention import attention, skips_blocks
 from graftlm.kernels.mask_blocks import Block, blocks
 from graftlm.system import fast_bfloat16
 
@@ -95,7 +95,7 @@ def _attend(
 ) -> tuple[Tensor, None]:
     """As `sdpa_attention_forward`."""
     others = (dropout, scaling, is_causal)
-    if not query.is_cpu or dropout or any(_given(rest.get(name)) for name in _NOT_OURS):
+    if not skips_blocks(query) or dropout or any(_given(rest.get(name)) for name in _NOT_OURS):
         return _theirs(module, query, key, value, attention_mask, *others, **rest)
     quick = query.dtype not in _NARROW or fast_bfloat16()  # as it comes, in PyTorch's kernel
     if is_causal is None:

@@ -125,4 +125,4 @@ def product_kind(func: Any, dtype: torch.dtype) -> str:
 def workspace_bytes(func: Any, args: Any, kwargs: Any, device: torch.device) -> int:
     """Bytes the operator holds while it runs on ``device``, besides its arguments and results."""
     operator = _ours(func)
-    return 0 if operator is None else operator.workspace_bytes(device.type, *args, **kwargs)
+    return 0 if operator is None else operator.workspace_bytes(device, *args, **kwargs)

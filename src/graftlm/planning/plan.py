@@ -14,7 +14,6 @@ from graftlm.planning.planner import METHODS, Method, Option, Planner, Setting, 
 from graftlm.planning.recommend import Recommendation, recommend
 from graftlm.planning.sizes import parse_size
 from graftlm.planning.verify import Verified, verified
-from graftlm.system import available_memory
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -251,13 +250,9 @@ def command(config: RunConfig, option: Option) -> str:
 def _limit(memory: str | int | None, device: str) -> int:
     if memory is not None:
         return parse_size(memory)
-    if device == "cpu":
-        return available_memory()
-    import torch
+    from graftlm.system.placement import Placement
 
-    if not torch.cuda.is_available():
-        raise ConfigError("there is no GPU here to ask; say what it has, such as --memory 24GB")
-    return int(torch.cuda.mem_get_info()[0])
+    return Placement.on(device).free_memory()
 
 
 def _architecture(config: RunConfig) -> tuple[PretrainedConfig, Path]:

@@ -18,7 +18,8 @@ from graftlm.planning.largest_batch import laid, stacked
 from graftlm.planning.loading import loading_bytes
 from graftlm.planning.timeline import COMPONENTS
 from graftlm.planning.trace import BatchShape, Trace, trace_step
-from graftlm.training.batching import most_at_once, most_positions
+from graftlm.system.placement import Placement
+from graftlm.training.batching import most_positions
 from graftlm.training.resolve import embeddings_of
 
 if TYPE_CHECKING:
@@ -122,23 +123,22 @@ class Planner:
     ) -> None:
         self.architecture, self.config, self.dtype = architecture, config, dtype
         self.folder, self.limit, self.device = folder, limit, device
+        self.placement = Placement.on(device)
         self.lengths = sorted(lengths)
         self._traces: dict[tuple[Method, bool, Embeddings, BatchShape], Trace] = {}
 
     @functools.cached_property
     def _framework(self) -> Measured | None:
-        return framework_memory(self.folder) if self.device == "cpu" else None
+        return framework_memory(self.folder) if self.placement.runs_on_cpu else None
 
     @functools.cached_property
     def _speed(self) -> Calibration | None:
-        import torch
-
-        return calibrate() if self.device == "cpu" or torch.cuda.is_available() else None
+        return calibrate() if self.placement.exists else None
 
     @functools.cached_property
     def _end_to_end(self) -> bool:
         """Whether rows are laid end to end, if the model keeps them apart, as nearly all do."""
-        if self.device != "cpu":
+        if not self.placement.rows_end_to_end:
             return False
         can = capabilities(fake_model.shallow(self.architecture, self.config))
         return can.attends_by_blocks and can.takes_positions
@@ -146,7 +146,7 @@ class Planner:
     def at_once(self, setting: Setting) -> int:
         """Positions of a micro-batch, at most, if its rows are as long as they may be."""
         whole = self.config.train.batch_size * setting.max_length
-        most = most_at_once(setting.micro_batch_tokens, self.device)
+        most = self.placement.positions_at_once(setting.micro_batch_tokens)
         return whole if most is None else min(most, whole)
 
     def shape(self, setting: Setting) -> BatchShape:
@@ -159,7 +159,7 @@ class Planner:
             sequences = max(2, round(setting.max_length / mean))
         if sequences > 1 or not kept:
             kept = [setting.max_length]
-        at_once = most_at_once(setting.micro_batch_tokens, self.device)
+        at_once = self.placement.positions_at_once(setting.micro_batch_tokens)
         if at_once is not None and self._end_to_end:
             shape = laid(kept, train.batch_size, at_once, most, sequences)
         else:

@@ -23,6 +23,7 @@ from graftlm.planning import fake_model
 from graftlm.planning.extrapolate import Trace, depth_of, shallow_depths, with_depth
 from graftlm.planning.tracker import TooManyCallsError, Tracker
 from graftlm.system import RETURNED_FROM
+from graftlm.system.placement import Placement
 from graftlm.training.next_token import NextToken
 from graftlm.training.step import train_step
 
@@ -162,12 +163,12 @@ def trace_in_full(
     Raises:
         TooManyCallsError: the step called more than ``most_calls`` operators a layer.
     """
-    device = torch.device("cuda:0" if torch.device(device).type == "cuda" else device)
+    device = Placement.on(device).first
     depth = depth_of(architecture)
     tracker = Tracker(device, None if most_calls is None else most_calls * (depth or 1))
     with FakeTensorMode(allow_non_fake_inputs=True), tracker:
         model = fake_model.build(architecture, config, dtype, device)
-        if device.type != "cpu" and not torch.cuda.is_available():
+        if not Placement.on(device).exists:
             # The quick way through experts asks the GPU what it can do.
             model.set_experts_implementation("eager")
         parameters = _claim_model(tracker, model)

@@ -19,9 +19,8 @@ from typing import Literal, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from graftlm.errors import ConfigError, ResourceError
+from graftlm.errors import ConfigError
 from graftlm.system import (
-    RETURNED_FROM,
     available_memory,
     peak_resident,
     resident,
@@ -68,6 +67,11 @@ class Placement:
                 "supported yet. Start graftlm as one process, without torchrun."
             )
 
+    @classmethod
+    def on(cls, device: str | torch.device) -> Placement:
+        """One process on a device, which this machine need not have."""
+        return cls(torch.device(device))
+
     @property
     def is_main(self) -> bool:
         """Whether this process writes files and talks to the user."""
@@ -92,12 +96,13 @@ class Placement:
         return self.runs_on_cpu
 
     @property
-    def blocks_returned_from(self) -> int:
-        """Bytes from which a freed block goes back to the system at once; 0: the device's own way.
-
-        See `graftlm.system.return_freed_memory`.
-        """
-        return RETURNED_FROM if self.runs_on_cpu else 0
+    def first(self) -> torch.device:
+        """The device with its number: that of the first one where none was given."""
+        return (
+            self.device
+            if self.runs_on_cpu
+            else torch.device(self.device.type, self.device.index or 0)
+        )
 
     def positions_at_once(self, asked: int | None = None) -> int | None:
         """Positions of one pass, at most; ``None``: a whole batch, whatever it has.
@@ -128,12 +133,12 @@ class Placement:
         """Bytes that a new allocation can have.
 
         Raises:
-            ResourceError: this machine does not have the device.
+            ConfigError: this machine does not have the device.
         """
         if self.runs_on_cpu:
             return available_memory()
         if not self.exists:
-            raise ResourceError(
+            raise ConfigError(
                 f"there is no {self.device} here to ask; say what it has, such as --memory 24GB"
             )
         return int(torch.cuda.mem_get_info(self.device)[0])

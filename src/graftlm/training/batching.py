@@ -14,18 +14,16 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from transformers import PreTrainedModel
 
 from graftlm.data.batch import Batch, Example, collate, rounded_down, rounded_length
 from graftlm.data.pack import PackedExamples, lengths_of, pack
 from graftlm.models.capabilities import capabilities
-from graftlm.system.placement import Placement, placement_of
+from graftlm.system.placement import placement_of
 
 __all__ = [
     "end_to_end",
     "micro_batches",
-    "most_at_once",
     "most_positions",
     "parts",
     "room_of",
@@ -81,11 +79,6 @@ def room_of(at_once: int, most: int | None) -> int:
     """Tokens in a part of several rows, at most: as many as are still within the limits rounded."""
     room = at_once if most is None else min(at_once, most)
     return room if room == most else rounded_down(room)
-
-
-def most_at_once(tokens: int | None, device: str) -> int | None:
-    """The positions of a pass, at most; ``None``: a whole batch, whatever it has."""
-    return Placement(torch.device(device)).positions_at_once(tokens)
 
 
 def parts(lengths: Sequence[int], positions: int | None) -> list[list[int]]:

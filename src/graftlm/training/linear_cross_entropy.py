@@ -3,9 +3,9 @@
 For a position with hidden state h (D,), target t, head W (V, D) and bias b (V,):
 
     a_j = scale · (h · w_j + b_j)                     z_j = softcap(a_j) = c tanh(a_j / c)
-    L   = lse(z) − (1 − ε) z_t − (ε / V) Σ_j z_j      ε: label smoothing
+    L   = lse(z) − z_t
 
-    ∂L/∂z_j = p_j − (1 − ε) [j = t] − ε / V           p = softmax(z)
+    ∂L/∂z_j = p_j − [j = t]                           p = softmax(z)
     ∂L/∂h   = Σ_j ∂L/∂z_j · z'_j · w_j                z'_j = scale · (1 − (z_j / c)²)
     ∂L/∂w_j = Σ_positions ∂L/∂z_j · z'_j · h
 
@@ -34,6 +34,9 @@ from graftlm.kernels.cross_entropy import Head, Walk
 
 __all__ = ["CrossEntropyStatistics", "linear_cross_entropy"]
 
+NO_SMOOTHING = 0.0
+"""The kernels could spread a share of the target over the vocabulary; nothing here asks for it."""
+
 
 @dataclasses.dataclass(frozen=True)
 class CrossEntropyStatistics:
@@ -57,7 +60,6 @@ def linear_cross_entropy(
     *,
     bias: Tensor | None = None,
     softcap: float | None = None,
-    label_smoothing: float = 0.0,
     logit_scale: float = 1.0,
     row_scale: Tensor | None = None,
     tolerance: float = 1e-6,
@@ -73,7 +75,6 @@ def linear_cross_entropy(
         targets: (N,) int64 in [0, V).
         bias: (V,) or ``None``.
         softcap: caps the logits at ±softcap smoothly (Gemma 2's ``final_logit_softcapping``).
-        label_smoothing: share of the target spread evenly over the vocabulary.
         logit_scale: multiplies the logits before the cap.
         row_scale: (V,) float32: row r of the layer is ``row_scale[r]`` times what ``weight`` holds.
         tolerance: with a frozen head, probabilities up to this may be left out of the gradient;
@@ -86,13 +87,13 @@ def linear_cross_entropy(
         RequestError: when shapes, types or values do not fit.
     """
     head = Head(weight, bias, softcap, logit_scale, row_scale)
-    cross_entropy.check(hidden, head, targets, label_smoothing, tolerance)
+    cross_entropy.check(hidden, head, targets, NO_SMOOTHING, tolerance)
     head_trains = weight.requires_grad or (bias is not None and bias.requires_grad)
     want_grad = torch.is_grad_enabled() and hidden.requires_grad and not head_trains
     with torch.no_grad():
-        walk = cross_entropy.forward(hidden, head, targets, label_smoothing, tolerance, want_grad)
+        walk = cross_entropy.forward(hidden, head, targets, NO_SMOOTHING, tolerance, want_grad)
     loss: Tensor = _LossSum.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, bias, head, targets, label_smoothing, walk
+        hidden, weight, bias, head, targets, walk
     )
     entries = max(hidden.shape[0] * weight.shape[0], 1)
     return loss, CrossEntropyStatistics(
@@ -113,14 +114,13 @@ class _LossSum(torch.autograd.Function):
         bias: Tensor | None,
         head: Head,
         targets: Tensor,
-        label_smoothing: float,
         walk: Walk,
     ) -> Tensor:
         if walk.grad_hidden is not None:
             ctx.dtype = hidden.dtype
             ctx.save_for_backward(walk.grad_hidden)
         else:
-            ctx.softcap, ctx.scale, ctx.label_smoothing = head.softcap, head.scale, label_smoothing
+            ctx.softcap, ctx.scale = head.softcap, head.scale
             ctx.save_for_backward(hidden, weight, bias, targets, walk.lse, head.row_scale)
         return walk.loss.sum()
 
@@ -129,13 +129,13 @@ class _LossSum(torch.autograd.Function):
     def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
         if len(ctx.saved_tensors) == 1:
             (grad_hidden,) = ctx.saved_tensors
-            return (grad_hidden * d_loss).to(ctx.dtype), *(None,) * 6
+            return (grad_hidden * d_loss).to(ctx.dtype), *(None,) * 5
         hidden, weight, bias, targets, lse, row_scale = ctx.saved_tensors
         head = Head(weight, bias, ctx.softcap, ctx.scale, row_scale)
         grads = cross_entropy.backward(
-            hidden, head, targets, lse, ctx.label_smoothing, ctx.needs_input_grad[:3]
+            hidden, head, targets, lse, NO_SMOOTHING, ctx.needs_input_grad[:3]
         )
         d_hidden = None if grads.hidden is None else (grads.hidden * d_loss).to(hidden.dtype)
         d_weight = None if grads.weight is None else grads.weight.mul_(d_loss)
         d_bias = None if grads.bias is None else grads.bias.mul_(d_loss)
-        return d_hidden, d_weight, d_bias, None, None, None, None
+        return d_hidden, d_weight, d_bias, None, None, None
