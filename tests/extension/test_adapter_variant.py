@@ -142,7 +142,14 @@ def test_peft_is_not_handed_what_it_would_read_otherwise(
     assert not (tmp_path / "out").exists()
 
 
-def test_an_unknown_variant_is_refused_with_near_matches(tiny_llama: Path) -> None:
+def test_an_unknown_variant_is_refused_with_near_matches(
+    tiny_llama: Path, rows_file: Path, tmp_path: Path
+) -> None:
+    config = settings(tiny_llama, rows_file, tmp_path / "run")
+    wrong = config.lora.model_copy(update={"variant": "scaledlora"})
+    with pytest.raises(ConfigError, match="did you mean 'scaled_lora"):
+        graftlm.run(config.model_copy(update={"lora": wrong}), progress=False)
+    assert not (tmp_path / "run").exists()
     model, _ = graftlm.load_model(tiny_llama, quantize=None)
     with pytest.raises(ConfigError, match=r"lora\.variant='scaledlora'.*did you mean 'scaled_lora"):
         graftlm.add_lora(model, graftlm.LoRAConfig(variant="scaledlora"))

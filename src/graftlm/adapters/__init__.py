@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from graftlm.adapters import lora_embedding, lora_linear  # these register the variant "lora"
 from graftlm.adapters.adapted import adapter_names, lora_modules, lora_parameters
+from graftlm.adapters.adapter import adapter_classes
 from graftlm.adapters.inject import activate, active_adapters, add_lora, disable_adapters, remove
 from graftlm.adapters.merging import MergeReport, merge, merge_adapters
 from graftlm.adapters.report import LoRAReport, count_parameters
@@ -14,6 +15,7 @@ __all__ = [
     "MergeReport",
     "activate",
     "active_adapters",
+    "adapter_classes",
     "adapter_names",
     "add_lora",
     "count_parameters",

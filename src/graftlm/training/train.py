@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 from transformers import PreTrainedModel
 
 from graftlm._compat.base_name import base_name
-from graftlm.adapters import add_lora, count_parameters, lora_config, lora_modules
+from graftlm.adapters import adapter_classes, add_lora, count_parameters, lora_config, lora_modules
 from graftlm.config import (
     DataConfig,
     LoRAConfig,
@@ -96,7 +96,8 @@ def run(
         GraftLMError: whatever stops the model, the data or the training; see `graftlm.errors`.
     """
     require_complete(config)
-    format_named(config.model.weight_format)  # a name that is not registered is refused here
+    format_named(config.model.weight_format)  # names that are not registered are refused here
+    adapter_classes(config.lora.variant)
     objective = objective_named(config.train.objective)(config.train)
     return_freed_memory()
     with locked(Path(config.out).absolute()) as out:
