@@ -22,7 +22,7 @@ MAIN = "from graftlm.cli import main; main()"
 def started(*arguments: object, **options: Any) -> subprocess.Popen[bytes]:
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)} | options.pop("env", {})
     return subprocess.Popen(
-        [sys.executable, "-c", MAIN, *map(str, arguments)],
+        [sys.executable, "-c", options.pop("code", MAIN), *map(str, arguments)],
         env=env,
         stderr=subprocess.PIPE,
         **{"stdout": subprocess.PIPE} | options,
@@ -61,14 +61,19 @@ def test_a_closed_stdout_is_a_failure_once_it_is_used() -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_ctrl_c_twice_at_the_start_ends_in_a_line(tiny_llama: Path, rows_file: Path) -> None:
-    process = started("eval", tiny_llama, "--data", rows_file)
-    time.sleep(1.5)  # among the imports
+def test_ctrl_c_twice_among_the_imports_ends_in_a_line(tiny_llama: Path, rows_file: Path) -> None:
+    ready = (
+        "from graftlm.cli import main; import sys; print('up', file=sys.stderr, flush=True); main()"
+    )
+    process = started("eval", tiny_llama, "--data", rows_file, code=ready)
+    assert process.stderr is not None
+    assert process.stderr.readline() == b"up\n"
+    time.sleep(0.5)
     for _ in range(2):
         process.send_signal(signal.SIGINT)
         time.sleep(0.05)
     code, _, err = ended(process)
-    assert code == 1
+    assert code == 1, err
     assert "Traceback" not in err
 
 

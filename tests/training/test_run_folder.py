@@ -142,17 +142,19 @@ def test_a_second_process_is_refused_and_told_who_holds_the_folder(
         "with locked(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     )
     out = tmp_path / "run"
-    holder = subprocess.Popen(
+    asked = request(tiny_llama, rows_file, out)
+    with subprocess.Popen(
         [sys.executable, "-c", code, str(out)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert holder.stdout is not None
-    assert holder.stdout.readline() == "held\n"
-    with pytest.raises(ResourceError, match=f"is in use: process {holder.pid} on"):
-        run(request(tiny_llama, rows_file, out))
-    holder.kill()
-    holder.communicate()
-    assert run(request(tiny_llama, rows_file, out)).finished  # a killed process holds nothing
+    ) as holder:  # fmt: skip
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        try:
+            with pytest.raises(ResourceError, match=f"is in use: process {holder.pid} on"):
+                run(asked)
+        finally:
+            holder.kill()
+    assert run(asked).finished  # a killed process holds nothing
 
 
 def test_a_folder_that_stays_without_a_run_is_not_left_behind(tmp_path: Path) -> None:

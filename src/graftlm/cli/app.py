@@ -18,7 +18,7 @@ from graftlm.cli.check import check
 from graftlm.cli.compare import compare
 from graftlm.cli.demo import demo
 from graftlm.cli.doctor import doctor
-from graftlm.cli.ending import exit_code_of, flush, prepare_streams
+from graftlm.cli.ending import end_at_second_interrupt, exit_code_of, flush, prepare_streams
 from graftlm.cli.eval import evaluate
 from graftlm.cli.export import export
 from graftlm.cli.generate import generate
@@ -73,5 +73,6 @@ def main() -> None:
     debug = "--debug" in sys.argv
     arguments = [word for word in sys.argv[1:] if word != "--debug"]
     prepare_streams()
+    end_at_second_interrupt()
     code = exit_code_of(lambda: app(args=arguments, prog_name="graftlm"), debug)
     sys.exit(code or flush())

@@ -14,13 +14,17 @@ import io
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
+from types import FrameType
 
 from graftlm.errors import GraftLMError
 
-__all__ = ["exit_code_of", "flush", "prepare_streams"]
+__all__ = ["end_at_second_interrupt", "exit_code_of", "flush", "prepare_streams"]
 
 _OUT_OF_MEMORY = ("can't allocate memory", "bad_alloc", "not enough memory", "Cannot allocate")
+_STOPPED = (130, -signal.SIGINT)
+"""What the library under the command line exits with after Ctrl-C."""
 _SMALLER = (
     "Less would do with `--method qlora`, train.micro_batch_tokens=128, a smaller data.max_length "
     "or train.gradient_checkpointing=true; `graftlm plan` says what fits."
@@ -53,18 +57,38 @@ def prepare_streams() -> None:
         sys.stdin.reconfigure(errors="replace")
 
 
+def end_at_second_interrupt() -> None:
+    """Let Ctrl-C stop the command in order, and a second one end it at once.
+
+    Python would raise again in the middle of the first one's cleaning up, or of a library's import,
+    and print the traceback of that.
+    """
+    seen = []
+
+    def interrupted(_number: int, _frame: FrameType | None) -> None:
+        if seen:
+            os.write(2, b"error: stopped\n")
+            os._exit(1)
+        seen.append(True)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, interrupted)
+
+
 def exit_code_of(work: Callable[[], object], debug: bool) -> int:
     """Do ``work`` and return the exit code; what went wrong is said on stderr."""
     try:
         work()
     except SystemExit as end:
+        if end.code in _STOPPED:
+            return _stopped()
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except BrokenPipeError:
         _never_flush()  # the reader of our output went away, as `| head` does
         return 1
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would end in a traceback
-        return _complain("stopped")
+        return _stopped()
     except Exception as error:
         if debug:
             raise
@@ -80,6 +104,12 @@ def flush() -> int:
         _never_flush()
         return _complain(f"the output could not be written: {error.strerror or error}")
     return 0
+
+
+def _stopped() -> int:
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more while Python ends would kill it
+    return _complain("stopped")
 
 
 def _failure(error: Exception) -> int:

@@ -38,14 +38,14 @@ def locked(out: Path) -> Iterator[Path]:
     with disk_errors_named(out):
         out.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(out / ".lock", timeout=0)
-    try:
-        with disk_errors_named(out):
+    with disk_errors_named(out):
+        try:
             lock.acquire()
-    except filelock.Timeout:
-        raise ResourceError(
-            f"{out} is in use: {_holder(out)} runs there. Wait for it, stop it, or choose another "
-            "--out."
-        ) from None
+        except filelock.Timeout:
+            raise ResourceError(
+                f"{out} is in use: {_holder(out)} runs there. Wait for it, stop it, or choose "
+                "another --out."
+            ) from None
     try:
         _say_who(out)
         yield out
