@@ -63,7 +63,7 @@ def end_at_second_interrupt() -> None:
     Python would raise again in the middle of the first one's cleaning up, or of a library's import,
     and print the traceback of that.
     """
-    seen = []
+    seen: list[bool] = []
 
     def interrupted(_number: int, _frame: FrameType | None) -> None:
         if seen:
