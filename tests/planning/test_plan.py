@@ -162,11 +162,60 @@ def test_auto_takes_what_fits_and_refuses_what_cannot(tiny_llama: Path) -> None:
         ({"device": "tpu"}, "device 'tpu': expected cpu or cuda"),
         ({"methods": ["dora"]}, "method 'dora': expected full, lora or qlora"),
         ({"methods": []}, "no method to consider"),
+        ({"device": "cuda", "verify": "all"}, "cannot be verified: training runs on the CPU"),
     ],
 )
 def test_a_wrong_request_is_named(tiny_llama: Path, arguments: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make_plan(run_of(tiny_llama), **arguments)
+
+
+@pytest.mark.parametrize(
+    "quantization",
+    [
+        {"quant_method": "gptq", "bits": 4},
+        {"quant_method": "awq", "bits": 4},
+        {"quant_method": "fp8"},
+        {"quant_method": "bitsandbytes", "load_in_8bit": True},
+    ],
+)
+def test_what_training_refuses_is_not_planned(
+    tiny_llama: Path, tmp_path: Path, quantization: dict
+) -> None:
+    settings = json.loads((tiny_llama / "config.json").read_text())
+    (tmp_path / "config.json").write_text(
+        json.dumps(settings | {"quantization_config": quantization})
+    )
+    with pytest.raises(ModelError, match="Start from the original model"):
+        make_plan(run_of(tmp_path), memory="8GB")
+
+
+def test_a_plan_for_a_device_that_train_does_not_use_has_no_command() -> None:
+    plan = make_plan(
+        RunConfig(),
+        architecture=LlamaConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2),
+        memory="8GB",
+        device="cuda",
+        methods=["lora"],
+    )
+    assert plan.recommendation.option.fits
+    assert plan.command is None
+    assert plan.to_json()["recommended"]["command"] is None
+
+
+def test_what_is_recommended_is_run_and_says_how_far_it_is(tiny_llama: Path) -> None:
+    said: list[str] = []
+    plan = make_plan(
+        run_of(tiny_llama, length=32),
+        memory="8GB",
+        methods=["lora", "qlora"],
+        verify="recommended",
+        progress=said.append,
+    )
+    assert [entry.option for entry in plan.verified] == [plan.recommendation.option]
+    assert abs(plan.verified[0].error) < 0.08
+    (before,) = [text for text in said if "stopped after 600 s" in text]
+    assert any("loading" in text for text in said[said.index(before) :])
 
 
 def test_what_is_not_a_language_model_is_refused(tmp_path: Path) -> None:

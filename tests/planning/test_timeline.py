@@ -34,32 +34,6 @@ def test_the_highest_place_is_the_highest_moment(lives: list, seed: int) -> None
         assert peak.components.keys() <= set(COMPONENTS)
 
 
-@settings(derandomize=True, deadline=None)
-@given(LIVES, st.integers(0, 1 << 30), st.integers(0, 1200))
-def test_a_heap_never_shrinks(lives: list, seed: int, below: int) -> None:
-    timeline, moments = replay(lives, seed)
-    heap = max((sum(s for s in sizes if s < below) for sizes in moments), default=0)
-    large = max((sum(s for s in sizes if s >= below) for sizes in moments), default=0)
-    peaks = timeline.peaks(heap_below=below)
-    assert max((p.nbytes for p in peaks.values()), default=0) == heap + large
-
-
-def test_of_equal_peaks_the_fullest_is_named() -> None:
-    timeline = Timeline()
-    first, second, third = (Allocation(n, "forward", m) for n, m in ((5, "a"), (9, "b"), (2, "c")))
-    timeline.born(first)
-    timeline.died(first, "forward")
-    timeline.born(second)
-    timeline.died(second, "forward")
-    timeline.born(third)
-    peaks = timeline.peaks(heap_below=100).values()
-    assert [(peak.nbytes, peak.alive, peak.module) for peak in peaks] == [
-        (9, 5, "a"),
-        (9, 9, "b"),
-        (9, 2, "c"),
-    ]
-
-
 def test_what_lives_to_the_backward_pass_is_an_activation_and_the_rest_temporary() -> None:
     timeline = Timeline()
     kept, dropped = Allocation(5, "forward", "a"), Allocation(3, "forward", "a")

@@ -89,10 +89,7 @@ def tensors(model: torch.nn.Module) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("method", ["full", "lora", "qlora", "qlora with int8"])
-def test_the_trace_predicts_what_the_allocator_gives_out(
-    method: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("graftlm.planning.trace.RETURNED_FROM", 0)  # tensors only, no heap
+def test_the_trace_predicts_what_the_allocator_gives_out(method: str, checkpointing: bool) -> None:
     method, _, int8 = method.partition(" with ")
     config = settings(method, gradient_checkpointing=checkpointing)
     if int8:

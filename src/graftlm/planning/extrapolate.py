@@ -52,8 +52,8 @@ class Trace:
 
     @property
     def peak(self) -> Peak:
-        """The moment with most memory in use in the whole step; of equal ones, the fullest."""
-        return max(self.peaks.values(), key=lambda peak: (peak.nbytes, peak.alive))
+        """The moment with most memory in use in the whole step."""
+        return max(self.peaks.values(), key=lambda peak: peak.nbytes)
 
     def continued(self, other: Trace, factor: float) -> Trace:
         """``self + factor (other - self)``: the line through two traces."""
@@ -69,8 +69,7 @@ class Trace:
                 name: line(start.components.get(name, 0), end.components.get(name, 0))
                 for name in names
             }
-            alive = line(start.alive, end.alive)
-            peaks[place] = dataclasses.replace(end, components=components, alive=alive)
+            peaks[place] = dataclasses.replace(end, components=components)
         return Trace(
             peaks=peaks,
             resident=line(self.resident, other.resident),

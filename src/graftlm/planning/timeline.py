@@ -9,7 +9,6 @@ activation.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import re
 
 __all__ = ["COMPONENTS", "Allocation", "Peak", "Timeline"]
@@ -61,13 +60,11 @@ class Peak:
 
     Attributes:
         components: bytes in use then, by component; zero ones left out.
-        alive: bytes of tensors; the rest is idle in the heap.
         phase: the phase of the step.
         module: the module at work.
     """
 
     components: dict[str, int]
-    alive: int
     phase: str
     module: str
 
@@ -104,37 +101,29 @@ class Timeline:
             if change > 0 and allocation.component in components
         )
 
-    def peaks(self, depth: int | None = None, heap_below: int = 0) -> dict[str, Peak]:
+    def peaks(self, depth: int | None = None) -> dict[str, Peak]:
         """The highest moment of each place of the step.
 
         Args:
             depth: number of the model's layers, if known; a place is then a phase in the first
                 layer, the last one, one between, or a module outside the layers.
-            heap_below: allocations smaller than this come from a heap, which keeps what is freed:
-                it has at all times the size of the most of them that were ever alive together.
-                What is idle in it counts as temporary.
         """
-        small = [change for allocation, change in self._events if allocation.nbytes < heap_below]
-        in_use, alive = max(itertools.accumulate(small), default=0), 0
-        highest: dict[str, tuple[int, int, int]] = {}
+        in_use = 0
+        highest: dict[str, tuple[int, int]] = {}
         for index, (allocation, change) in enumerate(self._events):
-            alive += change
-            in_use += change if allocation.nbytes >= heap_below else 0
-            if change < 0 or allocation.phase == "setup":
-                continue
-            # Of equal moments the one in which least of the heap is idle.
-            place = f"{allocation.phase} {_where(allocation.module, depth)}"
-            if (in_use, alive) > highest.get(place, (0, 0, 0))[:2]:
-                highest[place] = in_use, alive, index
-        return {place: self._moment(*moment) for place, moment in highest.items()}
+            in_use += change
+            if change > 0 and allocation.phase != "setup":
+                place = f"{allocation.phase} {_where(allocation.module, depth)}"
+                if in_use > highest.get(place, (0, 0))[0]:
+                    highest[place] = in_use, index
+        return {place: self._moment(index) for place, (_, index) in highest.items()}
 
-    def _moment(self, in_use: int, alive: int, index: int) -> Peak:
+    def _moment(self, index: int) -> Peak:
         totals = dict.fromkeys(COMPONENTS, 0)
         for allocation, change in self._events[: index + 1]:
             totals[allocation.resolved()] += change
-        totals["temporary"] += in_use - alive
         last = self._events[index][0]
-        return Peak({k: v for k, v in totals.items() if v}, alive, last.phase, last.module)
+        return Peak({k: v for k, v in totals.items() if v}, last.phase, last.module)
 
 
 def _where(module: str, depth: int | None) -> str:

@@ -22,7 +22,6 @@ from graftlm.models.load import empty_model
 from graftlm.planning import fake_model
 from graftlm.planning.extrapolate import Trace, depth_of, shallow_depths, with_depth
 from graftlm.planning.tracker import TooManyCallsError, Tracker
-from graftlm.system import RETURNED_FROM
 from graftlm.system.placement import Placement
 from graftlm.training.next_token import NextToken
 from graftlm.training.step import train_step
@@ -194,7 +193,7 @@ def trace_in_full(
         for parameter in parameters:
             tracker.claim(parameter.grad, "gradients")
     return Trace(
-        peaks=tracker.timeline.peaks(depth, RETURNED_FROM if device.type == "cpu" else 0),
+        peaks=tracker.timeline.peaks(depth),
         resident=resident,
         work=tracker.work.plus(tracker.work, shape.passes / len(batches) - 1),
         trainable_parameters=sum(p.numel() for p in parameters),

@@ -4,8 +4,8 @@ A dispatch mode sees every operator call below autograd, forward and backward. E
 appears in an output for the first time is an allocation; a weak reference tells when it is freed.
 Hooks tell which module is at work. The large tensors are fake, so nothing large is computed.
 
-autograd adds two gradients of one tensor in place where it can, but never under a dispatch mode, so
-a trace has one gradient of an activation more than a real step.
+autograd adds two gradients of one tensor in place, but not under a dispatch mode. Such sums are put
+in place here: outside a recomputed forward pass, a backward pass makes hardly any other.
 """
 
 from __future__ import annotations
@@ -117,6 +117,8 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return self._values.scalar(args[0])
         if is_mutable(func) and torch.Tag.nondeterministic_seeded in func.tags:
             return args[0]  # filled with random numbers: nothing to see
+        if func is torch.ops.aten.add.Tensor and _adds_gradients(*args):
+            func = torch.ops.aten.add_.Tensor
         if kwargs.get("device") is not None:
             kwargs = {**kwargs, "device": self._device}
         result = self._values.call(func, args, kwargs)
@@ -133,3 +135,14 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if self._most_calls is not None and self.work.calls > self._most_calls:
                 raise TooManyCallsError
         return result
+
+
+def _adds_gradients(first: Any, second: Any) -> bool:
+    """Whether two tensors of one kind are added in a backward pass, but not in a recomputation."""
+    return (
+        in_backward_pass()
+        and not torch.is_grad_enabled()
+        and isinstance(first, Tensor)
+        and isinstance(second, Tensor)
+        and (first.shape, first.dtype) == (second.shape, second.dtype)
+    )

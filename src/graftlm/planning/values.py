@@ -82,7 +82,7 @@ class StepValues:
         known = all(_is_real(tensor) for tensor in tensors)
         fakes = tree_map_only(Tensor, self._fake, (args, kwargs))
         try:
-            result = self._elsewhere(func, *fakes) if func in _CONVOLVES else _run(func, *fakes)
+            result = self._fake_run(func, *fakes)
         except ASKS_FOR_VALUES:
             assumed = tree_map_only(Tensor, _value_or_ones, (args, kwargs))
             result = _really(func, *assumed)
@@ -93,13 +93,25 @@ class StepValues:
             return tree_map_only(Tensor, _spread(_choices(func, args, kwargs)), result)
         return result
 
-    def _elsewhere(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """A convolution on CPU tensors: its shapes are otherwise asked of the device's library."""
-        if self._device.type == "cpu":
+    def _fake_run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """``func`` on fake tensors, also where torch's own shape function asks for more.
+
+        That of a convolution asks the device's library, which may be absent; that of a product of
+        groups takes only bfloat16.
+        """
+        if func in _CONVOLVES:
+            stand_in = {"device": torch.device("cpu")}
+        elif func is aten._grouped_mm.default:
+            stand_in = {"dtype": torch.bfloat16}
+        else:
             return func(*args, **kwargs)
-        on_cpu = tree_map_only(Tensor, lambda t: torch.empty_like(t, device="cpu"), (args, kwargs))
-        result = _run(func, *on_cpu)
-        return tree_map_only(Tensor, lambda t: torch.empty_like(t, device=self._device), result)
+        true = {name: getattr(args[0], name) for name in stand_in}
+
+        def changed(settings: Any) -> Any:
+            return lambda t: torch.empty_like(t, **settings) if t.is_floating_point() else t
+
+        args, kwargs = tree_map_only(Tensor, changed(stand_in), (args, kwargs))
+        return tree_map_only(Tensor, changed(true), func(*args, **kwargs))
 
     def _fake(self, tensor: Tensor) -> Tensor:
         """A fake stand-in on the planned device, the same one each time."""
@@ -126,10 +138,6 @@ class StepValues:
             else:
                 positions.append(index)
         return positions
-
-
-def _run(func: Any, args: Any, kwargs: Any) -> Any:
-    return func(*args, **kwargs)
 
 
 def _is_real(tensor: Tensor) -> bool:

@@ -1,0 +1,137 @@
+"""Steps whose course depends on values: experts, scans, shared keys. They are planned, or refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from graftlm.config import LoRAConfig, RunConfig
+from graftlm.errors import ModelError
+from graftlm.planning import trace
+from graftlm.planning.trace import BatchShape, trace_in_full, trace_step
+
+COMMON = {
+    "vocab_size": 260,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "Qwen3MoeConfig": {**EXPERTS, "head_dim": 16},
+    "MixtralConfig": {"num_local_experts": 4},
+    "GptOssConfig": {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16},
+    "DeepseekV3Config": {
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "n_group": 2,
+        "topk_group": 1,
+        "first_k_dense_replace": 1,
+        "num_key_value_heads": 4,
+        "q_lora_rank": 16,
+        "kv_lora_rank": 16,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 16,
+        "v_head_dim": 16,
+    },
+    "Qwen3NextConfig": {
+        **EXPERTS,
+        "num_hidden_layers": 4,
+        "head_dim": 16,
+        "shared_expert_intermediate_size": 32,
+        "linear_num_value_heads": 4,
+        "linear_num_key_heads": 2,
+        "linear_key_head_dim": 16,
+        "linear_value_head_dim": 16,
+    },
+    "Gemma3nTextConfig": {
+        "num_hidden_layers": 5,
+        "num_kv_shared_layers": 2,
+        "vocab_size_per_layer_input": 260,
+        "hidden_size_per_layer_input": 16,
+        "head_dim": 16,
+        "laurel_rank": 8,
+        "intermediate_size": [128] * 5,
+        "activation_sparsity_pattern": [0.95, 0.95, 0.0, 0.0, 0.0],
+        "layer_types": ["sliding_attention", "full_attention"] * 2 + ["full_attention"],
+        "sliding_window": 16,
+    },
+    "MambaConfig": {"state_size": 8},
+    "FalconMambaConfig": {"state_size": 8},
+    "Mamba2Config": {"num_heads": 8, "head_dim": 16, "state_size": 8, "n_groups": 1},
+}
+
+
+READ_THEIR_WEIGHTS = ("FalconMambaConfig", "Mamba2Config", "MambaConfig")
+
+
+def architecture(name: str, **changes: Any) -> Any:
+    return getattr(transformers, name)(**COMMON | FAMILIES[name] | changes)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_full_fine_tuning_is_planned(name: str, device: str) -> None:
+    made = trace_step(
+        architecture(name), RunConfig(method="full"), BatchShape(2, 24), torch.float32, device
+    )
+    assert made.peak.nbytes > made.resident >= 4 * made.weight_bytes / 2 > 0
+    assert made.peak.phase in ("forward", "loss", "backward", "optimizer")
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_adapters_are_planned_or_refused_in_a_sentence(name: str, method: str) -> None:
+    config = RunConfig(method=method, lora=LoRAConfig(rank=1))
+    arguments = architecture(name), config, BatchShape(2, 24), torch.bfloat16
+    if method == "qlora" and name in READ_THEIR_WEIGHTS:
+        with pytest.raises(ModelError, match="cannot be traced with qlora"):
+            trace_step(*arguments)
+    else:
+        assert trace_step(*arguments).peak.components["adapters"] > 0
+
+
+def test_every_expert_gets_as_many_tokens() -> None:
+    """Of 4 experts each token goes to 2, so the products are those of a layer twice as wide."""
+    config = RunConfig(method="full")
+    few, many = (
+        trace_step(
+            architecture("Qwen3MoeConfig", num_experts_per_tok=n),
+            config,
+            BatchShape(2, 32),
+            torch.float32,
+            "cuda",
+        )
+        for n in (1, 4)
+    )
+    assert few.peak.nbytes < many.peak.nbytes
+    assert few.work.flops["matmul float32"] < many.work.flops["matmul float32"]
+
+
+def test_a_scan_over_the_row_is_continued_from_short_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = architecture("MambaConfig")
+    arguments = model, RunConfig(method="full"), BatchShape(2, 64), torch.float32
+    whole = trace_in_full(*arguments)
+    monkeypatch.setattr(trace, "MOST_CALLS", 100)
+    monkeypatch.setattr(trace, "SHORT_LENGTHS", (16, 24))
+    continued = trace_step(*arguments)
+    assert continued.peak.nbytes == pytest.approx(whole.peak.nbytes, rel=0.02)
+    assert continued.work.calls == pytest.approx(whole.work.calls, rel=0.02)
+    assert continued.resident == pytest.approx(whole.resident, rel=0.01)
+    assert continued.trainable_parameters == whole.trainable_parameters
+
+
+def test_dense_layers_before_experts_are_kept() -> None:
+    deep = architecture("DeepseekV3Config", num_hidden_layers=16, first_k_dense_replace=3)
+    arguments = deep, RunConfig(method="full"), BatchShape(1, 32), torch.float32
+    continued, whole = trace_step(*arguments), trace_in_full(*arguments)
+    assert continued.weight_bytes == whole.weight_bytes
+    assert continued.peak.nbytes == pytest.approx(whole.peak.nbytes, rel=0.01)
