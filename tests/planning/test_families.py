@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from graftlm.frozen.nf4.linear import NF4Linear
 
 from graftlm.adapters import add_lora
 from graftlm.config import LoRAConfig, RunConfig
 from graftlm.errors import ModelError
-from graftlm.frozen.nf4.linear import NF4Linear
 from graftlm.models.streaming import linear_layers, unquantized_names
 from graftlm.planning import trace
 from graftlm.planning.trace import BatchShape, trace_in_full, trace_step

@@ -152,7 +152,7 @@ def test_packed_rows_bring_a_mask() -> None:
 
 def test_a_gpu_is_planned_without_one() -> None:
     trace = traced(settings("qlora", gradient_checkpointing=True), device="cuda")
-    assert {"forward", "loss", "backward"} <= {peak.phase for peak in trace.peaks.values()}
+    assert trace.peak.phase == "backward"
     assert trace.peak.components["quantization_state"] > 0
 
 

@@ -100,7 +100,7 @@ class StepValues:
         groups takes only bfloat16.
         """
         if func in _CONVOLVES:
-            stand_in = {"device": torch.device("cpu")}
+            stand_in: dict[str, Any] = {"device": torch.device("cpu")}
         elif func is aten._grouped_mm.default:
             stand_in = {"dtype": torch.bfloat16}
         else:
