@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from graftlm.frozen.nf4.linear import NF4Linear
+from graftlm.frozen.linear import FrozenLinear
+from graftlm.frozen.nf4.frozen_nf4 import FrozenNF4
 
 from graftlm.adapters import add_lora
 from graftlm.config import LoRAConfig, RunConfig
@@ -105,7 +106,7 @@ def runs(config: Any, settings: RunConfig) -> bool:
     if settings.method == "qlora":
         for name, layer in linear_layers(model).items():
             if name not in unquantized_names(model):
-                model.set_submodule(name, NF4Linear.from_linear(layer))
+                model.set_submodule(name, FrozenLinear.of(layer, FrozenNF4))
     add_lora(model, settings.lora)
     try:
         model(torch.ones(1, 8, dtype=torch.int64), use_cache=False)
