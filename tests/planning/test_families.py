@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from graftlm.frozen.linear import FrozenLinear
-from graftlm.frozen.nf4.frozen_nf4 import FrozenNF4
 
 from graftlm.adapters import add_lora
 from graftlm.config import LoRAConfig, RunConfig
 from graftlm.errors import ModelError
+from graftlm.frozen.linear import FrozenLinear
+from graftlm.frozen.nf4.frozen_nf4 import FrozenNF4
 from graftlm.models.streaming import linear_layers, unquantized_names
 from graftlm.planning import trace
 from graftlm.planning.trace import BatchShape, trace_in_full, trace_step
