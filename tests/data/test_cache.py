@@ -123,3 +123,25 @@ def test_room_is_asked_for_only_where_something_is_written(data, monkeypatch):
     assert len(load_examples(data, tokenizer_of("zephyr"), DataConfig())) == len(ROWS)
     with pytest.raises(ResourceError, match="Tokenised data needs"):
         load_examples(data, tokenizer_of("zephyr"), DataConfig(max_length=100))
+
+
+@pytest.mark.parametrize("damage", ["cut", "overwritten", "empty", "no report", "garbage report"])
+def test_a_damaged_cache_is_made_again_and_said(damage, data, tmp_path, capsys):
+    first = load_examples(data, tokenizer_of("zephyr"), DataConfig())
+    [arrow] = (tmp_path / "cache" / "data").glob("*/examples.arrow")
+    report = arrow.with_name("report.json")
+    content = arrow.read_bytes()
+    if damage == "no report":
+        report.unlink()
+    elif damage == "garbage report":
+        report.write_bytes(b"\xff{")
+    else:
+        middle = len(content) // 2
+        overwritten = content[:middle] + bytes(64) + content[middle + 64 :]
+        cut = {"cut": content[:middle], "empty": b"", "overwritten": overwritten}
+        arrow.write_bytes(cut[damage])
+    assert same(first, load_examples(data, tokenizer_of("zephyr"), DataConfig()))
+    assert "it is made again" in capsys.readouterr().err
+    assert arrow.read_bytes() == content
+    load_examples(data, tokenizer_of("zephyr"), DataConfig())
+    assert capsys.readouterr().err == ""

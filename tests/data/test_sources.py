@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import datetime
 import gzip
 import io
 import json
+import sys
 
 import numpy as np
 import openpyxl
@@ -16,7 +18,8 @@ import pytest
 from graftlm.config import DataConfig
 from graftlm.data import load_examples, parse_row
 from graftlm.data.examples import held_out
-from graftlm.data.readers import READERS
+from graftlm.data.readers import READERS, read_file
+from graftlm.errors import DataError
 from tests.oracles.chat_families import tokenizer_of
 
 ROWS = [{"prompt": f"say {i}\nand “more”", "completion": f"{i}, {'x' * i}"} for i in range(25)]
@@ -264,3 +267,23 @@ def test_a_readme_beside_the_rows_is_not_one_of_them(tmp_path, tokenizer):
     (tmp_path / "notices-of-death.txt").write_text("A text to learn.")
     assert len(load_examples(tmp_path, tokenizer, DataConfig())) == len(ROWS) + 1
     assert len(load_examples(tmp_path / "README.md", tokenizer, DataConfig())) == 1
+
+
+def test_a_workbook_without_its_library_says_what_to_install(tmp_path, tokenizer, monkeypatch):
+    (tmp_path / "rows.xlsx").write_bytes(workbook())
+    monkeypatch.setitem(sys.modules, "openpyxl", None)
+    with pytest.raises(DataError, match=r"needs the package openpyxl: pip install 'graftlm\[excel"):
+        load_examples(tmp_path / "rows.xlsx", tokenizer, DataConfig())
+
+
+def test_cells_are_read_as_they_are_shown_and_other_sheets_are_named(tmp_path, tokenizer):
+    book = openpyxl.Workbook()
+    book.active.append(["prompt", "completion"])
+    for value in (3, 2.0, 2.5, True, datetime.date(2024, 5, 1)):
+        book.active.append(["a", value])
+    book.create_sheet("Other")
+    book.save(tmp_path / "rows.xlsx")
+    rows = [raw.parse()["completion"] for raw in read_file(tmp_path / "rows.xlsx")]
+    assert rows == ["3", "2", "2.5", "TRUE", "2024-05-01"]
+    report = load_examples(tmp_path / "rows.xlsx", tokenizer, DataConfig()).report
+    assert "Other not" in report.places["sheets_left_out"][0]
