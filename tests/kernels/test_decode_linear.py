@@ -9,7 +9,7 @@ from torch import nn
 from graftlm.errors import ModelError
 from graftlm.frozen.int8_rows import Int8Rows
 from graftlm.kernels.decode_linear import MOST_ROWS, few_rows_linear
-from graftlm.models.fused.output_linear import OutputLinear
+from graftlm.models.fused import OutputLinear
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

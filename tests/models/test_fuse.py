@@ -22,8 +22,7 @@ from transformers import (
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from graftlm.models.fuse import fuse_gated_units, fuse_norms
-from graftlm.models.fused.gated_mlp import GatedMLP
-from graftlm.models.fused.rms_norm import RMSNorm
+from graftlm.models.fused import GatedMLP, RMSNorm
 
 SIZES: dict[str, Any] = {
     "vocab_size": 64,

@@ -16,7 +16,7 @@ from graftlm.errors import ModelError, RequestError
 from graftlm.frozen.linear import FrozenLinear
 from graftlm.kernels import nf4
 from graftlm.models import load_model, save_model
-from graftlm.models.fused.output_linear import OutputLinear
+from graftlm.models.fused import OutputLinear
 from tests.oracles.model_families import FAMILIES, tiny_model
 
 IDS = torch.arange(1, 25).view(2, 12)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from graftlm._compat.torch_module import MovedModule
+from graftlm._compat.torch_objects import MovedModule
 from graftlm.frozen.stored_weight import StoredWeight
 
 __all__ = ["FrozenEmbedding", "FrozenOutput"]

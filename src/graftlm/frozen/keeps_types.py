@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from graftlm._compat.torch_module import MovedModule
+from graftlm._compat.torch_objects import MovedModule
 
 __all__ = ["KeepsTypes"]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from graftlm._compat.torch_module import buffers_of
+from graftlm._compat.torch_objects import buffers_of
 from graftlm.frozen.keeps_types import KeepsTypes
 from graftlm.frozen.weight import FrozenWeight
 

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from graftlm._compat.torch_tensor import is_view
+from graftlm._compat.torch_objects import is_view
 from graftlm.kernels.factor_gradient import factor_gradient
 from graftlm.kernels.lora_linear import factor_type
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from graftlm._compat.torch_tensor import version_of
+from graftlm._compat.torch_objects import version_of
 
 __all__ = ["Block", "blocks"]
 

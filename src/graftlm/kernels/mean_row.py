@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from graftlm._compat.torch_tensor import version_of
+from graftlm._compat.torch_objects import version_of
 from graftlm.errors import ModelError
 from graftlm.kernels.operator import Case, Operator
 from graftlm.kernels.products import draw

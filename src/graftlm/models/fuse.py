@@ -23,9 +23,7 @@ from transformers import PretrainedConfig
 
 from graftlm._compat.tracing import modes_off
 from graftlm.kernels.gated_unit import GELU_TANH, SILU, gated_unit
-from graftlm.models.fused.gated_mlp import GatedMLP
-from graftlm.models.fused.output_linear import OutputLinear
-from graftlm.models.fused.rms_norm import RMSNorm
+from graftlm.models.fused import GatedMLP, OutputLinear, RMSNorm
 
 __all__ = ["fuse_gated_units", "fuse_norms", "quick_output"]
 

@@ -18,7 +18,7 @@ from graftlm.frozen.embedding import FrozenEmbedding, FrozenOutput
 from graftlm.frozen.formats import format_named
 from graftlm.frozen.stored_weight import StoredWeight
 from graftlm.frozen.weight import WeightSettings
-from graftlm.models.fused.output_linear import OutputLinear
+from graftlm.models.fused import OutputLinear
 
 __all__ = ["rows_in_int8"]
 

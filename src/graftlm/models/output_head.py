@@ -27,7 +27,7 @@ from graftlm._compat.fake import is_fake
 from graftlm.errors import ModelError
 from graftlm.frozen.embedding import FrozenOutput
 from graftlm.frozen.weight import ScaledRows
-from graftlm.models.fused.output_linear import OutputLinear
+from graftlm.models.fused import OutputLinear
 from graftlm.models.probing import being_probed
 
 __all__ = ["OutputHead", "call_without_logits", "find_output_head"]

@@ -1,7 +1,8 @@
-"""Being told when a module is moved or cast, and its buffers as one mapping.
+"""What torch's tensors and modules have no public name for.
 
 Seen in torch 2.13: `nn.Module._apply`, which `.to()`, `.half()` and their like call on each module,
-and `nn.Module._buffers`.
+`nn.Module._buffers`, `Tensor._version`, which torch's own messages about in-place changes name, and
+`Tensor._is_view`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Self
 
 from torch import Tensor, nn
 
-__all__ = ["MovedModule", "buffers_of"]
+__all__ = ["MovedModule", "buffers_of", "is_view", "version_of"]
 
 
 class MovedModule(nn.Module):
@@ -33,3 +34,13 @@ class MovedModule(nn.Module):
 def buffers_of(module: nn.Module) -> dict[str, Tensor | None]:
     """The module's own buffers by name: the mapping itself, not a copy."""
     return module._buffers
+
+
+def version_of(tensor: Tensor) -> int:
+    """A number that grows each time the tensor is written to; not for inference tensors."""
+    return tensor._version
+
+
+def is_view(tensor: Tensor) -> bool:
+    """Whether autograd takes the tensor for a view of another."""
+    return tensor._is_view()
