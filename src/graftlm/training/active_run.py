@@ -39,10 +39,10 @@ class ActiveRun:
     """A run under way.
 
     Attributes:
-        run: what is fixed.
-        optimizer: of ``parameters``.
-        parameters: what trains.
-        hooks: are called in this order.
+        run: the part that does not change.
+        optimizer: the optimiser of ``parameters``.
+        parameters: the trainable parameters.
+        hooks: the hooks, in the order of their calls.
         state: the counters.
         row: the metrics of the last step, as `metrics.jsonl` records them.
         end: ``finished`` once `stop` was called, ``paused`` once `pause` was.
@@ -63,27 +63,27 @@ class ActiveRun:
 
     @property
     def over(self) -> bool:
-        """Whether there is no further step."""
+        """Whether the run has no further step."""
         return (
             self.end is not None or self.state.finished or self.state.step >= self.run.total_steps
         )
 
     def stop(self) -> None:
-        """Let the run end after this step; its result is written, as at its last step."""
+        """End the run after this step and write its result, as after the last step."""
         self.end = self.end or "finished"
 
     def pause(self) -> None:
-        """Let the run end after this step with a checkpoint only, to be resumed."""
+        """End the run after this step with a checkpoint only, so that it can be resumed."""
         self.end = self.end or "paused"
 
     def tell(self, point: Point, *details: Any) -> None:
-        """Call each hook's method of this name."""
+        """Call the method named ``point`` of each hook."""
         for hook in self.hooks:
             getattr(hook, point)(self, *details)
 
     @contextlib.contextmanager
     def closing_hooks(self) -> Iterator[None]:
-        """Whatever happens inside, close all hooks in the end; of an exception tell them first."""
+        """Close all hooks at the end of the block; after an exception call `failed` first."""
         with contextlib.ExitStack() as closing:
             for hook in self.hooks:
                 closing.callback(hook.closed, self)
@@ -96,11 +96,11 @@ class ActiveRun:
                 raise
 
     def begin(self, resume: bool, extended: bool) -> None:
-        """Take up the last checkpoint, or start; measure what the objective needs of the rows.
+        """Restore the last checkpoint, or start; then let the objective measure the rows.
 
         Args:
             resume: whether there is a checkpoint.
-            extended: whether the run had finished, and has more steps now.
+            extended: whether the run had finished and now has more steps.
 
         Raises:
             ArtifactError: ``resume`` without a usable checkpoint.
@@ -125,7 +125,7 @@ class ActiveRun:
         return self.run.micro_batches(self.state.step, self.measured["train"])
 
     def evaluate(self) -> float:
-        """The mean loss on the held-out rows; hooks are told."""
+        """Measure the mean loss on the held-out rows and call the hooks."""
         run = self.run
         loss, _ = mean_loss(
             run.objective,
@@ -138,13 +138,13 @@ class ActiveRun:
         return loss
 
     def save_checkpoint(self) -> None:
-        """Write the checkpoint of this step, then delete those that are no longer kept."""
+        """Write the checkpoint of this step, then delete the surplus checkpoints."""
         run, state = self.run, self.state
         state.peak_memory_bytes = max(state.peak_memory_bytes, run.placement.peak_memory())
         folder = run.out / "checkpoints" / f"step-{state.step}"
         self.tell("checkpoint_begins")
         if self.saved_step == state.step:
-            checkpoint.save_counters(folder, state)  # its tensors are there: never without one
+            checkpoint.save_counters(folder, state)  # its tensors are already on the disk
         else:
             checkpoint.save(
                 folder,

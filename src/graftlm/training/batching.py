@@ -1,11 +1,12 @@
-"""What a model is given: examples in micro-batches of one of a few lengths, on its device.
+"""Batching: from examples to micro-batches on the model's device, padded to a few lengths.
 
-A batch of rows is computed in parts, whose gradients add up to the batch's (`training/step.py`).
-Only one part's activations are in memory, and a CPU multiplies 512 rows as fast as 5,000.
+A batch is computed in parts. The gradients of the parts add up to the gradient of the batch
+(`training/step.py`). Only the activations of one part are in memory at a time, and a CPU needs as
+much time per row for 512 rows as for 5,000.
 
-Rows are laid end to end where that saves padding at no cost: where attention skips the blocks
-outside the mask (`models/block_attention.py`), and with a model that keeps sequences apart.
-Elsewhere they are stacked and padded.
+Rows are laid end to end if that saves padding at no cost. Two conditions must hold: attention skips
+the blocks outside the mask (`models/block_attention.py`), and the model keeps sequences apart.
+Otherwise rows are stacked and padded.
 """
 
 from __future__ import annotations
@@ -33,12 +34,13 @@ __all__ = [
 def micro_batches(
     model: PreTrainedModel, examples: Sequence[Example], tokens: int | None = None
 ) -> list[Batch]:
-    """Collate ``examples`` for ``model``; padding is told by position, so it needs no pad token.
+    """Collate ``examples`` for ``model``. The position marks padding, so no pad token is needed.
 
-    The update is the same however they are laid: each row attends to itself, and all count alike.
+    The layout does not change the update: each row attends only to itself, and all rows have the
+    same weight.
 
     Args:
-        model: gives the device, and the most positions a row may have.
+        model: gives the device and the maximum length of a row.
         examples: at least one.
         tokens: `TrainConfig.micro_batch_tokens`.
     """
@@ -65,8 +67,8 @@ def end_to_end(
 
     Args:
         lengths: tokens of each row.
-        at_once: tokens of a part, at most, a row at least.
-        most: the most positions that the model can read, where it has a limit.
+        at_once: maximum tokens in a part; a longer row is a part of its own.
+        most: the maximum length that the model can read; ``None`` if it has no limit.
     """
     room = room_of(at_once, most)
     short = [row for row, length in enumerate(lengths) if length <= room]
@@ -76,20 +78,20 @@ def end_to_end(
 
 
 def room_of(at_once: int, most: int | None) -> int:
-    """Tokens in a part of several rows, at most: as many as are still within the limits rounded."""
+    """Maximum tokens in a part of several rows, such that its padded length obeys both limits."""
     room = at_once if most is None else min(at_once, most)
     return room if room == most else rounded_down(room)
 
 
 def parts(lengths: Sequence[int], positions: int | None) -> list[list[int]]:
-    """Row numbers in as few parts as there can be of at most ``positions`` each, a row at least.
+    """Row numbers in as few parts as possible, each of at most ``positions``.
 
-    Rows are taken from the shortest to the longest, which pads little; each part ends with its
-    longest row.
+    Rows are sorted by length, which keeps padding small; each part ends with its longest row. A row
+    longer than ``positions`` is a part of its own.
 
     Args:
         lengths: positions of each row.
-        positions: longest row × rows of a part, at most; ``None``: one part.
+        positions: maximum of (longest row × rows) in a part; ``None``: one part.
     """
     found: list[list[int]] = []
     for row in sorted(range(len(lengths)), key=lengths.__getitem__):
@@ -102,7 +104,7 @@ def parts(lengths: Sequence[int], positions: int | None) -> list[list[int]]:
 
 
 def most_positions(config: object) -> int | None:
-    """The longest sequence that a model of this config can read, where it says so."""
+    """The longest sequence that a model of this config can read; ``None`` if it states none."""
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     found = getattr(text, "max_position_embeddings", None)
     return found if isinstance(found, int) else None

@@ -1,4 +1,4 @@
-"""Everything a run needs to go on as if it had never stopped.
+"""Checkpoints: all state that a run needs to resume exactly.
 
     checkpoints/step-N/
         adapter_config.json     LoRA and QLoRA: a PEFT adapter, usable as it is
@@ -9,13 +9,13 @@
         state.json              counters and the best evaluation
 
 The learning rate and the order of the data are pure functions of (settings, step), so neither is
-stored. Tensors keep the type they have: restoring is exact to the last bit. A checkpoint is always
-taken between two optimiser steps; a stop in the middle of an accumulation drops the partial
-gradients and restores the random state the step began with, so that the resumed run repeats it.
+stored. Tensors keep their type, so restoring is exact to the last bit. A checkpoint is always
+written between two optimiser steps. A stop during gradient accumulation drops the partial gradients
+and restores the random state from the start of the step, so the resumed run repeats the step.
 
-A process may be killed at any moment. Whatever it was doing, there is a whole checkpoint if there
-was one before: `save` never takes one away before another stands, and `latest` puts back what a
-kill left in a hidden folder.
+A process may be killed at any moment. If there was a complete checkpoint before, there is one
+afterwards: `save` removes an old checkpoint only after the new one is complete, and `latest`
+restores a checkpoint that a kill left in a hidden folder.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _HIDDEN = re.compile(r"\.(step-\d+)\.")
 
 @dataclasses.dataclass
 class TrainState:
-    """The counters of a run; all that changes besides tensors."""
+    """The counters of a run: all of its changing state except tensors."""
 
     step: int = 0
     tokens: int = 0
@@ -80,12 +80,12 @@ def save(
 
 
 def save_counters(folder: Path, state: TrainState) -> None:
-    """Write ``state`` into the checkpoint of this very step, whose tensors stay as they are."""
+    """Write ``state`` into the existing checkpoint of the same step; its tensors do not change."""
     write_json(folder / "state.json", dataclasses.asdict(state))
 
 
 def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainState:
-    """Put model, optimiser and random generators into the state ``folder`` holds.
+    """Load the state in ``folder`` into the model, the optimiser and the random generators.
 
     Raises:
         ArtifactError: a file is missing or corrupt, or belongs to another model.
@@ -113,7 +113,8 @@ def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) ->
 def latest(folder: Path) -> Path | None:
     """The checkpoint with the highest step in ``folder``, or ``None``.
 
-    What a killed process left half done is put right first: no other may write there now.
+    It first repairs what a killed process left unfinished. Call it only while no other process
+    writes to the folder.
     """
     for step in {
         match[1] for path in folder.glob(".step-*") if (match := _HIDDEN.match(path.name))

@@ -1,4 +1,4 @@
-"""Before a run starts: do the rows suit the model, and in which form will it be asked later?"""
+"""Checks before a run starts: whether the rows suit the model, and the prompt form they teach."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 _SAMPLE = 2000
-"""Ordinary rows of the embedding table that the markers' rows are compared with."""
+"""How many ordinary rows of the embedding table are compared with the rows of the markers."""
 
 
 def check_rows(
@@ -41,11 +41,11 @@ def check_rows(
     model_config: Mapping[str, Any],
     folder: Path | None = None,
 ) -> None:
-    """Refuse rows that the model cannot read; print what is worth knowing, on stderr.
+    """Refuse rows that the model cannot read; print warnings on stderr.
 
     Args:
-        examples: what is trained on.
-        held: what is measured on; may be empty.
+        examples: the training rows.
+        held: the held-out rows; may be empty.
         tokenizer: the model's, with the chat template in force.
         config: the settings the rows were read with.
         model_config: the content of the model's ``config.json``.
@@ -59,7 +59,7 @@ def check_rows(
     findings = require_fit(examples, limits)
     if len(held):
         findings += require_fit(held, limits)
-    if isinstance(examples, Examples):  # else tokens made elsewhere, which no template laid out
+    if isinstance(examples, Examples):  # other tokens were made without a template
         form = ChatFormat(tokenizer, config)
         findings += said_before_training(examples, held, form, config)
         if folder is not None and examples.report.kinds["chat"]:
@@ -69,7 +69,7 @@ def check_rows(
 
 
 def marker_findings(folder: Path, form: ChatFormat) -> list[Finding]:
-    """Markers of the chat template that the model was never trained on."""
+    """Findings on markers of the chat template that the model was not trained on."""
     ids = form.markers_used
     try:
         size = limits_of(model_config_in(folder)).vocab_size or max(ids.values(), default=0) + 1
@@ -93,13 +93,13 @@ def model_config_in(folder: Path) -> dict[str, Any]:
 
 
 def trained_tokenizer(tokenizer: Any, examples: Sequence[Example], config: DataConfig) -> Any:
-    """The tokenizer that is saved with the result: its template asks in the form of training."""
+    """The tokenizer that is saved with the result; its template prompts in the form of training."""
     form = _form(examples, config)
     return tokenizer if form is None else with_format(tokenizer, form)
 
 
 def record_of_rows(examples: Sequence[Example], config: DataConfig) -> dict[str, Any] | None:
-    """What a run writes down about its rows: their kinds, and in which form the model is asked."""
+    """The record of the rows in the run folder: their kinds, and the prompt form."""
     form = _form(examples, config)
     if form is None or not isinstance(examples, Examples):
         return None
@@ -113,5 +113,5 @@ def record_of_rows(examples: Sequence[Example], config: DataConfig) -> dict[str,
 
 def _form(examples: Sequence[Example], config: DataConfig) -> PromptFormat | None:
     if not isinstance(examples, Examples):
-        return None  # tokens made elsewhere
+        return None  # tokens that were not made by this package
     return format_of(examples.report.kinds, config)

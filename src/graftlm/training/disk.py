@@ -1,12 +1,12 @@
-"""Room on the disk for what a run writes, asked for before the first step.
+"""Disk space for a run, checked before the first step.
 
-Of a run with C bytes a checkpoint, which keeps k of them and the best one besides, and a result of
-R bytes, the disk holds at most
+A checkpoint has C bytes and the result R bytes. The run keeps k checkpoints and the best one in
+addition. The disk holds at most
 
     max( (k + best + 1) C,  (k + best) C + R )        best = 1 if evaluations choose one, else 0
 
-bytes: a new checkpoint is complete before the oldest goes, and the result is written at the end.
-Fewer, when the run saves less often than that.
+bytes: a new checkpoint is complete before the oldest is deleted, and the result is written at the
+end. A run that saves fewer checkpoints than this needs less.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ADAM_MOMENTS = 2
 
 
 def checkpoint_bytes(model: nn.Module) -> int:
-    """Bytes of one checkpoint: what trains, and two moments of the same size and type."""
+    """Bytes of one checkpoint: the trainable parameters, and two moments of the same size."""
     trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     return (1 + ADAM_MOMENTS) * trained
 
@@ -43,12 +43,12 @@ def run_bytes(run: Run) -> int:
 
 
 def require_space(run: Run) -> None:
-    """Refuse a run that the disk of its folder has no room for.
+    """Refuse a run that does not fit on the disk of its folder.
 
-    What a resumed run has written already counts as room.
+    The files that a resumed run has already written count as free space.
 
     Raises:
-        ResourceError: with what is needed and what there is.
+        ResourceError: the free space is too small; the message gives both sizes.
     """
     one = checkpoint_bytes(run.model)
     there = sum(file.stat().st_size for file in _written(run.out))
@@ -61,7 +61,7 @@ def require_space(run: Run) -> None:
 
 
 def _result_bytes(run: Run) -> int:
-    """Bytes of the adapter, or of the whole model with tied weights once."""
+    """Bytes of the adapter, or of the whole model; tied weights count once."""
     whole = run.config.method == "full"
     storages = {
         p.untyped_storage().data_ptr(): p.nbytes

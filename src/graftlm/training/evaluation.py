@@ -1,6 +1,6 @@
-"""The held-out loss: the mean of what an objective sums up, without gradients.
+"""The held-out loss: the objective's summed loss divided by its count, without gradients.
 
-For next tokens that is the mean negative log-likelihood per supervised token, in nats.
+For the next-token objective this is the mean negative log-likelihood per supervised token, in nats.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["EvalResult", "evaluate", "mean_loss"]
 
 @dataclasses.dataclass(frozen=True)
 class EvalResult:
-    """A model measured on rows.
+    """The result of a measurement on rows.
 
     Attributes:
         loss: mean over supervised tokens, in nats.
@@ -48,13 +48,13 @@ def evaluate(
 ) -> EvalResult:
     """Measure how well ``model`` predicts the supervised tokens of ``examples``.
 
-    The model is put into evaluation mode and returned to the mode it had.
+    The model is put into evaluation mode for the measurement; its mode is restored afterwards.
 
     Args:
         model: a causal language model.
         examples: at least one, with at least one supervised token among them.
         batch_size: rows at a time.
-        micro_batch_tokens: positions at a time, at most, as in training.
+        micro_batch_tokens: maximum positions at a time, as in training.
 
     Raises:
         DataError: there is nothing to measure.
@@ -72,16 +72,16 @@ def mean_loss(
     batch_size: int,
     measured: Mapping[str, Tensor] | None = None,
 ) -> tuple[float, int]:
-    """The mean loss over ``rows``, and the count that it is the mean of.
+    """The mean loss over ``rows``, and the count that the sum was divided by.
 
-    Rows of like length go together, which saves padding.
+    Rows of similar length share a batch, which saves padding.
 
     Args:
-        objective: what is measured.
-        model: is put into evaluation mode and returned to the mode it had.
+        objective: computes the loss.
+        model: is put into evaluation mode for the measurement; its mode is restored afterwards.
         rows: at least one.
         batch_size: rows at a time.
-        measured: what the objective measured of ``rows`` before the run.
+        measured: the objective's measurements of ``rows`` from before the run.
 
     Raises:
         DataError: there is nothing to measure.

@@ -13,10 +13,10 @@ __all__ = ["stop_on_signal"]
 
 @contextlib.contextmanager
 def stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """Yield a function that tells whether a stop was asked for.
+    """Yield a function that returns whether the user requested a stop.
 
-    The first signal only sets the flag; a second one acts as usual, so an impatient user is never
-    locked in. Outside the main thread Python allows no handlers, and the flag stays down.
+    The first signal only sets the flag. A second one acts as usual, so a user can always end the
+    process. Outside the main thread Python allows no handlers, so the flag stays false.
     """
     requested = threading.Event()
     if threading.current_thread() is not threading.main_thread():

@@ -1,4 +1,4 @@
-"""Cross-entropy of a linear output layer, without ever storing its logits.
+"""Cross-entropy of a linear output layer, without storing its logits.
 
 For a position with hidden state h (D,), target t, head W (V, D) and bias b (V,):
 
@@ -9,15 +9,15 @@ For a position with hidden state h (D,), target t, head W (V, D) and bias b (V,)
     ∂L/∂h   = Σ_j ∂L/∂z_j · z'_j · w_j                z'_j = scale · (1 − (z_j / c)²)
     ∂L/∂w_j = Σ_positions ∂L/∂z_j · z'_j · h
 
-The vocabulary V is large (262,144 for Gemma 3) and the logits (N, V) dwarf everything else in a
-training step. So the head is walked in tiles that stay in cache, with an online log-sum-exp, and
-what is kept is (N,) and (N, D) (the idea of cut cross-entropy, arXiv 2411.09009).
+The vocabulary V is large (262,144 for Gemma 3), so the logits (N, V) would be the largest tensor of
+a training step. Instead, the kernel reads the head in tiles that stay in cache, with an online
+log-sum-exp, and stores only tensors of (N,) and (N, D) (cut cross-entropy, arXiv 2411.09009).
 
-With a frozen head, the gradient for h comes out of the *same* walk and the backward pass only
-scales it. Most p_j are too small to matter there: entries with p_j ≤ ``tolerance`` may be left
-out of the sum. What they weigh in total, 1 − Σ kept p, is known exactly and reported; a position
-where it is too large is computed densely. ``tolerance=0`` keeps everything. With a trainable head,
-the backward pass walks a second time and all gradients are exact.
+With a frozen head, the *same* pass over the tiles computes the gradient for h, and the backward
+pass only scales it. Most p_j are negligible: entries with p_j ≤ ``tolerance`` may be left out of
+the sum. Their total probability, 1 − Σ kept p, is known exactly and reported; a position where it
+is too large is computed densely. ``tolerance=0`` keeps all entries. With a trainable head, the
+backward pass reads the tiles a second time and all gradients are exact.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from graftlm.kernels.cross_entropy import Head, Walk
 __all__ = ["CrossEntropyStatistics", "linear_cross_entropy"]
 
 NO_SMOOTHING = 0.0
-"""The kernels could spread a share of the target over the vocabulary; nothing here asks for it."""
+"""The kernels support label smoothing; this package does not use it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class CrossEntropyStatistics:
-    """How the gradient of one call was made.
+    """How the gradient of one call was computed.
 
     Attributes:
-        kept_share: share of the N × V softmax entries that the gradient was made of.
-        dropped_mass: largest probability left out at any position; 0 when exact.
+        kept_share: share of the N × V softmax entries that the gradient uses.
+        dropped_mass: the largest total probability left out at one position; 0 when exact.
         dense_positions: positions whose gradient was computed from all entries.
     """
 
@@ -71,17 +71,17 @@ def linear_cross_entropy(
     Args:
         hidden: (N, D) hidden states of the supervised positions only, any floating-point type.
         weight: (V, D) output layer; a bfloat16 weight is converted tile by tile, never as a whole.
-            An int8 one, frozen, comes with ``row_scale``.
+            A frozen int8 weight needs ``row_scale``.
         targets: (N,) int64 in [0, V).
         bias: (V,) or ``None``.
         softcap: caps the logits at ±softcap smoothly (Gemma 2's ``final_logit_softcapping``).
         logit_scale: multiplies the logits before the cap.
-        row_scale: (V,) float32: row r of the layer is ``row_scale[r]`` times what ``weight`` holds.
+        row_scale: (V,) float32: row r of the layer is ``row_scale[r] * weight[r]``.
         tolerance: with a frozen head, probabilities up to this may be left out of the gradient;
-            the loss itself is always complete. 0 leaves nothing out.
+            the loss itself is always complete. 0 keeps all.
 
     Returns:
-        The loss, a float32 scalar (float64 for float64 ``hidden``), and how its gradient was made.
+        The loss, a float32 scalar (float64 for float64 ``hidden``), and statistics of the gradient.
 
     Raises:
         RequestError: when shapes, types or values do not fit.
@@ -104,7 +104,7 @@ def linear_cross_entropy(
 
 
 class _LossSum(torch.autograd.Function):
-    """Σ loss of a finished walk; its backward scales that walk's gradient, or walks again."""
+    """The summed loss; the backward pass scales the stored gradient or computes it anew."""
 
     @staticmethod
     def forward(

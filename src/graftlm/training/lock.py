@@ -1,7 +1,7 @@
 """One process at a time in a run folder.
 
-The system holds the lock (``.lock``) as long as the process lives, so a killed run leaves none.
-``.running`` says who holds it, for the message to whoever is refused.
+The operating system holds the lock (``.lock``) while the process lives, so a killed run leaves no
+lock. ``.running`` names the process that holds it, for the error message of the next one.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from graftlm.files import disk_errors_named
 __all__ = ["OWN_FILES", "locked"]
 
 OWN_FILES = frozenset({".lock", ".running"})
-"""What this file writes into a run folder."""
+"""The files that this module writes into a run folder."""
 
 
 @contextlib.contextmanager
 def locked(out: Path) -> Iterator[Path]:
-    """Hold the run folder ``out``, which is made if need be; one that stays empty is removed.
+    """Lock the run folder ``out``. Creates it if it is missing; removes it if it stays empty.
 
     Raises:
-        ResourceError: another process holds it, or it cannot be made.
+        ResourceError: another process holds the lock, or the folder cannot be created.
     """
     import filelock
 
@@ -56,7 +56,7 @@ def locked(out: Path) -> Iterator[Path]:
 
 
 def _missing(out: Path) -> list[Path]:
-    """The folders that will have to be made, innermost first."""
+    """The folders that do not exist yet, innermost first."""
     return [folder for folder in (out, *out.parents) if not folder.exists()]
 
 
@@ -71,13 +71,13 @@ def _holder(out: Path) -> str:
         who = json.loads((out / ".running").read_text(encoding="utf-8"))
         return f"process {who['pid']} on {who['host']} (since {who['since']})"
     except (OSError, ValueError, KeyError, TypeError):
-        return "another process"  # it has not said so yet
+        return "another process"  # it has not written its name yet
 
 
 def _remove_if_empty(out: Path, new: list[Path]) -> None:
-    """Take away what was made for a run that wrote nothing."""
+    """Remove the folders that were created for a run that wrote nothing."""
     if not (out / "config.yaml").exists():
         (out / ".lock").unlink(missing_ok=True)
         for folder in new:
-            with contextlib.suppress(OSError):  # somebody else has put something there
+            with contextlib.suppress(OSError):  # another process has written a file there
                 folder.rmdir()

@@ -1,8 +1,7 @@
 """The training loop: one optimiser step after another, and hooks around them.
 
-The reader's way down from here: `training/step.py` (one optimiser step) and what
-`docs/reading-path.md` lists after it. Evaluation, checkpoints, metrics and the like are hooks:
-`training/hooks/`.
+Read `training/step.py` (one optimiser step) next, then the files in `docs/reading-path.md`.
+Evaluation, checkpoints, metrics and the like are hooks: `training/hooks/`.
 """
 
 from __future__ import annotations
@@ -30,17 +29,19 @@ def fit(
     progress: bool = True,
     hooks: Sequence[Hook] = (),
 ) -> RunResult:
-    """Train ``run.model`` until its last step, a hook or Ctrl-C; leave the results in ``run.out``.
+    """Train ``run.model`` and write the results into ``run.out``.
+
+    Training ends after the last step, when a hook ends it, or on Ctrl-C.
 
     Args:
-        run: what is trained, and how.
-        resume: go on from the last checkpoint.
-        extended: the run had finished, and has more steps now.
+        run: the run.
+        resume: continue from the last checkpoint.
+        extended: the run had finished and now has more steps.
         progress: draw the progress line on stderr.
-        hooks: from outside, see `graftlm.training.hooks.hook`.
+        hooks: the user's hooks, see `graftlm.training.hooks.hook`.
 
     Raises:
-        TrainingError: the loss or gradient stopped being finite; the last checkpoint stands.
+        TrainingError: the loss or gradient stopped being finite; the last checkpoint remains.
         ArtifactError: ``resume`` without a usable checkpoint.
     """
     parameters = [p for p in run.model.parameters() if p.requires_grad]
@@ -63,7 +64,7 @@ def fit(
 
 
 def _step(active: ActiveRun) -> bool:
-    """Do one optimiser step and put its metrics into ``active.row``; false: the user stopped it."""
+    """Do one optimiser step and write its metrics to ``active.row``; false if the user stopped."""
     run, state = active.run, active.state
     started, rng = time.perf_counter(), run.placement.rng_state()
     set_learning_rate(run, active.optimizer, state.step)

@@ -1,8 +1,8 @@
-"""What an objective measures of the rows before the first step, kept in the run folder.
+"""The objective's measurements of the rows before the first step, stored in the run folder.
 
-    measured.safetensors        {"train/NAME": …, "eval/NAME": …}, absent where there is nothing
+    measured.safetensors        {"train/NAME": …, "eval/NAME": …}, absent if there are none
 
-A resumed run reads it: by then the model is no longer the one that was measured.
+A resumed run reads this file, because its model has changed since the measurement.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ __all__ = ["measure_rows"]
 
 
 def measure_rows(run: Run, resume: bool) -> dict[str, dict[str, Tensor]]:
-    """The measurements of the training rows (``train``) and of the held-out ones (``eval``).
+    """The measurements of the training rows (``train``) and of the held-out rows (``eval``).
 
     Raises:
-        TrainingError: a measurement has not one entry a row.
+        TrainingError: a measurement does not have exactly one entry per row.
         ArtifactError: the file of a resumed run cannot be read.
     """
     path = run.out / "measured.safetensors"

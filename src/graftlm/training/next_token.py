@@ -3,8 +3,8 @@
     L = − Σ_{(b,t) supervised} log softmax(W h_{b,t−1})[x_{b,t}]
 
 Only hidden states h that predict a supervised token reach the output layer W, and their logits are
-never stored (`training/linear_cross_entropy.py`). The model is called as a whole, not its body
-alone (`models/output_head.py`).
+not stored (`training/linear_cross_entropy.py`). The whole model is called, not only its body
+(`models/output_head.py`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from graftlm.training.objective import Objective, register_objective
 __all__ = ["NextToken", "next_token_loss"]
 
 NO_GRADIENT = 1e-6
-"""The tolerance where there is no gradient: the loss is complete at any, and fast at this one."""
+"""The tolerance without gradients. The loss is complete at any tolerance, fastest at this one."""
 
 
 @register_objective
@@ -48,7 +48,7 @@ class NextToken(Objective):
 def next_token_loss(
     model: PreTrainedModel, batch: Batch, tolerance: float = 0.0
 ) -> tuple[Tensor, int]:
-    """Summed cross-entropy (nats, a float32 scalar) over ``batch``'s supervised tokens, and those.
+    """Summed cross-entropy (nats, a float32 scalar) over the supervised tokens, and their number.
 
     Args:
         model: a causal language model.
@@ -67,7 +67,7 @@ def next_token_loss(
 
     def read(hidden: Tensor) -> Tensor:
         if hidden.requires_grad:
-            # What this pass has kept stays in memory until the backward pass; nothing else should.
+            # Tensors saved by this pass stay in memory until the backward pass. Free the others.
             placement_of(model).trim_heap()
         loss, _ = linear_cross_entropy(
             head.entering(hidden[:, :-1][supervised]),

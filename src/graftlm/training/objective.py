@@ -1,10 +1,10 @@
-"""What training lowers: the contract of an objective, and the objectives by name.
+"""The contract of an objective, the function that training minimises, and the registered ones.
 
-An objective says how rows become batches, what it must know before the first step, and the loss of
-a batch as a sum and a count. The step divides by the count over **all** batches of the step, so
-that the update does not depend on how the rows are cut into batches (`training/step.py`).
+An objective defines how rows become batches, what it measures before the first step, and the loss
+of a batch as a sum and a count. The step divides by the count over **all** of its batches, so the
+update does not depend on how the rows are divided into batches (`training/step.py`).
 
-A class that is registered here is chosen by `train.objective`:
+The setting `train.objective` names a class that is registered here:
 
     @register_objective
     class MyObjective(Objective):
@@ -32,44 +32,45 @@ __all__ = ["Objective", "objective_named", "register_objective"]
 class Objective(abc.ABC):
     """One way to train.
 
-    A row is what the data holds: an `Example`, or anything else that has a length in tokens
-    (`len(row)`). A batch is what `batches` makes of rows: a `Batch`, or anything else with an
-    integer ``tokens``, the tokens that it reads.
+    A row is one item of the data: an `Example`, or another object with a length in tokens
+    (`len(row)`). A batch is an item that `batches` returns: a `Batch`, or another object with an
+    integer ``tokens``, the number of tokens that it reads.
     """
 
     name: ClassVar[str]
-    """What `train.objective` calls it."""
+    """Its name in `train.objective`."""
 
     def __init__(self, settings: TrainConfig) -> None:
         self.settings = settings
 
     def examples_in(self, rows: Sequence[Any]) -> Sequence[Example]:
-        """The token sequences that ``rows`` are made of.
+        """The token sequences of ``rows``.
 
-        They are checked before the run: some token must be learned, and the model must know all.
+        They are checked before the run: at least one token must be supervised, and the model's
+        vocabulary must contain all tokens.
         """
         return rows
 
     def measure(self, model: PreTrainedModel, rows: Sequence[Any]) -> dict[str, Tensor]:
-        """What must be known of each row before the first step, such as reference probabilities.
+        """Values of each row that are needed before the first step, such as reference likelihoods.
 
-        Called once for the training rows and once for the held-out ones, with the model in
-        evaluation mode, without gradients. A resumed run reads what its beginning measured.
+        Called once for the training rows and once for the held-out rows, with the model in
+        evaluation mode, without gradients. A resumed run reads the stored measurements.
 
         Returns:
-            Tensors by name; the first dimension of each has one entry a row.
+            Tensors by name; the first dimension of each has one entry per row.
         """
         return {}
 
     def batches(
         self, model: PreTrainedModel, rows: Sequence[Any], measured: Mapping[str, Tensor]
     ) -> list[Any]:
-        """The micro-batches of some rows, on the model's device; their gradients are added.
+        """The micro-batches of some rows, on the model's device. The step adds their gradients.
 
         Args:
-            model: what will read them.
+            model: the model that reads them.
             rows: at least one.
-            measured: the entries of these rows in what `measure` returned.
+            measured: the entries of these rows in the result of `measure`.
         """
         return list(micro_batches(model, rows, self.settings.micro_batch_tokens))
 
@@ -79,7 +80,7 @@ class Objective(abc.ABC):
 
     @abc.abstractmethod
     def loss(self, model: PreTrainedModel, batch: Any) -> tuple[Tensor, int]:
-        """The loss of ``batch``: a differentiable sum (a scalar), and what it is the sum of."""
+        """The loss of ``batch``: a differentiable sum (a scalar) and the number of its terms."""
 
 
 ObjectiveT = TypeVar("ObjectiveT", bound=type[Objective])
@@ -88,10 +89,10 @@ _OBJECTIVES: dict[str, type[Objective]] = {}
 
 
 def register_objective(objective: ObjectiveT) -> ObjectiveT:
-    """Make a class of objective known by its ``name``; for use as a decorator.
+    """Register a class of objective under its ``name``; use it as a decorator.
 
     Raises:
-        ConfigError: another class has the name.
+        ConfigError: another class has this name.
     """
     known = _OBJECTIVES.setdefault(objective.name, objective)
     if known is not objective:
@@ -107,7 +108,7 @@ def objective_named(name: str) -> type[Objective]:
     Raises:
         ConfigError: there is none.
     """
-    # Registers itself; imported here because it builds on this file.
+    # The module registers itself. It imports this file, so it cannot be imported at the top.
     import graftlm.training.next_token  # noqa: F401
 
     if name not in _OBJECTIVES:

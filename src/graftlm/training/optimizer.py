@@ -1,4 +1,4 @@
-"""AdamW over what trains; biases and norms (one-dimensional) are not decayed."""
+"""AdamW over the trainable parameters, without decay on biases and norms (one-dimensional)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["adamw", "set_learning_rate"]
 
 
 def adamw(run: Run, parameters: Sequence[nn.Parameter]) -> torch.optim.AdamW:
-    """The optimiser as the settings of ``run`` want it."""
+    """The optimiser with the settings of ``run``."""
     settings = run.config.train
     rate = settings.learning_rate
     matrices = [p for p in parameters if p.ndim > 1]

@@ -1,6 +1,6 @@
-"""What a result is made from: hashes of the base model, the files of rows and the rows read.
+"""The origin of a result: hashes of the base model, of the data files and of the rows.
 
-They are recorded in ``provenance.json``. A run that goes on is compared with them.
+They are recorded in ``provenance.json``. A resumed run is compared with them.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ __all__ = ["changes", "origin_of", "sha256_of_files"]
 def origin_of(
     config: RunConfig, base: Path | None, rows: Sequence[Example], held: Sequence[Example]
 ) -> dict[str, Any]:
-    """The hashes of what a run starts from.
+    """The hashes of the inputs of a run.
 
     Args:
         config: the run's settings.
         base: the folder of the base model; ``None`` for a model in hand.
-        rows: what is trained on, before packing.
-        held: what is measured on.
+        rows: the training rows, before packing.
+        held: the held-out rows.
     """
     weights = sorted(base.glob("*.safetensors")) if base is not None else []
     return {
@@ -42,7 +42,7 @@ def origin_of(
 
 
 def changes(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What is not as it was recorded; what was not recorded is passed over."""
+    """The inputs that differ from the record; inputs without a record are skipped."""
     found = []
     before, after = recorded.get("base", {}).get("sha256"), now["base"]["sha256"]
     if before and after and before != after:
@@ -68,7 +68,7 @@ def sha256_of_files(paths: Iterable[Path]) -> str | None:
 
 
 def _digest(rows: Sequence[Example]) -> str | None:
-    """One hash of what rows hold, in their order; ``None`` for examples in hand."""
+    """One hash over the contents of the rows, in order; ``None`` for the caller's own examples."""
     if not isinstance(rows, Examples) or not len(rows):
         return None
     return hashlib.sha256(rows.hashes.tobytes() + rows.lengths.tobytes()).hexdigest()

@@ -1,11 +1,11 @@
 """The resolve step: from a request to a run.
 
 A request (`RunConfig`) may say ``auto`` and leave settings unset. A run (`ResolvedConfig`) has a
-value for each. This file is the only one that knows which value follows from what:
+value for each. Only this file decides these values:
 
     setting                       unset or auto becomes
     train.learning_rate           2e-4 for LoRA and QLoRA, 2e-5 for full fine-tuning
-    train.micro_batch_tokens      what the device computes best at once; 0 (whole batches) on a GPU
+    train.micro_batch_tokens      the best size for the device; 0 (whole batches) on a GPU
     train.steps                   as many as train.epochs takes over the rows
     model.dtype                   the checkpoint's; float32 for full fine-tuning
     model.embeddings              keep, unless a plan has said int8
@@ -13,8 +13,8 @@ value for each. This file is the only one that knows which value follows from wh
     method                        a plan's to say (`needs_plan`)
     train.gradient_checkpointing  a plan's to say
 
-A plan stands above this package, so it is passed in (`graftlm.planning.decide`). A run that goes on
-takes what its request leaves open from the run as it began (`continued`).
+Planning is a package above this one, so the plan is passed in (`graftlm.planning.decide`). A
+resumed run takes its unset settings from the settings that the run began with (`continued`).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ __all__ = [
 ]
 
 Plan = Callable[[RunConfig, Sequence[int]], RunConfig]
-"""From a request and the tokens of each row to a request in which `needs_plan` finds nothing."""
+"""Takes a request and the tokens of each row; returns a request for which `needs_plan` is empty."""
 
 _LEARNING_RATE = {"qlora": 2e-4, "lora": 2e-4, "full": 2e-5}
 SettingsT = TypeVar("SettingsT", bound=Settings)
@@ -63,13 +63,13 @@ SettingsT = TypeVar("SettingsT", bound=Settings)
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What a run depends on besides its request.
+    """The facts besides the request that a run depends on.
 
     Attributes:
-        sequences: training sequences in one pass over the data, packed if the request says so.
-        dtype: type of the checkpoint's weights, or the one asked for.
-        chat_template: name of the template in force.
-        positions_at_once: what the device computes best at once; ``None``: whole batches.
+        sequences: training sequences in one pass over the data, after packing if it is on.
+        dtype: the requested type of the weights, or that of the checkpoint.
+        chat_template: name of the template in use.
+        positions_at_once: the device's best size of a micro-batch; ``None``: whole batches.
     """
 
     sequences: int
@@ -85,7 +85,7 @@ def facts_of(
     dtype: str,
     placement: Placement,
 ) -> Facts:
-    """The facts of a run on this machine, with its rows at hand."""
+    """The facts of a run on this machine with these rows."""
     return Facts(
         sequences=len(sequences),
         dtype=dtype,
@@ -111,7 +111,7 @@ def needs_plan(request: RunConfig) -> list[str]:
 
 
 def resolve(request: RunConfig, facts: Facts) -> ResolvedConfig:
-    """The run that ``request`` becomes; what a plan decides must be decided."""
+    """The run for ``request``; a plan must already have set what `needs_plan` lists."""
     if request.method == "auto" or request.train.gradient_checkpointing == "auto":
         raise ValueError(f"a plan must come first: {', '.join(needs_plan(request))}")
     closed, train = with_method(request, request.method), request.train
@@ -129,10 +129,10 @@ def resolve(request: RunConfig, facts: Facts) -> ResolvedConfig:
 
 
 def with_method(request: RunConfig, method: Method) -> RunConfig:
-    """``request`` by another method, with embeddings that no plan has put in 8 bits kept.
+    """``request`` with another method; ``embeddings: auto`` becomes ``keep`` without a plan.
 
-    Full fine-tuning trains the embeddings, so it keeps them, and holds all weights in float32,
-    whatever was asked for.
+    Full fine-tuning trains the embeddings, so it keeps them, and it holds all weights in float32,
+    whatever the request says.
     """
     chosen = request.model_copy(update={"method": method})
     closed = _changed(chosen, "model", embeddings=embeddings_of(chosen))
@@ -140,13 +140,13 @@ def with_method(request: RunConfig, method: Method) -> RunConfig:
 
 
 def embeddings_of(request: RunConfig) -> Embeddings:
-    """How the embeddings are held: in 8 bits only if that was asked for, or a plan said so."""
+    """How the embeddings are stored: in 8 bits only if the request or a plan says so."""
     int8 = request.model.embeddings == "int8" and request.method != "full"
     return "int8" if int8 else "keep"
 
 
 def learning_rate_of(request: RunConfig, method: Method) -> float:
-    """The peak learning rate that ``request`` comes to under ``method``."""
+    """The peak learning rate of ``request`` under ``method``."""
     asked = request.train.learning_rate
     return _LEARNING_RATE[method] if asked is None else asked
 
@@ -160,12 +160,12 @@ def steps_in(
 
 
 def continued(request: RunConfig, begun: RunConfig) -> RunConfig:
-    """``request`` with what it leaves open taken from the run as it began.
+    """``request`` with its unset settings taken from the run as it began.
 
-    The length of rows was the plan's to decide only under ``method: auto``.
+    A plan chooses the length of rows only under ``method: auto``.
 
     Args:
-        request: what is asked for now.
+        request: the settings of this call.
         begun: from `recorded_config`.
     """
     if request.method == "auto":

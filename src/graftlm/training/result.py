@@ -18,7 +18,7 @@ __all__ = ["finish"]
 
 
 def finish(active: ActiveRun) -> RunResult:
-    """Save the last checkpoint; unless the run is paused, also the result and its evaluation."""
+    """Save the last checkpoint and, unless the run is paused, the result and its evaluation."""
     run, state = active.run, active.state
     state.finished = active.end != "paused"
     active.save_checkpoint()

@@ -1,4 +1,4 @@
-"""What a run learns from and is measured on: rows of a source, or examples in hand, as tokens."""
+"""The training and held-out rows of a run as tokens, from a source or from given examples."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["packed", "read_rows", "require_examples"]
 def read_rows(
     tokenizer: Any, config: DataConfig, data: Any, eval_data: Any
 ) -> tuple[Sequence[Example], Sequence[Example]]:
-    """The examples to train on and those to measure on.
+    """The training examples and the held-out examples.
 
     Args:
         tokenizer: the model's.
@@ -32,7 +32,7 @@ def read_rows(
         eval_data: the same; ``None`` or empty for none.
 
     Raises:
-        ConfigError: a share of examples in hand is to be held out.
+        ConfigError: the settings ask to hold out a share of examples that are already tokens.
     """
     examples = _read(data, tokenizer, config, "train")
     held: Sequence[Example] = _read(eval_data, tokenizer, config, "eval") if eval_data else []
@@ -47,10 +47,10 @@ def read_rows(
 
 
 def require_examples(objective: Objective, rows: Sequence[Any]) -> Sequence[Example]:
-    """The token sequences that ``rows`` are made of.
+    """The token sequences of ``rows``.
 
     Raises:
-        DataError: nothing in them can be learned.
+        DataError: they contain no supervised token.
     """
     examples = objective.examples_in(rows)
     audit.require_trainable(examples)
@@ -58,12 +58,12 @@ def require_examples(objective: Objective, rows: Sequence[Any]) -> Sequence[Exam
 
 
 def packed(examples: Sequence[Example], config: DataConfig) -> Sequence[Example]:
-    """The examples, several in a sequence where the settings say so."""
+    """The examples, packed into sequences if the settings say so."""
     return pack_examples(examples, config.max_length) if config.packing else examples
 
 
 def _read(source: Any, tokenizer: Any, config: DataConfig, purpose: Purpose) -> Sequence[Example]:
-    """Tokenised rows of a source, or examples as they were given."""
+    """The tokenised rows of a source; given examples are returned unchanged."""
     if not isinstance(source, str | Path | Mapping):
         return cast("Sequence[Example]", source)
     examples = load_examples(source, tokenizer, config, purpose=purpose)

@@ -1,4 +1,4 @@
-"""A run as data: what is fixed before it starts, and what it leaves."""
+"""A run as data: what is fixed before it starts, and its outcome."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ class RunResult:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
-    """All that is fixed once training starts.
+    """Everything that does not change during training.
 
     Attributes:
-        model: with its adapters in place; what is trained has ``requires_grad``.
-        tokenizer: saved beside the result, with the chat template in force.
-        examples: the rows to train on, such as `Example`.
-        eval_examples: the rows to measure on; may be empty.
+        model: the model with its adapters; trainable parameters have ``requires_grad``.
+        tokenizer: saved with the result, with the chat template in use.
+        examples: the training rows, such as `Example`.
+        eval_examples: the held-out rows; may be empty.
         config: the settings.
         out: the run folder.
         total_parameters: as `graftlm.add_lora` counts them (a 4-bit weight counts as one).
@@ -72,12 +72,12 @@ class Run:
 
     @property
     def placement(self) -> Placement:
-        """Where the model is."""
+        """The device and rank of the model."""
         return placement_of(self.model)
 
     @functools.cached_property
     def objective(self) -> Objective:
-        """What is trained for."""
+        """The objective of `train.objective`."""
         return objective_named(self.config.train.objective)(self.config.train)
 
     @property
@@ -90,7 +90,7 @@ class Run:
 
         Args:
             step: its number.
-            measured: what the objective measured of ``examples``.
+            measured: the objective's measurements of ``examples``.
         """
         settings = self.config.train
         count = settings.gradient_accumulation_steps
@@ -117,10 +117,10 @@ class Run:
 
 
 def recompute_activations(model: Any) -> None:
-    """Keep each layer's input only, and compute its activations again when they are needed.
+    """Switch on gradient checkpointing for a transformers model, in place.
 
-    Switches gradient checkpointing on for a transformers model, in place. It is the non-reentrant
-    kind, which works although the first layer's input needs no gradient.
+    Only the input of each layer is kept; the backward pass computes its activations again. It is
+    the non-reentrant kind, which works even if the first layer's input needs no gradient.
     """
     # transformers 5.23 renamed the switch.
     enable = getattr(model, "activation_checkpointing_enable", None)

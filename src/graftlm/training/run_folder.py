@@ -1,4 +1,4 @@
-"""The run folder: what is in it, and when it may be written to.
+"""The run folder: its contents, and when a run may write to it.
 
 config.yaml      every setting, resolved          metrics.jsonl    a line a step
 provenance.json  hashes of base, data, settings   summary.json     the outcome
@@ -35,17 +35,17 @@ __all__ = [
 
 GoesOn = Literal["resumed", "extended", "anew"]
 
-# Settings that decide how a run is watched, not what it computes: free to change on resume.
+# These settings do not change the result of a run, so they may change on resume.
 _FREE_ON_RESUME = {"out", "train.save_steps", "train.keep_checkpoints", "train.tensorboard"}
 
 
 def check_folder(out: Path) -> None:
-    """Refuse, before any work, a run folder that a new run could not use; write nothing.
+    """Refuse a run folder that a new run cannot use. Does not write; call it before any work.
 
-    A run that ended before its first checkpoint has nothing to lose: a new one may take its place.
+    A run that ended before its first checkpoint has lost nothing, so a new one may replace it.
 
     Raises:
-        ResourceError: the folder holds another run, or something else, or cannot be written.
+        ResourceError: the folder contains another run or other files, or is not writable.
     """
     if (out / "config.yaml").exists():
         if checkpoint.latest(out / "checkpoints") is not None or _has_result(out):
@@ -59,7 +59,7 @@ def check_folder(out: Path) -> None:
 
 
 def run_in(out: Path) -> RunConfig:
-    """The settings of the run in ``out``, which is to go on.
+    """The settings of the run in ``out``, which the caller resumes.
 
     Raises:
         ArtifactError: there is none, or its settings cannot be read.
@@ -81,13 +81,13 @@ def begin_run(
     origin: Mapping[str, Any],
     rows: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write down the settings and what the result will be made from.
+    """Write the settings and the origin of the result.
 
     Args:
         out: the run folder.
         config: the settings.
         origin: from `origin_of`.
-        rows: what is recorded of the rows, above all how the model will be asked.
+        rows: the record of the rows, with the prompt form.
     """
     with atomic_write(out / "config.yaml") as temporary:
         temporary.write_text(
@@ -106,24 +106,24 @@ def begin_run(
 
 
 def result_folder(out: Path, method: str) -> Path:
-    """Where the outcome of a run lies: a PEFT adapter, or with ``full`` a whole model."""
+    """The folder of the result: a PEFT adapter, or a whole model for ``full``."""
     return out / ("model" if method == "full" else "adapter")
 
 
 def require_same_run(
     out: Path, begun: RunConfig, settings: ResolvedConfig, origin: Mapping[str, Any]
 ) -> GoesOn:
-    """Refuse to go on as another run than the one that began in ``out``.
+    """Refuse to resume the run in ``out`` with settings or inputs that differ from its own.
 
-    A finished run may be given more steps.
+    A finished run may get more steps.
 
     Returns:
-        Whether it goes on from a checkpoint, is extended from one, or starts anew because it ended
-        before its first.
+        Whether the run continues from a checkpoint, is extended from one, or starts anew because
+        it ended before its first checkpoint.
 
     Raises:
-        ConfigError: settings would change the result; all that differ are listed.
-        ArtifactError: the base model or the rows are not those the run began with.
+        ConfigError: settings differ that change the result; the message lists all of them.
+        ArtifactError: the base model or the rows differ from those that the run began with.
     """
     steps = begun.train.steps
     extended = steps is not None and settings.train.steps > steps and _finished(out)
@@ -143,19 +143,19 @@ def require_same_run(
 
 
 def require_same_settings(begun: RunConfig, asked: RunConfig, *, extended: bool = False) -> None:
-    """Refuse to go on with settings that would change the result.
+    """Refuse to resume with settings that would change the result.
 
-    What the run of an older graftlm left open is not compared: `continued` left it open too.
+    An older graftlm recorded some settings without a value. They are not compared.
 
     Raises:
-        ConfigError: listing what differs.
+        ConfigError: settings differ; the message lists them.
     """
     before, now = _flatten(begun.model_dump()), _flatten(asked.model_dump())
     free = _FREE_ON_RESUME | _open_in(begun)
     if extended:
         free = free | {"train.steps"}
     if extended or begun.train.steps == asked.train.steps:
-        free = free | {"train.epochs"}  # what they were counted from, if anything was
+        free = free | {"train.epochs"}  # the steps may have been computed from it
     changed = [
         f"{name}: the run has {before[name]!r}, asked for {now[name]!r}"
         for name in before
@@ -172,7 +172,7 @@ def require_same_settings(begun: RunConfig, asked: RunConfig, *, extended: bool 
 
 
 def _open_in(begun: RunConfig) -> set[str]:
-    """What a run recorded without its value."""
+    """The settings that a run recorded without a value."""
     if isinstance(begun, ResolvedConfig):
         return set()
     names = ("model.dtype", "data.chat_template", "train.learning_rate", "train.micro_batch_tokens")

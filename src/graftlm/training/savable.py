@@ -1,4 +1,4 @@
-"""Whether what a run leaves could be saved: asked before the first step, not after the last."""
+"""Checks before the first step that the result of a run can be saved."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["require_savable"]
 
 
 def require_savable(run: Run) -> None:
-    """Save all but the weights into a temporary folder.
+    """Save everything except the weights into a temporary folder.
 
     Raises:
-        ModelError: one of the parts refuses to be saved; names it and what to mend.
+        ModelError: a part cannot be saved; the message names it and the remedy.
     """
     model = run.model
     parts: dict[str, Callable[[Path], object]] = {"the tokenizer": run.tokenizer.save_pretrained}
@@ -36,7 +36,7 @@ def require_savable(run: Run) -> None:
 
 @contextlib.contextmanager
 def _refusal_named(what: str) -> Iterator[None]:
-    """Turn whatever transformers finds wrong with a part into a `ModelError`."""
+    """Turn an error of transformers about this part into a `ModelError`."""
     try:
         yield
     except GraftLMError:

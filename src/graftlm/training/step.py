@@ -4,9 +4,9 @@ The gradient of a step is that of the mean loss over **all supervised tokens of 
 
     g = ∇ Σ_b Σ_t ℓ_bt / N,     N = number of supervised tokens in all micro-batches,
 
-so that 8 micro-batches of one row and one micro-batch of 8 rows give the same update, however
-uneven the rows are. What is summed and counted is the objective's to say (here: the next-token
-loss); it knows `N` before the first forward pass.
+so that 8 micro-batches of one row and one micro-batch of 8 rows give the same update, even if the
+rows differ in length. The objective defines the sum and the count (here: the next-token loss). It
+knows `N` before the first forward pass.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class StepResult:
         loss: mean loss before the update (next tokens: in nats per supervised token).
         grad_norm: global L2 norm of the gradient before clipping.
         tokens: real (unpadded) tokens read.
-        supervised_tokens: what the loss is the mean of (next tokens: those that were learned).
+        supervised_tokens: the count that the loss was divided by.
     """
 
     loss: float
@@ -57,20 +57,20 @@ def train_step(
     objective: Objective,
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> StepResult:
-    """Train one step on ``batches``, the micro-batches whose gradients are added.
+    """Train one step on ``batches``, the micro-batches whose gradients are summed.
 
     Args:
         model: in training mode.
-        batches: at least one, with a count of at least one among them.
-        optimizer: of ``parameters``.
-        parameters: what trains.
-        max_grad_norm: gradients are scaled down to this global norm.
-        objective: gives the loss of a batch.
-        stop_requested: asked between micro-batches.
+        batches: at least one; their total count is at least one.
+        optimizer: the optimiser of ``parameters``.
+        parameters: the trainable parameters.
+        max_grad_norm: gradients with a larger global norm are scaled down to it.
+        objective: computes the loss of a batch.
+        stop_requested: called between micro-batches.
 
     Raises:
-        TrainingError: the loss or the gradient is not finite; the weights are as they were.
-        Interrupted: ``stop_requested()`` was true between micro-batches; likewise.
+        TrainingError: the loss or the gradient is not finite; the weights are unchanged.
+        Interrupted: ``stop_requested()`` was true; the weights are unchanged.
     """
     placement = placement_of(model)
     counts = [objective.count(batch) for batch in batches]
@@ -81,7 +81,7 @@ def train_step(
         if stop_requested():
             optimizer.zero_grad(set_to_none=True)
             raise Interrupted
-        placement.trim_heap()  # of what the last backward pass has freed
+        placement.trim_heap()  # return what the last backward pass freed
         loss, counted = objective.loss(model, batch)
         if counted != count:
             raise TrainingError(

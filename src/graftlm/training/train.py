@@ -1,6 +1,6 @@
 """From settings to a trained adapter: load, adapt, read the data, fit.
 
-`run` is what the command line calls; `train` is the same for a model already in hand.
+The command line calls `run`. `train` does the same for a model that is already loaded.
 """
 
 from __future__ import annotations
@@ -77,26 +77,26 @@ def run(
     plan: Plan | None = None,
     hooks: Sequence[Hook] = (),
 ) -> RunResult:
-    """Do one whole training run as ``config`` asks for it, in the folder ``config.out``.
+    """Do one whole training run with the settings ``config`` in the folder ``config.out``.
 
-    `graftlm.run` is this with a plan, so that it takes every request.
+    `graftlm.run` adds a plan, so it accepts every request.
 
     Args:
         config: the request.
-        resume: go on with the run in ``config.out``; what the request leaves open is as it began.
+        resume: continue the run in ``config.out``; unset settings keep the values it began with.
         progress: draw the progress line on stderr.
-        plan: decides what only a plan can decide.
+        plan: sets the values that only a plan can decide.
         hooks: are called at fixed points of the run, see `graftlm.training.hooks.hook`.
 
-    From then on the process gives freed memory back to the system, as the plan assumes
+    From this call on, the process returns freed memory to the system, as the plan assumes
     (`graftlm.system.return_freed_memory`).
 
     Raises:
         ConfigError: a required setting is missing, or a plan is needed and none was given.
-        GraftLMError: whatever stops the model, the data or the training; see `graftlm.errors`.
+        GraftLMError: the model, the data or the training failed; see `graftlm.errors`.
     """
     require_complete(config)
-    format_named(config.model.weight_format)  # names that are not registered are refused here
+    format_named(config.model.weight_format)  # refuses unregistered names early
     adapter_classes(config.lora.variant)
     objective = objective_named(config.train.objective)(config.train)
     return_freed_memory()
@@ -115,7 +115,7 @@ def run(
         base = resolve_model(config.model.name, trust_remote_code=trusted).path
         if begun is None:
             check_folder(out)
-        # The rows first: once they are tokens, the tokenizer need not be in memory with the model.
+        # Read the rows first: the tokenizer can then be freed before the model is loaded.
         tokenizer = load_tokenizer(config.model.name, trust_remote_code=trusted)
         rows, held = read_rows(tokenizer, request.data, request.data.train, request.data.eval)
         if undecided and plan is not None:
@@ -148,7 +148,7 @@ def _fit(task: Run, goes_on: GoesOn, progress: bool, hooks: Sequence[Hook]) -> R
 
 
 def adapted_model(config: RunConfig) -> PreTrainedModel:
-    """The base model as ``config`` wants it held, with new adapters; the seed is set."""
+    """The base model loaded as ``config`` says, with new adapters. Sets the seed."""
     model = load_weights(
         config.model.name,
         quantize=config.model.weight_format if config.method == "qlora" else None,
@@ -159,7 +159,7 @@ def adapted_model(config: RunConfig) -> PreTrainedModel:
         replacements=config.model.replacements,
         trust_remote_code=config.model.trust_remote_code,
     )
-    # Seeded before the adapters are drawn, so that a seed names one run.
+    # Seed before the adapters are initialised, so that the seed determines the run.
     placement_for("auto").seed(config.train.seed)
     if config.method == "full":
         model.requires_grad_(True)
@@ -181,17 +181,17 @@ def train(
     progress: bool = True,
     hooks: Sequence[Hook] = (),
 ) -> RunResult:
-    """Train a model in hand: its adapters if it has any, else whatever requires a gradient.
+    """Train a loaded model: its adapters, or without adapters all parameters that need a gradient.
 
     Args:
         model: from `graftlm.load_model`, with `graftlm.add_lora` applied unless all weights train.
         tokenizer: the model's.
-        data: a file of rows, or tokenised examples, or what else the objective takes as rows.
+        data: a file of rows, tokenised examples, or other rows that the objective accepts.
         config: how to train.
         out: the run folder.
-        eval_data: rows to measure on.
+        eval_data: the held-out rows.
         data_config: how rows become tokens.
-        resume: go on with the run in ``out``.
+        resume: continue the run in ``out``.
         progress: draw the progress line on stderr.
         hooks: are called at fixed points of the run, see `graftlm.training.hooks.hook`.
     """
@@ -240,7 +240,7 @@ def _task(
     examples: Sequence[Any],
     eval_examples: Sequence[Any],
 ) -> Run:
-    """The run, ready to start; refused where what it leaves could not be written."""
+    """The run, ready to start. Refuses a run whose result could not be written."""
     require_left_to_right(model)
     if config.data.packing:
         require_packable(model)
@@ -276,7 +276,7 @@ def _method_of(model: PreTrainedModel) -> Literal["qlora", "lora", "full"]:
 
 
 def _model_config_of(model: PreTrainedModel) -> ModelConfig:
-    """How a model in hand is held, for the record: merging onto 4 bits reads it again."""
+    """How a loaded model is stored, for the record. Merging onto 4 bits reads the record."""
     config = ModelConfig(
         name=base_name(model),
         dtype=cast(Any, str(model.dtype).removeprefix("torch.")),
@@ -285,13 +285,13 @@ def _model_config_of(model: PreTrainedModel) -> ModelConfig:
     held = held_as(model)
     for module in model.modules():
         if isinstance(module, FrozenEmbedding):
-            # `model.dtype` is that of the first parameter, and without a table this is an adapter.
+            # `model.dtype` is the type of the first parameter, which is an adapter's here.
             held |= {"embeddings": "int8", "dtype": str(module.dtype).removeprefix("torch.")}
     return config.model_copy(update=held)
 
 
 def _named(config: DataConfig, data: Any, eval_data: Any) -> DataConfig:
-    """The data settings with the files' names in them, for the record."""
+    """The data settings with the names of the files, for the record."""
     names = {
         key: str(value)
         for key, value in (("train", data), ("eval", eval_data))

@@ -1,4 +1,4 @@
-"""Everything that happens now and then in a run, one hook a file."""
+"""The hooks: actions at fixed points of a run, one hook per file."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["Hook", "hooks_of"]
 
 
 def hooks_of(run: Run, *, progress: bool, others: Sequence[Hook] = ()) -> list[Hook]:
-    """The hooks of a run in the order in which they are called; ``others`` are the user's.
+    """The hooks of a run in the order of their calls; ``others`` are the user's.
 
-    The row of a step is complete before it is written, and written before the checkpoint of the
-    step: a run that is killed in between repeats the step and loses nothing.
+    The metrics row of a step is written after it is complete and before the checkpoint of the step.
+    A run that is killed in between repeats the step and loses nothing.
     """
     hooks: list[Hook] = [GarbageCollection(), Evaluation(), *others, MetricsFile(run.out)]
     if run.config.train.tensorboard:

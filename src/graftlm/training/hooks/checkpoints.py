@@ -1,4 +1,4 @@
-"""A checkpoint is written every `train.save_steps`, and of each best evaluation."""
+"""Writes a checkpoint every `train.save_steps` steps and after each best evaluation."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ __all__ = ["Checkpoints"]
 
 
 class Checkpoints(Hook):
-    """The last checkpoint of a run is the loop's: it is written at any rate."""
+    """Writes all checkpoints except the last one of a run, which the loop always writes."""
 
     def step_ends(self, active: ActiveRun) -> None:
-        """Save, where it is due."""
+        """Save a checkpoint if one is due."""
         step, every = active.state.step, active.run.config.train.save_steps
         if active.state.best_step == step or (every and step % every == 0):
             active.save_checkpoint()

@@ -1,4 +1,4 @@
-"""The run ends after `train.early_stopping_patience` evaluations without a better one."""
+"""Ends the run after `train.early_stopping_patience` evaluations without a better one."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ __all__ = ["EarlyStopping"]
 
 
 class EarlyStopping(Hook):
-    """Asks the state, so that a resumed run goes on counting."""
+    """Reads the counter in the run's state, so that a resumed run continues to count."""
 
     def step_ends(self, active: ActiveRun) -> None:
-        """Stop where the patience is used up."""
+        """Stop if the patience is used up."""
         patience = active.run.config.train.early_stopping_patience
         if patience and active.state.stale_evaluations >= patience:
             active.stop()

@@ -1,4 +1,4 @@
-"""The held-out rows are measured before the first step and every `train.eval_steps`."""
+"""Measures the held-out rows before the first step and every `train.eval_steps` steps."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ __all__ = ["Evaluation"]
 
 
 class Evaluation(Hook):
-    """Measures, and remembers the best measurement in the run's state."""
+    """Measures the loss and keeps the best measurement in the run's state."""
 
     def step_begins(self, active: ActiveRun) -> None:
-        """Measure what training starts from, before the first step of all."""
+        """Measure the untrained model before the first step of the run."""
         if active.run.eval_examples and active.state.eval_loss_before is None:
             active.state.eval_loss_before = active.evaluate()
 
     def step_ends(self, active: ActiveRun) -> None:
-        """Measure, where it is due, into the row's ``eval_loss``."""
+        """If an evaluation is due, measure and write the loss to the row's ``eval_loss``."""
         state, every = active.state, active.run.config.train.eval_steps
         if not every or not active.run.eval_examples or state.step % every:
             return

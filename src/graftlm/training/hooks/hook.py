@@ -1,4 +1,4 @@
-"""The contract of a hook: what is called at fixed points of a run.
+"""The contract of a hook, which a run calls at fixed points.
 
     run_begins
         step_begins                     evaluation_ends: before the first step
@@ -9,9 +9,9 @@
     failed                              instead, where an exception ends the run
     closed                              always, last
 
-Everything that happens now and then in a run is a hook: `hooks/__init__.py` lists graftlm's own, in
-order. Hooks from outside (`graftlm.train(..., hooks=[…])`) come after the evaluation and before the
-metrics row is written, so that what they add to `ActiveRun.row` is recorded.
+Evaluation, checkpoints, metrics and the like are hooks. `hooks/__init__.py` lists graftlm's own, in
+order. The user's hooks (`graftlm.train(..., hooks=[…])`) run after the evaluation and before the
+metrics row is written, so their additions to `ActiveRun.row` are recorded.
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ class Hook:
         """After the held-out rows were measured."""
 
     def checkpoint_begins(self, active: ActiveRun) -> None:
-        """Before a checkpoint is written: what must not be older than it goes to the disk now."""
+        """Before a checkpoint is written. A hook must flush files that may not be older than it."""
 
     def checkpoint_written(self, active: ActiveRun, folder: Path) -> None:
         """After a checkpoint was written, complete."""
 
     def run_ends(self, active: ActiveRun, result: RunResult) -> None:
-        """After the run was finished or paused, and its summary written."""
+        """After the run finished or paused and its summary was written."""
 
     def failed(self, active: ActiveRun, error: BaseException) -> None:
         """An exception ends the run; it is raised again afterwards."""
 
     def closed(self, active: ActiveRun) -> None:
-        """The last call, however the run ended and even if `run_begins` was not reached."""
+        """Always the last call, even if the run failed before `run_begins`."""

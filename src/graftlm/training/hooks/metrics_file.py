@@ -28,7 +28,7 @@ class MetricsFile(Hook):
         self._file: TextIO | None = None
 
     def run_begins(self, active: ActiveRun) -> None:
-        """Open the file at the row where the run goes on."""
+        """Open the file and cut it at the row where the run continues."""
         kept = [row for row in read_metrics(self.path) if row["step"] <= active.state.step]
         with atomic_write(self.path) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
@@ -51,19 +51,19 @@ class MetricsFile(Hook):
             ) from error
 
     def checkpoint_begins(self, active: ActiveRun) -> None:
-        """No checkpoint is on the disk before the rows of its steps."""
+        """Write the rows to the disk before the checkpoint of their steps."""
         assert self._file is not None
         os.fsync(self._file.fileno())
 
     def failed(self, active: ActiveRun, error: BaseException) -> None:
-        """Close the file; a line that could not be written is tried again, and reported already."""
+        """Close the file. This retries an unwritten line, whose failure is already reported."""
         if self._file is not None:
             with contextlib.suppress(OSError):
                 self._file.close()
             self._file = None
 
     def closed(self, active: ActiveRun) -> None:
-        """Close the file, all of it on the disk."""
+        """Write everything to the disk and close the file."""
         if self._file is not None:
             with self._file:
                 os.fsync(self._file.fileno())
@@ -71,8 +71,8 @@ class MetricsFile(Hook):
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a `metrics.jsonl`; a last line cut off by a crash is left out."""
+    """The rows of a `metrics.jsonl`, without a last line that a crash cut off."""
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]  # what follows the last newline is unfinished
+    return [json.loads(line) for line in lines[:-1]]  # text after the last newline is incomplete

@@ -1,4 +1,4 @@
-"""TensorBoard's event files in the run folder, where `train.tensorboard` asks for them."""
+"""Writes TensorBoard's event files into the run folder if `train.tensorboard` is set."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class TensorBoard(Hook):
         self._writer: Any = None
 
     def run_begins(self, active: ActiveRun) -> None:
-        """Open the event file; steps past the one where the run goes on are hidden."""
+        """Open the event file and hide the steps after the one where the run continues."""
         first = active.state.step + 1
         self._writer = require_tensorboard()(str(self.folder / "tensorboard"), purge_step=first)
 
