@@ -1,6 +1,6 @@
-"""Opening models, in 4 bits where asked, and writing them.
+"""Opening models, in 4 bits if requested, and writing them.
 
-Names are resolved on first use: whether a model of some name exists is asked without torch.
+Names are imported on first use, so that looking up a model name does not import torch.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     the empty model → weights → norms, gated units → output layer or 8-bit rows → attention
 
-Where the weights come from is the caller's to say: loading fills them from a checkpoint, planning
-leaves them empty. Everything else is the same, so a plan is of the model that a run trains.
+The caller supplies the weights: loading fills them from a checkpoint, planning leaves them empty.
+Everything else is the same, so a plan describes the model that a run trains.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["REPLACEMENTS", "assemble", "empty_model"]
 
 REPLACEMENTS = ("norms", "gated_units", "output_layer", "attention")
-"""What may be replaced: the values of the setting `model.replacements`, in the order of work."""
+"""The values of the setting `model.replacements`, in the order in which they are applied."""
 
 logger = logging.getLogger("graftlm")
 
@@ -42,18 +42,18 @@ def assemble(
     dtype: torch.dtype | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """The model of ``config`` with what graftlm puts in the place of its modules.
+    """The model of ``config``, with some of its modules replaced by graftlm's.
 
     Args:
-        config: of the model, without `quantization_config`.
-        fill: gives the empty model its weights, with linear layers in their format.
-        replacements: which modules may be replaced, of `REPLACEMENTS`.
+        config: the model's config, without `quantization_config`.
+        fill: fills the empty model with weights, its linear layers in their format.
+        replacements: the kinds of modules that may be replaced, from `REPLACEMENTS`.
         embeddings: ``"int8"`` stores embedding table and output head in 8 bits.
-        dtype: of the words that a table in 8 bits gives; the table's own by default.
-        trust_remote_code: run Python code the model folder brings along.
+        dtype: output type of an 8-bit table; by default the type of the original table.
+        trust_remote_code: run Python code from the model folder.
 
     Returns:
-        The model. `assembly_report` says what was replaced.
+        The model. `assembly_report` lists the replacements.
 
     Raises:
         ModelError: the config is not of a causal language model, or its embeddings cannot be in 8
@@ -72,7 +72,7 @@ def assemble(
         "gated_units": fuse_gated_units,
         "output_layer": quick_output,
     }
-    if embeddings == "int8":  # these have a quick output layer of their own
+    if embeddings == "int8":  # its output layer is already fast
         del steps["output_layer"]
     for what, replace in steps.items():
         if what in replacements:
@@ -115,5 +115,5 @@ def _classes(model: torch.nn.Module) -> dict[str, str]:
 
 
 def _changed(before: dict[str, str], model: torch.nn.Module) -> list[str]:
-    """Names of the modules whose class is no longer that of ``before``."""
+    """Names of the modules whose class differs from ``before``."""
     return [name for name, kind in _classes(model).items() if before.get(name, kind) != kind]

@@ -1,9 +1,9 @@
-"""Which attention a model uses on a CPU: ours, by blocks of the mask, or PyTorch's.
+"""Chooses the attention of a model on a CPU: ours, by blocks of the mask, or PyTorch's.
 
-transformers lets an attention function be registered under a name. Ours takes the place of its own
-one for `scaled_dot_product_attention`: it computes each block of the mask alone, in float32. One
-block of 16-bit inputs is left to PyTorch where the processor has instructions for it, and so is a
-single token.
+transformers accepts attention functions that are registered under a name. Ours replaces the one for
+`scaled_dot_product_attention`. It computes each block of the mask separately, in float32. It calls
+PyTorch's attention for a single token, and for a single block of 16-bit inputs if the processor has
+instructions for that type.
 """
 
 from __future__ import annotations
@@ -31,18 +31,19 @@ _NARROW = (torch.bfloat16, torch.float16)
 _NOT_OURS = ("position_bias", "cache", "softcap", "output_attentions")
 """Arguments of transformers' function that change what it computes."""
 _DROPOUTS = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")
-"""What transformers' configs call the dropout of attention weights."""
+"""The names that transformers' configs use for the dropout of attention weights."""
 
 
 def quick_attention(model: Any) -> bool:
-    """Let a model attend by our kernel, block by block of the mask, where that is quicker.
+    """Make a model use our attention kernel, block by block of the mask, if that is faster.
 
-    The device of its tensors decides each call: on a GPU it is PyTorch's attention, as it was.
-    Left alone is a model that does not call PyTorch's attention, cannot be told another one, or
-    whose code asks for PyTorch's by name, for it may then do something else besides.
+    The device of the tensors decides each call: on a GPU PyTorch's attention runs as before. Three
+    kinds of model are not changed: those that do not call PyTorch's attention, those whose
+    attention cannot be set, and those whose code refers to PyTorch's attention by name, because
+    that code may do more than attention.
 
     Returns:
-        Whether it does from now on.
+        Whether the model uses our attention now.
     """
     if attention_of(model.config) != "sdpa":
         return False
@@ -55,10 +56,10 @@ def quick_attention(model: Any) -> bool:
 
 
 def attends_by_blocks(model: Any) -> bool:
-    """Whether sequences laid end to end cost what they would alone.
+    """Whether sequences laid end to end take as long as the same sequences one by one.
 
-    They do not where `quick_attention` found something else, or where `_attend` hands over: with
-    dropout, and with values of another size than the keys.
+    This is false if `quick_attention` did not change the model, or if `_attend` calls PyTorch's
+    attention: with dropout, and with values of another size than the keys.
     """
     text = model.config.get_text_config()
     others = any(getattr(text, name, None) for name in (*_DROPOUTS, "v_head_dim"))
@@ -66,7 +67,7 @@ def attends_by_blocks(model: Any) -> bool:
 
 
 def _kinds(model: Any) -> set[type]:
-    """One class for each source file that a model's modules come from, but for torch's own."""
+    """One class for each source file of the model's modules, without those of torch."""
     kinds = {type(module).__module__: type(module) for module in model.modules()}
     return {
         kind for name, kind in kinds.items() if name.partition(".")[0] not in ("torch", "graftlm")
@@ -74,11 +75,11 @@ def _kinds(model: Any) -> set[type]:
 
 
 def _asks_by_name(kind: type) -> bool:
-    """Whether the code that defines a model names PyTorch's attention, or cannot be read."""
+    """Whether the source code of a class names PyTorch's attention, or cannot be read."""
     try:
         source = inspect.getsource(sys.modules[kind.__module__])
     except OSError:
-        return True  # installed without its source: nobody can say, so it is left alone
+        return True  # installed without source: unknown, so the model is not changed
     return re.search(r"""["']sdpa["']""", source) is not None
 
 
@@ -93,15 +94,15 @@ def _attend(
     is_causal: bool | None = None,
     **rest: Any,
 ) -> tuple[Tensor, None]:
-    """As `sdpa_attention_forward`."""
+    """A replacement for transformers' `sdpa_attention_forward`, with the same signature."""
     others = (dropout, scaling, is_causal)
     if not skips_blocks(query) or dropout or any(_given(rest.get(name)) for name in _NOT_OURS):
         return _theirs(module, query, key, value, attention_mask, *others, **rest)
-    quick = query.dtype not in _NARROW or fast_bfloat16()  # as it comes, in PyTorch's kernel
+    quick = query.dtype not in _NARROW or fast_bfloat16()  # else PyTorch's kernel
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)
     parts = _parts(query, key, attention_mask, is_causal)
-    # One block of 16-bit inputs is left to PyTorch where that is quick, and so is a single token.
+    # PyTorch computes a single token, and one block of 16-bit inputs if its kernel is fast.
     left = query.shape[2] == 1 or (query.dtype in _NARROW and quick)
     ours = len(parts) > 1 or not left
     if ours and _fits(query, key, value, attention_mask):
@@ -118,9 +119,9 @@ def _attend(
 
 
 def _parts(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool) -> tuple[Block, ...]:
-    """The blocks of a mask that says which positions see each other; else one of all positions."""
+    """The blocks of the mask; one block of all positions if the mask does not define any."""
     length, seen = query.shape[2], key.shape[2]
-    if mask is None and causal and length > 1:  # a cache may have room for more than there is
+    if mask is None and causal and length > 1:  # a cache may be longer than its contents
         return (Block(0, length, True),)
     told = mask is not None and mask.dtype == torch.bool and mask.ndim == 4
     if told and mask.shape[-2:] == (length, seen) == (seen, length):  # type: ignore[union-attr]
@@ -138,7 +139,7 @@ def _given(argument: object) -> bool:
 
 
 def _fits(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool:
-    """Whether `attention` covers this call, by itself or with the kernel PyTorch would choose."""
+    """Whether `attention` supports this call, in our kernel or in the one PyTorch would choose."""
     factors = (query, key, value)
     return (
         query.dtype != torch.float64  # it computes in float32

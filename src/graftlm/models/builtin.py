@@ -1,4 +1,4 @@
-"""Models that come as Python packages: a first run needs no account and no download page."""
+"""Models that are Python packages, so that a first run needs no account or manual download."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class BuiltIn(NamedTuple):
     Attributes:
         package: the module with `assemble()`.
         sha256: checksum of the assembled file.
-        notice: what the licence asks to be shown at first use.
+        notice: the text that the licence requires at first use.
     """
 
     package: str

@@ -1,8 +1,8 @@
-"""What a model can do, asked of the model itself once and kept beside it.
+"""The capabilities of a model, measured once on the model itself and cached.
 
-A class name or a config says little about how a model treats packed sequences or its logits, so
-each answer comes from a short forward pass. The answers are kept for as long as the model lives.
-They describe the modules that it had: whoever replaces one (adapters do) calls `forget`.
+Class name and config do not tell how a model treats packed sequences or its logits, so each
+capability is measured by a short forward pass. The cache lives as long as the model. Code that
+replaces a module of the model, such as attaching adapters, must call `forget`.
 """
 
 from __future__ import annotations
@@ -23,43 +23,43 @@ from graftlm.models.probing import being_probed
 __all__ = ["Capabilities", "capabilities", "forget", "require_left_to_right", "require_packable"]
 
 ROUNDING = 1e-3
-"""Logits may differ by this share of their spread: nothing, for what is hidden counts as zero."""
+"""Largest difference of logits, in their standard deviations: zero, as masked tokens add zero."""
 
 _answers: weakref.WeakKeyDictionary[nn.Module, dict[str, Any]] = weakref.WeakKeyDictionary()
 
 
 @dataclasses.dataclass(frozen=True)
 class Capabilities:
-    """The answers of one model. Each is found when it is first read; only that costs a pass."""
+    """The capabilities of one model. Each is measured when it is first read."""
 
     model: Any
 
     @property
     def output_head(self) -> OutputHead | None:
-        """How logits come from hidden states; ``None``: only the model's own `forward` can say."""
+        """How hidden states become logits; ``None``: only the model's `forward` can tell."""
         head: OutputHead | None = self._once("output_head", find_output_head)
         return head
 
     @property
     def keeps_sequences_apart(self) -> bool:
-        """Whether sequences laid end to end give the logits that they give alone."""
+        """Whether sequences laid end to end give the same logits as one by one."""
         apart: bool = self._once("keeps_sequences_apart", packing_support.keeps_apart)
         return apart
 
     @property
     def takes_positions(self) -> bool:
-        """Whether the model can be told, by positions that restart, where its sequences start."""
+        """Whether the model accepts position ids that restart at each sequence."""
         return packing_support.takes_positions(self.model)
 
     @property
     def reads_left_to_right(self) -> bool:
-        """Whether no logit depends on a token after it; an encoder sees what it would predict."""
+        """Whether no logit depends on a later token; in an encoder it does."""
         ordered: bool = self._once("reads_left_to_right", _reads_left_to_right)
         return ordered
 
     @property
     def attends_by_blocks(self) -> bool:
-        """Whether attention over sequences laid end to end costs what it costs for each alone."""
+        """Whether attention over sequences laid end to end takes as long as one by one."""
         return block_attention.attends_by_blocks(self.model)
 
     def _once(self, name: str, probe: Callable[[Any], Any]) -> Any:
@@ -70,12 +70,12 @@ class Capabilities:
 
 
 def capabilities(model: Any) -> Capabilities:
-    """What ``model`` (a transformers model) can do; what was found is kept until `forget`."""
+    """The capabilities of ``model`` (a transformers model), cached until `forget`."""
     return Capabilities(model)
 
 
 def forget(model: nn.Module) -> None:
-    """Ask again next time, as the model's modules have changed."""
+    """Drop the cached capabilities, because the model's modules have changed."""
     _answers.pop(model, None)
 
 
@@ -94,7 +94,7 @@ def require_packable(model: Any) -> None:
 
 
 def require_left_to_right(model: Any) -> None:
-    """Refuse to train a model that sees the tokens which it is to predict.
+    """Refuse to train a model that sees the tokens it has to predict.
 
     Raises:
         ModelError: a logit of the model depends on later tokens.
@@ -108,7 +108,7 @@ def require_left_to_right(model: Any) -> None:
 
 
 def _reads_left_to_right(model: Any) -> bool:
-    """Two rows that begin alike: does what follows change the logits of the beginning?"""
+    """Whether two rows with the same beginning have the same logits there."""
     count = min(int(model.get_input_embeddings().num_embeddings), 100)
     start, row = 4, torch.arange(8)
     ids = torch.stack([row, torch.where(row < start, row, row + 11)]).remainder(count)

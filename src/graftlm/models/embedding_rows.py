@@ -27,8 +27,8 @@ def embedding_rows(folder: Path, ids: Sequence[int]) -> npt.NDArray[np.float32] 
     """The rows of these token ids, (len(ids), hidden size).
 
     Returns:
-        ``None`` where the checkpoint names its table in a way that is not known here, or where the
-        table has no such rows.
+        The rows; ``None`` if the name of the table in the checkpoint is unknown, or if the table
+        has no such rows.
 
     Raises:
         ModelError: the folder holds no readable checkpoint.

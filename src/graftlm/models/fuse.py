@@ -1,12 +1,13 @@
-"""Replace RMS norms, gated feed-forward layers and the output layer by modules that read once.
+"""Replace RMS norms, gated feed-forward layers and the output layer by fused modules.
 
-transformers' classes spell these out in separate operations; on a CPU the passes over memory cost
-as much as a third of a training step. Whether a module computes what ours does is not read from its
-name. The module itself, with its own sizes, scales and settings, is run on a few rows, small and
-large, with weights of the probe in place of its own; ours is run on the same rows. A module that
-gives something else keeps its own code.
+transformers computes these in several operations. On a CPU the additional passes over memory take
+up to a third of a training step. The class name does not tell whether a module computes the same
+function as ours, so both are run on the same few rows, small and large. The module keeps its sizes,
+scales and settings for this test; its weights are replaced by those of the probe. A module with
+other results is not replaced.
 
-The weights' values play no part, so a model on the meta device is decided as a loaded one is.
+The values of the weights have no influence, so a model on the meta device gets the same decision as
+a loaded one.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def fuse_gated_units(model: nn.Module) -> list[str]:
 
 
 def quick_output(model: Any) -> list[str]:
-    """Let the output layer read its weight once for few rows; a plain linear layer only."""
+    """Replace the output layer, if it is a plain linear layer, by one that is fast for few rows."""
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear:
         return []
@@ -66,9 +67,9 @@ def _replace(
     decide: Callable[[Any], Any],
     fused: Callable[[Any, Any], nn.Module],
 ) -> list[str]:
-    """Ask ``decide`` of each candidate; what it answers, unless ``None``, is given to ``fused``.
+    """Call ``decide`` on each candidate. Pass its result, unless ``None``, to ``fused``.
 
-    Modules that are alike in all that decides are asked once.
+    ``decide`` runs once for modules that do not differ in anything that influences its result.
     """
     names: list[str] = []
     answers: dict[Any, Any] = {}
@@ -87,7 +88,7 @@ def _replace(
 
 
 def _likeness(module: nn.Module) -> Any:
-    """What decides how a module computes, or ``None`` where it cannot be compared by value."""
+    """A key for the function that a module computes; ``None`` if it cannot be compared by value."""
     key: list[Any] = []
     for name in PROJECTIONS:
         projection = getattr(module, name, None)
@@ -120,9 +121,9 @@ def _eps(norm: nn.Module) -> Any:
 
 
 def _shift(norm: Any) -> float | None:
-    """What a norm adds to its weight, or ``None`` if it does not compute what `RMSNorm` does."""
+    """The number that a norm adds to its weight; ``None`` if it differs from `RMSNorm`."""
     eps, width = _eps(norm), norm.weight.numel()
-    # A row near ε, an ordinary one, and one that meets a clamp, if there is any.
+    # A row near ε, an ordinary one, and one large enough to reach a clamp.
     x = torch.randn(3, width) * torch.tensor([[eps**0.5 or 1e-3], [1.0], [1e4]])
     weight = nn.Parameter(torch.randn(norm.weight.shape))
     with _swapped(norm, weight=weight):
@@ -144,7 +145,7 @@ def _is_gated_unit(module: nn.Module) -> bool:
 
 
 def _activation(layer: Any) -> tuple[float, float] | None:
-    """(k, a) of a layer's activation, or ``None`` if it does not compute what `GatedMLP` does."""
+    """(k, a) of a layer's activation; ``None`` if the layer differs from `GatedMLP`."""
     width = getattr(layer.gate_proj, "out_features", None)
     depth = getattr(layer.gate_proj, "in_features", None)
     if not isinstance(width, int) or not isinstance(depth, int):
@@ -166,7 +167,7 @@ def _activation(layer: Any) -> tuple[float, float] | None:
 
 
 class _Projection(nn.Module):
-    """Stands for a linear layer: gives a known output, and accepts no input but the layer's."""
+    """Replaces a linear layer in the probe: returns a known output and checks its input."""
 
     def __init__(self, expected: Tensor, output: Tensor) -> None:
         super().__init__()
@@ -180,7 +181,7 @@ class _Projection(nn.Module):
 
 @contextlib.contextmanager
 def _probing() -> Iterator[None]:
-    """Real float32 tensors of the probe's own random numbers, also for a model without values."""
+    """Create real float32 tensors from a separate random generator, even for a meta model."""
     default = torch.get_default_dtype()
     with torch.no_grad(), torch.device("cpu"), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -204,7 +205,7 @@ def _swapped(module: nn.Module, **attributes: Any) -> Iterator[None]:
 
 
 def _own_parts(module: nn.Module) -> Iterator[nn.Module]:
-    """The module and what is in it, but for projections: the probe puts others in their place."""
+    """The module and its submodules without projections, which the probe replaces."""
     yield module
     for name, child in module.named_children():
         if name not in PROJECTIONS:
@@ -212,20 +213,20 @@ def _own_parts(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _reads_one_tensor(module: nn.Module) -> bool:
-    """Whether ``module`` is called with one argument and holds no tensor of values besides."""
+    """Whether ``module`` takes one argument and holds no other tensor."""
     if any(next(part.buffers(recurse=False), None) is not None for part in _own_parts(module)):
-        return False  # of a model on the meta device, nobody can say what is in it
+        return False  # on the meta device its values are unknown
     known = inspect.signature(type(module).forward).parameters  # self, and the argument
     return len(known) == 2
 
 
 def _outputs(module: nn.Module, x: Tensor) -> list[Tensor] | None:
-    """What ``module`` makes of ``x`` in training and in evaluation mode, or ``None``."""
+    """The outputs of ``module`` for ``x`` in training and evaluation mode; ``None`` if it fails."""
     training = module.training
     try:
         return [module.train(mode)(x) for mode in (True, False)]
     except (TypeError, AttributeError, RuntimeError, ValueError, IndexError):
-        return None  # it reads its weight or its input in another way: not of this kind
+        return None  # it uses its weight or input in another way
     finally:
         module.train(training)
 

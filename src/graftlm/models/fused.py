@@ -1,4 +1,4 @@
-"""Modules that take the place of transformers' own and read their inputs once.
+"""Fused modules that replace those of transformers and read their inputs once.
 
 RMSNorm       y = x / √(mean(x²) + ε) · (w + c)
 GatedMLP      y = W_down (act(W_gate x) · W_up x)
@@ -22,7 +22,7 @@ class RMSNorm(nn.Module):
     """``y = x / √(mean(x²) + ε) · (w + c)`` over the last dimension; see `kernels/rms_norm.py`.
 
     Attributes:
-        weight: (D,), the very parameter of the module it replaces, under the same name.
+        weight: (D,), the same parameter, under the same name, as in the module it replaces.
         eps: ε.
         shift: c: 0, or 1 where the model stores the weight's distance from one.
     """
@@ -45,7 +45,7 @@ class RMSNorm(nn.Module):
 class GatedMLP(nn.Module):
     """``y = W_down (act(W_gate x) · W_up x)``; the middle in one pass: `kernels/gated_unit.py`.
 
-    The projections keep their names, so that whatever wraps or replaces them by name still does.
+    The projections keep their names, so that code which replaces them by name still works.
 
     Attributes:
         gate_proj: (..., D) → (..., H).
@@ -74,9 +74,9 @@ class GatedMLP(nn.Module):
 
 
 class OutputLinear(nn.Linear):
-    """A linear layer over the weight and bias of another; few rows without gradient read W once.
+    """A linear layer with the parameters of another. Few rows without gradient read W once.
 
-    A tied weight stays tied: it is the same parameter.
+    The weight is the same parameter, so a tied weight stays tied.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -94,5 +94,5 @@ class OutputLinear(nn.Linear):
         return F.linear(x, self.weight, bias)
 
     def _narrow(self) -> bool:
-        """Whether there is something to win: PyTorch reads float32 as it is."""
+        """Whether the weight is narrower than float32, which PyTorch reads without conversion."""
         return self.weight.dtype in (torch.bfloat16, torch.float16)

@@ -1,4 +1,4 @@
-"""Continuing prompts: a thin layer over transformers' `generate`."""
+"""Text generation: a thin layer over transformers' `generate`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Answer:
     Attributes:
         text: without the prompt and without special tokens.
         tokens: tokens generated, the end token included.
-        stopped: whether the model ended by itself, before ``max_new_tokens``.
+        stopped: whether the model produced an end token before ``max_new_tokens``.
     """
 
     text: str
@@ -46,14 +46,14 @@ def generate_text(
     Args:
         model: a causal language model.
         tokenizer: the model's.
-        prompts: token ids, one sequence a prompt; lengths may differ.
+        prompts: token ids, one sequence per prompt; lengths may differ.
         max_new_tokens: the longest continuation.
-        temperature: 0 takes the likeliest token each time.
-        seed: of the draw, for a temperature above 0.
-        stop: tokens that end an answer besides the model's own, such as a chat template's.
+        temperature: 0 chooses the most probable token each time.
+        seed: the seed for sampling, if the temperature is above 0.
+        stop: additional tokens that end an answer, such as a chat template's.
 
     Raises:
-        DataError: a prompt fills all the positions that the model has.
+        DataError: a prompt is as long as the model's maximum length.
     """
     longest = max(len(prompt) for prompt in prompts)
     max_new_tokens = min(max_new_tokens, _room(model, longest))
@@ -81,7 +81,7 @@ def generate_text(
 
 
 def _room(model: nn.Module, longest: int) -> int:
-    """Tokens that may follow the longest prompt: positions of a fixed table cannot be exceeded."""
+    """How many tokens may follow the longest prompt in a model with a fixed number of positions."""
     limits = limits_of(model.config.to_dict())  # type: ignore[operator, union-attr]
     if limits.positions is None or not limits.fixed:
         return sys.maxsize
@@ -101,7 +101,7 @@ def _answer(tokenizer: Any, new: list[int], end: set[int]) -> Answer:
 
 
 def _end_tokens(model: nn.Module, tokenizer: Any) -> set[int]:
-    """Every token that ends a text: the tokenizer's, and those the model's settings name."""
+    """All tokens that end a text: those of the tokenizer and of the model's settings."""
     named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     listed = named if isinstance(named, list) else [named]
     return {token for token in (tokenizer.eos_token_id, *listed) if token is not None}

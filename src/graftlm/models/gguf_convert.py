@@ -3,11 +3,11 @@
     python -m graftlm.models.gguf_convert FILE FOLDER
 
 The weights of a GGUF are in the block formats of llama.cpp (Q4_K, Q6_K, Q8_0, …). They are stored
-here as bfloat16, whose 8-bit mantissa is finer than what those formats keep; the few tensors that a
-GGUF holds in float32 (norms) are rounded by it.
+here as bfloat16, whose 8-bit mantissa is finer than those formats. The few tensors that a GGUF
+holds in float32 (norms) are rounded.
 
-Converting holds the whole model in memory. It is done in a process of its own, so that this does
-not count in the peak memory of the run that asked for the model.
+Conversion holds the whole model in memory. It runs in a separate process, so that this memory does
+not count in the peak of the run that uses the model.
 """
 
 from __future__ import annotations
@@ -32,20 +32,19 @@ __all__ = ["converted", "file_sha256"]
 
 BYTES_PER_GGUF_BYTE = 4.5  # bfloat16 over the densest usual block format
 CHECKED = "2"
-"""Part of the cache key: folders made before missing weights were refused are made again."""
+"""Part of the cache key. Raise it to convert again what an older version converted."""
 
 
 def converted(file: Path, sha256: str | None = None) -> Path:
-    """The model folder made from a GGUF file, from the cache when it is there.
+    """The model folder converted from a GGUF file; from the cache if it is there.
 
     Args:
         file: the `.gguf` file.
-        sha256: its checksum, if known, of a file that is known to be complete; the key in the
-            cache.
+        sha256: the checksum of a complete file, if known; it is the key in the cache.
 
     Raises:
         ModelError: the file is not a GGUF, is corrupt, or lacks weights of its model.
-        ResourceError: the disk is too small, or the process was killed, as for lack of memory.
+        ResourceError: the disk is too small, or the process was killed, for example for memory.
     """
     file = file.resolve()
     status = file.stat()
@@ -68,10 +67,10 @@ def _convert_in_a_process(file: Path, folder: Path) -> None:
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     try:
-        # stdin stays open for as long as this process lives, and says no more than that.
+        # stdin stays open as long as this process lives; nothing is written to it.
         output, errors = _outputs(process)
     finally:
-        process.kill()  # when interrupted; no matter when it has ended by itself
+        process.kill()  # after an interrupt; no effect if it has ended already
         process.wait()
         assert process.stdin is not None
         process.stdin.close()
@@ -124,7 +123,7 @@ def _convert(file: Path, folder: Path) -> None:
                 dtype=torch.bfloat16,
                 output_loading_info=True,
             )
-    except Exception as error:  # the gguf reader raises whatever a corrupt file leads to
+    except Exception as error:  # the gguf reader raises many types for a corrupt file
         raise ModelError(
             f"cannot read {file}: {type(error).__name__}: {error}. The file may be corrupt, or of "
             "an architecture that transformers does not read from GGUF."
@@ -139,7 +138,7 @@ def _convert(file: Path, folder: Path) -> None:
 
 @functools.lru_cache(maxsize=16)
 def file_sha256(file: Path, size: int, mtime_ns: int) -> str:
-    """Checksum of a file; ``size`` and ``mtime_ns`` make a changed file another question."""
+    """Checksum of a file; ``size`` and ``mtime_ns`` are part of the cache key."""
     del size, mtime_ns
     digest = hashlib.sha256()
     with file.open("rb") as stream:
@@ -149,7 +148,7 @@ def file_sha256(file: Path, size: int, mtime_ns: int) -> str:
 
 
 def _end_with_the_parent() -> None:
-    """End this process once stdin closes, which it does when the parent ends in whatever way."""
+    """End this process when stdin closes. It closes when the parent ends, for any reason."""
     os.read(0, 1)  # not sys.stdin, whose lock would still be held when the interpreter ends
     os._exit(1)
 

@@ -1,9 +1,9 @@
 """Store a loaded model's embedding table and output head in 8 bits: `model.embeddings=int8`.
 
-Both are most of a small model with a large vocabulary: two thirds of Gemma-3-270M. The format of
-the linear layers leaves them alone, because every word meets the head. Whether table or head do
-more than look up and multiply is not read from their classes: the model's logits before and after
-are compared.
+In a small model with a large vocabulary they are most of the weights: two thirds of Gemma-3-270M.
+The 4-bit format of the linear layers does not apply to them, because the head affects every token.
+The classes of table and head do not tell whether they only look up and multiply, so the model's
+logits before and after are compared.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from graftlm.models.fused import OutputLinear
 __all__ = ["rows_in_int8"]
 
 CLOSE = 0.25
-"""Largest difference of the logits, by norm; that of Gemma-3-270M is 0.09, on a text 0.02."""
+"""Largest relative difference of the logits, by norm; Gemma-3-270M has 0.09, on a text 0.02."""
 COMPARED = 16
-"""Words from all over the vocabulary whose logits are compared."""
+"""How many tokens, spread over the vocabulary, are compared by their logits."""
 
 
 def rows_in_int8(model: Any, dtype: torch.dtype | None = None) -> None:
-    """Replace table and head, in place; of a model on the meta device nothing is compared.
+    """Replace table and head, in place. On the meta device no logits are compared.
 
     Args:
-        model: loaded, or empty.
-        dtype: of the words that are looked up; the table's by default.
+        model: loaded, or on the meta device.
+        dtype: the type of the vectors that a lookup returns; by default that of the table.
 
     Raises:
-        ModelError: the model cannot have them in 8 bits; it is of no more use.
+        ModelError: the model does not work with 8-bit embeddings. Discard it: it has changed.
     """
     kind = type(model).__name__
     try:
         table, head = model.get_input_embeddings(), model.get_output_embeddings()
-    except NotImplementedError:  # its author has not said which they are
+    except NotImplementedError:  # the model class does not name its table or head
         table = head = None
     if not isinstance(table, nn.Embedding) or type(head) not in (nn.Linear, OutputLinear):
         raise ModelError(
@@ -53,7 +53,7 @@ def rows_in_int8(model: Any, dtype: torch.dtype | None = None) -> None:
     before = None if empty else _logits(model)
     rows = _rows(head.weight)
     model.set_output_embeddings(FrozenOutput(rows, head.bias))
-    del head  # before the table is quantised too: one original at a time
+    del head  # so that only one original is in memory at a time
     rows = rows if tied else _rows(table.weight)
     new = FrozenEmbedding(rows, dtype or table.weight.dtype, _factor(table), table.padding_idx)
     del table
@@ -62,7 +62,7 @@ def rows_in_int8(model: Any, dtype: torch.dtype | None = None) -> None:
         return
     try:
         after = _logits(model)
-    except AttributeError as error:  # it reads the weight by itself, and there is none
+    except AttributeError as error:  # it reads `weight` directly, which no longer exists
         raise ModelError(
             f"{kind} reads its embeddings in a way of its own ({error}). Use model.embeddings=keep."
         ) from error
@@ -79,7 +79,7 @@ def _rows(weight: Tensor) -> StoredWeight:
 
 
 def _factor(table: Any) -> float:
-    """What a table multiplies its words by (Gemma's √D); without values, whether it does."""
+    """The factor of a table's output (Gemma: √D); on the meta device only whether there is one."""
     factor = getattr(table, "scalar_embed_scale", getattr(table, "embed_scale", None))
     if factor is None:
         return 1.0
@@ -88,7 +88,7 @@ def _factor(table: Any) -> float:
 
 @torch.no_grad()
 def _logits(model: Any) -> Tensor:
-    """Of a few words, without what all have in common and no softmax sees."""
+    """The logits of a few tokens, minus their mean, which the softmax ignores."""
     training, device = model.training, next(model.parameters()).device
     model.train(False)
     try:

@@ -1,4 +1,4 @@
-"""Whether a config is of a causal language model, the one kind that graftlm trains."""
+"""Checks that a config is of a causal language model, the only kind that graftlm trains."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ HEADS = {
     "RewardModel": "a reward model",
     "ForMaskedLM": ENCODER,
 }
-"""Endings of the class that a folder's config.json names, and what such a model is."""
+"""Endings of the class name in config.json, and the kind of model that each means."""
 
 
 def require_causal(config: PretrainedConfig, where: object) -> None:
-    """Refuse a config of anything but a causal language model.
+    """Refuse a config that is not of a causal language model.
 
     Raises:
-        ModelError: saying in one sentence what the model is.
+        ModelError: the message says in one sentence what kind of model it is.
     """
     kind = _other_kind(config)
     if kind is not None:
@@ -53,7 +53,7 @@ def _other_kind(config: Any) -> str | None:
 
 
 def _sees_what_follows(config: Any) -> bool:
-    """Whether a family of encoders, which some configs make decoders, is an encoder here."""
+    """Whether this config makes an encoder of a family that can also be a decoder."""
     from transformers import MODEL_FOR_MASKED_LM_MAPPING
 
     if config.model_type == "xlm":

@@ -1,4 +1,4 @@
-"""Opening a model: build it empty, then fill it tensor by tensor, stored in a format if asked."""
+"""Opening a model: build it empty, then fill it tensor by tensor, in a weight format if given."""
 
 from __future__ import annotations
 
@@ -54,22 +54,22 @@ def load_model(
     """Load a causal language model and its tokenizer.
 
     Peak memory is the loaded model plus one tensor; with ``embeddings="int8"``, plus the table and
-    the head in the model's own type. A folder that is quantised already (written by
-    `quantize_folder`, or by transformers with bitsandbytes) opens memory-mapped, as it is, whatever
-    ``quantize``, ``block_size`` and ``double_quant`` say: layers that it holds in 16 bits stay so.
+    the head in the model's own type. A folder that is already quantised (written by
+    `quantize_folder`, or by transformers with bitsandbytes) opens memory-mapped and unchanged. It
+    ignores ``quantize``, ``block_size`` and ``double_quant``; its 16-bit layers stay in 16 bits.
 
     Args:
         name: a folder, a Hub id, a `.gguf` file or a built-in name.
-        quantize: the weight format that every linear layer except the output head is stored in
-            as it arrives: ``"nf4"`` (4 bits), or one that `graftlm.extend.register_format` made
-            known; ``None`` keeps the checkpoint's type.
+        quantize: the weight format of every linear layer except the output head: ``"nf4"``
+            (4 bits), or one registered by `graftlm.extend.register_format`. Each layer is
+            quantised when it is read. ``None`` keeps the checkpoint's type.
         dtype: type of the unquantised weights; ``"auto"`` keeps the checkpoint's.
         block_size: weights that share one scale.
         double_quant: whether the scales themselves are stored in 8 bits.
-        embeddings: ``"int8"`` stores embedding table and output head in 8 bits, a scale a row.
-        replacements: modules that quicker ones of graftlm may stand for, as `model.replacements`;
-            `graftlm.models.assembly_report` says what became of it.
-        trust_remote_code: run Python code the model folder brings along.
+        embeddings: ``"int8"`` stores embedding table and output head in 8 bits, a scale per row.
+        replacements: modules that faster ones of graftlm may replace, as `model.replacements`;
+            `graftlm.models.assembly_report` lists what was replaced.
+        trust_remote_code: run Python code from the model folder.
 
     Returns:
         The model in evaluation mode, and its tokenizer.
@@ -115,7 +115,7 @@ def load_weights(
     checkpoint = Checkpoint(source.path)
     already = take_quantization(config, str(name))
     if already is not None:
-        format = None  # layers that the folder holds in 16 bits were kept so on purpose
+        format = None  # the 16-bit layers of such a folder stay as they are
     weights_dtype = pick_dtype(dtype, config, checkpoint)
 
     def fill(empty: PreTrainedModel) -> PreTrainedModel:
@@ -135,7 +135,7 @@ def load_weights(
         trust_remote_code=trust_remote_code,
     )
     if embeddings == "int8":
-        checkpoint.forget()  # the 16-bit rows, where the file is mapped
+        checkpoint.forget()  # free the mapped pages of the 16-bit rows
     set_base_name(model, source.name)
     return model
 
@@ -204,7 +204,7 @@ def _fill(
 
 
 def _report_experts(model: PreTrainedModel) -> None:
-    """Say what the weight format left out: experts fused into one parameter, not linear layers."""
+    """Report the experts that are not in the weight format, because they are not linear layers."""
     if linear_format(model) is None:
         return
     fused = [parameter for parameter in model.parameters() if parameter.dim() == 3]
@@ -220,7 +220,7 @@ def _report_experts(model: PreTrainedModel) -> None:
 def pick_dtype(
     dtype: str | torch.dtype, config: PretrainedConfig, checkpoint: Checkpoint
 ) -> torch.dtype:
-    """The type a name stands for; ``"auto"`` is the config's, else that of most of the weights."""
+    """The type of this name; ``"auto"``: the config's type, else the type of most weights."""
     if dtype == "auto":
         dtype = config.get_text_config().dtype or config.dtype or checkpoint.dtype
     if isinstance(dtype, str):

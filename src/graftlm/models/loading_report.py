@@ -1,4 +1,4 @@
-"""What transformers says of a loading: here it becomes an error that names what is wrong."""
+"""Turns transformers' loading report into an error that names the wrong weights."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ __all__ = ["captured_messages", "require_complete"]
 
 
 def require_complete(where: object, report: dict[str, Any], remedy: str) -> None:
-    """Refuse a model of which not every weight was filled, or not every stored one used.
+    """Refuse a model if a weight was not filled, or if a stored tensor was not used.
 
     Args:
         where: the folder or file.
         report: from `from_pretrained(…, output_loading_info=True)`.
-        remedy: a sentence on what may be the cause.
+        remedy: a sentence on the likely cause.
 
     Raises:
-        ModelError: naming the weights.
+        ModelError: the message names the weights.
     """
     problems = []
     for key, meaning in (
@@ -39,7 +39,7 @@ def require_complete(where: object, report: dict[str, Any], remedy: str) -> None
 
 @contextlib.contextmanager
 def captured_messages() -> Iterator[list[str]]:
-    """Take transformers' table of missing weights off the log; the list holds it."""
+    """Collect transformers' table of missing weights in the list, instead of the log."""
     messages: list[str] = []
 
     def capture(record: logging.LogRecord) -> bool:

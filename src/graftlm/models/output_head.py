@@ -1,14 +1,15 @@
-"""The output layer of a causal language model, found so that its logits need not be computed.
+"""The output layer of a causal language model, so that the loss can avoid computing logits.
 
 transformers' models compute ``logits = f(head(hidden))`` inside their own `forward`, and `f`
 differs: Gemma 2 caps the logits, Granite and Cohere scale them, most do nothing.
-`find_output_head` reads `f` from the config and then compares two tokens' logits with the model's
-own. A model whose logits differ keeps its own forward. `models/capabilities.py` keeps the answer.
+`find_output_head` reads `f` from the config and compares the logits of two tokens with those of
+the model. If they differ, the model's own `forward` is used. `models/capabilities.py` caches the
+result.
 
-`call_without_logits` calls the model itself, not its body: hooks on it run, and wrappers that act
-on its call (`model.compile()`, sharding) see it. For that one call the output layer is given no
-positions, so that the model's own way with its logits works on an empty tensor, and the value that
-the caller made from the hidden states becomes the model's output.
+`call_without_logits` calls the whole model, not only its body. So the model's hooks run, and so do
+wrappers of its call (`model.compile()`, sharding). During this call the output layer gets an input
+with no positions, so the model computes `f` on an empty tensor. The caller's value, computed from
+the hidden states, becomes the model's output.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class OutputHead:
     """``logits = softcap(scale · (hidden weightᵀ + bias))``.
 
     Attributes:
-        linear: the output layer: its weight is read when needed, so that it may train.
+        linear: the output layer. Its weight is read on each use, so it may be trained.
         scale: multiplies the logits.
         softcap: caps them smoothly; ``None`` for no cap.
     """
@@ -51,7 +52,7 @@ class OutputHead:
 
     @property
     def rows(self) -> ScaledRows:
-        """The weight (V, D), with the scales of its rows and features if it is stored so."""
+        """The weight (V, D), with scales for rows and features if it is stored in 8 bits."""
         if isinstance(self.linear, FrozenOutput):
             return self.linear.rows.frozen.scaled_rows(torch.float32)
         return ScaledRows(self.linear.weight)
@@ -63,11 +64,11 @@ class OutputHead:
 
     @property
     def row_scale(self) -> Tensor | None:
-        """What multiplies the rows of the weight; ``None`` for ones."""
+        """The scales of the rows of the weight; ``None`` if all are 1."""
         return self.rows.row_scale
 
     def entering(self, hidden: Tensor) -> Tensor:
-        """What the rows are multiplied with: the hidden states, scaled where features are."""
+        """The hidden states, multiplied by the feature scales if there are any."""
         scale = self.rows.feature_scale
         return hidden if scale is None else hidden.float() * scale
 
@@ -85,9 +86,9 @@ def call_without_logits(
     Args:
         model: a causal language model of transformers.
         output_layer: its output layer.
-        read: is given the hidden states (..., D) that enter the output layer, and returns a tensor.
-            It runs inside the model's call, where the output layer's weights are at hand.
-        inputs: of the model.
+        read: takes the hidden states (..., D) that enter the output layer, and returns a tensor.
+            It runs inside the model's call, where the output layer's weights are available.
+        inputs: the inputs of the model.
 
     Raises:
         ModelError: the model did not call its output layer exactly once.
@@ -121,7 +122,7 @@ def call_without_logits(
 
 
 def find_output_head(model: PreTrainedModel) -> OutputHead | None:
-    """The head of ``model``, or ``None`` when its logits must come from its own forward pass."""
+    """The head of ``model``; ``None`` if only the model's forward pass gives its logits."""
     head = _from_config(model)
     if head is None or is_fake(head.weight):
         return head  # a fake model has no values to compare; a plan assumes the config is right

@@ -1,10 +1,10 @@
-"""Whether a model keeps packed sequences apart: asked of the model itself.
+"""Measures whether a model keeps packed sequences apart.
 
-Most of transformers' models tell packed sequences by positions that restart. Some (OPT, Falcon in
-5.23) do not pass the positions on to the attention mask, others carry a state along (Mamba), and
-each sequence would silently depend on those before it. Where attention is limited to a window, or
-to the best few positions (DeepSeek-V3.2), a long row may mix what a short one keeps apart; so the
-limits are lowered while the model is asked, and the rows are longer than they are.
+Most models of transformers recognise packed sequences by positions that restart. Some (OPT, Falcon
+in 5.23) do not pass the positions on to the attention mask; others carry a state (Mamba). In those,
+each sequence would silently depend on the sequences before it. If attention is limited to a window
+or to a few selected positions (DeepSeek-V3.2), a long row may mix sequences where a short row does
+not. So the limits are lowered during the test, below the length of the test rows.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ __all__ = ["keeps_apart", "takes_positions"]
 
 _LENGTHS = (9, 7)
 _LIMITS = ("sliding_window", "attention_chunk_size", "index_topk")
-"""What transformers' configs call the number of positions that attention is limited to."""
+"""The names that transformers' configs use for a limit on the positions of attention."""
 _LOWERED = 4
-"""Such a limit while the model is asked: less than each of `_LENGTHS`."""
+"""The limit during the test: less than each of `_LENGTHS`."""
 _ANOTHER = 1e-3
-"""Another sequence before it may change logits by so much, in standard deviations of them: nothing,
-for all that is hidden is multiplied by zero."""
+"""Largest change of logits by a preceding sequence, in their standard deviations. It is zero,
+because masked positions are multiplied by zero."""
 _FIRST = {torch.float32: 1e-4, torch.float64: 1e-4}
 _FIRST_NARROW = 0.2
-"""The same for being the first: summed in another order, layer by layer, in 32 bits or in 16."""
+"""The same for being the first sequence, in 32 or 16 bits: the order of summation differs."""
 
 log = logging.getLogger(__name__)
 
 
 def keeps_apart(model: Any) -> bool:
-    """Whether a sequence's logits are the same behind another one."""
+    """Whether a sequence has the same logits alone and after another one."""
     if not takes_positions(model):
         return False
     try:
@@ -56,7 +56,7 @@ def keeps_apart(model: Any) -> bool:
 
 @contextlib.contextmanager
 def _limits_lowered(model: Any) -> Iterator[None]:
-    """Limit attention to a few positions, where config or module holds a limit."""
+    """Lower each attention limit that the config or a module has."""
     holders = [model.config, model.config.get_text_config(), *model.modules()]
     own = [
         (holder, name, value)
@@ -74,15 +74,15 @@ def _limits_lowered(model: Any) -> Iterator[None]:
 
 
 def takes_positions(model: Any) -> bool:
-    """Whether a model can be told where its sequences start."""
+    """Whether a model accepts position ids, which mark the starts of sequences."""
     return "position_ids" in inspect.signature(model.forward).parameters
 
 
 def _changes(model: Any) -> tuple[float, float, torch.dtype]:
-    """How far a sequence's logits move if another one is before it, or none: see `_ANOTHER`.
+    """How much a sequence's logits change with another sequence, or none, before it.
 
     Returns:
-        Both moves, in standard deviations, and the type that the model computes in.
+        Both changes (see `_ANOTHER`), in standard deviations, and the type of the computation.
     """
     count = min(int(model.get_input_embeddings().num_embeddings), 100)
     first, length = _LENGTHS
@@ -102,7 +102,7 @@ def _changes(model: Any) -> tuple[float, float, torch.dtype]:
 
 
 def _logits(model: Any, *sequences: npt.NDArray[np.int32]) -> Tensor:
-    """Of each token of the sequences, packed."""
+    """The logits of each token of the packed sequences."""
     ids = np.concatenate(sequences)
     lengths = tuple(len(sequence) for sequence in sequences)
     example = Example(ids, np.ones(len(ids), dtype=np.bool_), lengths=lengths)

@@ -1,4 +1,4 @@
-"""Checkpoints whose weights are in a storage format already: opened, not converted."""
+"""Checkpoints whose weights are already in a storage format; they are opened without conversion."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def stored_as(settings: Any, name: str) -> tuple[str, StoredAs] | None:
     """The format that `quantization_config` of a config.json describes.
 
     Args:
-        settings: the `quantization_config`; ``None`` says that the weights are dense.
+        settings: the `quantization_config`; ``None`` means dense weights.
         name: the model, for the message.
 
     Returns:
-        The name of the weight format and how its checkpoints are read; ``None`` for dense weights.
+        The name of the weight format and its reader; ``None`` for dense weights.
 
     Raises:
         ModelError: no registered format reads this.
@@ -53,7 +53,7 @@ def stored_as(settings: Any, name: str) -> tuple[str, StoredAs] | None:
 
 
 def take_quantization(config: PretrainedConfig, name: str) -> StoredAs | None:
-    """Remove `quantization_config`, which transformers would act on; return what reads it.
+    """Remove `quantization_config`, which transformers would act on; return its reader.
 
     Raises:
         ModelError: the model is quantised in a way graftlm does not read.
@@ -66,7 +66,7 @@ def take_quantization(config: PretrainedConfig, name: str) -> StoredAs | None:
 
 
 def _said(settings: Mapping[str, Any]) -> str:
-    """What a `quantization_config` calls itself, in a few words."""
+    """A short name for a `quantization_config`, for messages."""
     method = str(settings.get("quant_method"))
     if method != "bitsandbytes":
         return method
@@ -75,9 +75,9 @@ def _said(settings: Mapping[str, Any]) -> str:
 
 
 def mapped_tensors(checkpoint: Checkpoint, reader: StoredAs) -> dict[str, LazyTensor]:
-    """The checkpoint by parameter name, each stored weight under its one name ``….weight``.
+    """The checkpoint by parameter name, each stored weight under the single name ``….weight``.
 
-    Nothing is read here; the tensors of a stored weight will be views of the mapped file.
+    This function reads no data; the tensors of a stored weight become views of the mapped file.
     """
     prefix_of = {
         name: prefix

@@ -1,4 +1,4 @@
-"""The state in which a model is asked what it can do."""
+"""The mode of a model during a capability test."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["being_probed"]
 
 @contextlib.contextmanager
 def being_probed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards each module has the mode that it had."""
+    """Evaluation mode without gradients; afterwards each module's mode is restored."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

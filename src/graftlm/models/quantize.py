@@ -1,11 +1,11 @@
-"""A model folder whose linear layers are in a storage format, written a shard at a time.
+"""Writes a model folder with its linear layers in a storage format, a shard at a time.
 
-The tensors keep the names they have in the source, so that whatever loads the source loads the
-result. The format's `CheckpointFormat` says how a weight is written. Stored are the layers that
-transformers itself would read in such a format: exactly `nn.Linear` (or GPT-2's `Conv1D`), with a
-weight that is one tensor of the checkpoint; not the output head, and not experts fused into one
-parameter. `quantization_config` names every linear layer that is left as it is: transformers would
-take it for stored otherwise.
+The tensors keep their names from the source, so a program that loads the source also loads the
+result. The format's `CheckpointFormat` defines how a weight is written. Only layers that
+transformers can read in such a format are stored: exactly `nn.Linear` (or GPT-2's `Conv1D`), with a
+weight that is one tensor of the checkpoint. The output head and experts fused into one parameter
+are not. `quantization_config` names every other linear layer, because transformers would otherwise
+expect it in the format.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def quantize_folder(
 ) -> dict[str, Any]:
     """Write a model with its linear layers in a storage format; `load_model` opens the result.
 
-    In the default format transformers with bitsandbytes opens it too.
+    transformers with bitsandbytes also opens a result in the default format.
 
     Peak memory is one shard of a gigabyte, whatever the size of the model.
 
@@ -55,7 +55,7 @@ def quantize_folder(
         weight_format: a registered format that has a form on disk.
 
     Returns:
-        What was written: ``out``, ``quantized_layers``, ``quantized_parameters``,
+        A summary: ``out``, ``quantized_layers``, ``quantized_parameters``,
         ``kept_parameters``, ``bytes`` and ``bytes_before``.
 
     Raises:
@@ -114,7 +114,7 @@ def _split(model: PreTrainedModel, checkpoint: Checkpoint) -> tuple[dict[str, bo
     """Which checkpoint tensors are stored in the format, and which linear layers are not.
 
     Returns:
-        ``{tensor: whether it is stored transposed}`` and the names of the layers left alone.
+        ``{tensor: whether it is stored transposed}`` and the names of the unchanged layers.
     """
     linears, spared = linear_layers(model), unquantized_names(model)
     names, shared = parameter_names(model, checkpoint)

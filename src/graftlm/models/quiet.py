@@ -1,4 +1,4 @@
-"""transformers' and the Hub's progress bars, off while graftlm calls them: stderr is graftlm's."""
+"""Hides the progress bars of transformers and the Hub, so that only graftlm writes to stderr."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["without_progress_bars"]
 
 @contextlib.contextmanager
 def without_progress_bars() -> Iterator[None]:
-    """Switch the bars off by the libraries' own switches; afterwards each is as it was."""
+    """Switch the bars off by the libraries' own switches; restore the switches afterwards."""
     from huggingface_hub import utils as hub_utils
     from transformers.utils import logging as transformers_logging
 
@@ -35,7 +35,7 @@ def without_progress_bars() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _unwarned() -> Iterator[None]:
-    """The Hub warns where a variable of the environment has the last word; it may have it."""
+    """Silence the Hub's warning that an environment variable overrides its switch."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,4 +1,4 @@
-"""What was put in the place of a model's own modules: a report to print, kept beside the model."""
+"""The report of replaced modules, stored for the life of the model."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _reports: weakref.WeakKeyDictionary[nn.Module, AssemblyReport] = weakref.WeakKey
 
 @dataclasses.dataclass(frozen=True)
 class Replacement:
-    """Modules of one class that another class stands for.
+    """Modules of one class that were replaced by another class.
 
     Attributes:
-        what: the setting that asks for it: ``norms``, ``gated_units``, ``attention``,
+        what: the setting for it: ``norms``, ``gated_units``, ``attention``,
             ``output_layer``, ``embeddings`` or ``weight_format``.
-        count: how many modules.
-        before: the class that was there.
-        after: the class that is there now.
+        count: the number of modules.
+        before: the original class.
+        after: the new class.
     """
 
     what: str
@@ -42,8 +42,8 @@ class AssemblyReport:
 
     Attributes:
         model: the model's class.
-        replaced: what stands for something else.
-        kept: what was asked for, but found nothing in this model that it can stand for.
+        replaced: the replacements.
+        kept: requested settings that apply to no module of this model.
     """
 
     model: str
@@ -58,25 +58,25 @@ class AssemblyReport:
 
 
 def keep_report(model: nn.Module, report: AssemblyReport) -> None:
-    """Remember ``report`` for as long as ``model`` lives; nothing is written to the model."""
+    """Store ``report`` as long as ``model`` lives, without changing the model."""
     _reports[model] = report
 
 
 def assembly_report(model: nn.Module) -> AssemblyReport | None:
-    """What `graftlm.load_model` replaced in ``model``; ``None`` for a model made elsewhere."""
+    """What `graftlm.load_model` replaced in ``model``; ``None`` for a model from elsewhere."""
     return _reports.get(model)
 
 
 def compared(
     what: str, before: Mapping[str, str], model: nn.Module, names: Iterable[str]
 ) -> list[Replacement]:
-    """The replacements at ``names``, a line for each pair of classes.
+    """The replacements at ``names``, one for each pair of classes.
 
     Args:
         what: the setting.
-        before: class names of all modules, as they were.
-        model: with the modules that are there now.
-        names: of the modules that were replaced.
+        before: the class names of all modules before.
+        model: the model after the replacements.
+        names: the names of the replaced modules.
     """
     pairs: Any = collections.Counter(
         (before[name], type(model.get_submodule(name)).__name__) for name in names

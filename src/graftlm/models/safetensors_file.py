@@ -1,13 +1,13 @@
 """Reading safetensors one tensor at a time, by copy or memory-mapped.
 
 A file is 8 bytes (little-endian header length), a JSON header `name → {dtype, shape, data_offsets}`
-and the tensors' bytes. The header is checked in full before the first tensor is read, so that a
-truncated download is refused at once and by name.
+and the tensors' bytes. The whole header is checked before the first tensor is read, so that a
+truncated download is refused at once, with the name of the file.
 
-Why not `safetensors.safe_open`: it maps the whole file, and every mapped page that was read stays
-in the process's resident memory until the system wants it back. Quantising a checkpoint while
-reading it would then peak at the size of the checkpoint. `Checkpoint.read` copies one tensor
-instead; `Checkpoint.map` is the mapped view, for checkpoints that are used as they are.
+This module does not use `safetensors.safe_open`, because that maps the whole file: each page stays
+in the process's resident memory after it is read, until the system reclaims it. Quantising a
+checkpoint would then peak at the size of the checkpoint. `Checkpoint.read` copies one tensor
+instead. `Checkpoint.map` is a mapped view, for checkpoints that are used unchanged.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ SINGLE_NAME = "model.safetensors"
 
 
 class StoredTensor(NamedTuple):
-    """Where one tensor lies: its file, type, shape, and the bytes ``[start, start + nbytes)``."""
+    """The location of one tensor: its file, type, shape, and bytes ``[start, start + nbytes)``."""
 
     file: Path
     dtype: torch.dtype
@@ -58,7 +58,7 @@ class StoredTensor(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Bytes the tensor takes."""
+        """Size of the tensor in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
@@ -107,7 +107,7 @@ class Checkpoint(Mapping[str, StoredTensor]):
     def map(self, name: str) -> Tensor:
         """A view of one tensor in the file: no copy, pages are read when touched and evictable.
 
-        The mapping is private: writing to the tensor copies the page and leaves the file alone.
+        The mapping is private: writing to the tensor copies the page and never changes the file.
         """
         stored = self[name]
         if stored.nbytes == 0 or stored.start % stored.dtype.itemsize:
@@ -122,14 +122,14 @@ class Checkpoint(Mapping[str, StoredTensor]):
         return flat.view(stored.shape)
 
     def forget(self) -> None:
-        """Let go of the mapped pages that were read; they come back when touched again."""
+        """Release the mapped pages from memory; the next access reads them again."""
         for mapped in self._maps.values():
             if hasattr(mmap, "MADV_DONTNEED"):
                 mapped.madvise(mmap.MADV_DONTNEED)
 
     @property
     def dtype(self) -> torch.dtype:
-        """The floating-point type that holds most of the bytes; float32 when there is none."""
+        """The floating-point type with the most bytes; float32 if there is none."""
         size: dict[torch.dtype, int] = {}
         for stored in self.values():
             if stored.dtype.is_floating_point:
@@ -167,7 +167,7 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
     """Parse and check the header of one safetensors file.
 
     Raises:
-        ModelError: names the file, and the tensor where there is one.
+        ModelError: the message names the file and, if there is one, the tensor.
     """
     try:
         size = file.stat().st_size

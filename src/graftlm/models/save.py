@@ -1,4 +1,4 @@
-"""Writing a plain transformers folder: sharded safetensors, whole or not at all."""
+"""Writes a plain transformers folder in sharded safetensors, atomically."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def save_model(
 
 
 def _require_plain(model: PreTrainedModel) -> None:
-    """Refuse a model that holds a tensor which its class does not have."""
+    """Refuse a model with a tensor that its class does not define."""
     with torch.device("meta"):
         known = type(model)(model.config).state_dict().keys()
     added = [name for name in model.state_dict() if name not in known]
@@ -63,7 +63,7 @@ def _require_plain(model: PreTrainedModel) -> None:
 
 
 def write_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Fill ``folder``; the caller makes it appear at once."""
+    """Write the model into ``folder``; the caller makes the write atomic."""
     with without_progress_bars():
         model.save_pretrained(folder, max_shard_size="4GB")
     tokenizer.save_pretrained(folder)

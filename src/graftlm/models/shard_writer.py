@@ -1,4 +1,4 @@
-"""A model folder written again with other weights, tensor by tensor: what such commands share."""
+"""Shared code of commands that rewrite a model folder with other weights, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def parameter_names(
 ) -> tuple[dict[str, str], frozenset[str]]:
     """The parameter of ``model`` that each checkpoint key fills, as transformers loads it.
 
-    Keys may lack the base model's prefix, or carry names of an older release.
+    Keys may lack the base model's prefix, or have names from an older release.
 
     Returns:
         ``{key: parameter}``, and the keys that fill their parameter together with others.
@@ -61,7 +61,7 @@ class ShardWriter:
 
     Args:
         folder: an existing folder, best a temporary one.
-        max_bytes: a shard is written before it would grow beyond this; a gigabyte by default.
+        max_bytes: the maximum size of a shard; a gigabyte by default.
     """
 
     def __init__(self, folder: Path, max_bytes: int | None = None) -> None:
@@ -80,7 +80,7 @@ class ShardWriter:
         self.total_bytes += tensor.nbytes
 
     def close(self) -> None:
-        """Write what is left, give the files their final names, and write the index."""
+        """Write the last shard, give the files their final names, and write the index."""
         self._flush()
         count = len(self._shards)
         if count == 1:

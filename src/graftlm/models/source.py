@@ -1,4 +1,4 @@
-"""What a model name stands for: a folder, a Hub id, a `.gguf` file, or a built-in."""
+"""Resolves a model name: a folder, a Hub id, a `.gguf` file, or a built-in."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class ResolvedModel(NamedTuple):
 
     Attributes:
         path: the local folder with config.json, safetensors and tokenizer.
-        kind: what the name was.
-        name: what other tools would call the model: the Hub id, else the folder.
+        kind: the kind of name.
+        name: the model's name for other tools: the Hub id, else the folder.
     """
 
     path: Path
@@ -34,10 +34,10 @@ class ResolvedModel(NamedTuple):
 
 
 def resolve(name: str | Path, *, trust_remote_code: bool = False) -> ResolvedModel:
-    """Find a model, downloading it or converting it into the cache where that is needed.
+    """Find a model. Downloads it, or converts it into the cache, if needed.
 
     Raises:
-        ModelError: nothing is called so; near matches are listed.
+        ModelError: there is no model of this name; the message lists similar names.
     """
     text = str(name)
     path = Path(name).expanduser()
@@ -85,7 +85,7 @@ def _not_found(text: str, path: Path) -> str:
 
 
 def _download(name: str, trust_remote_code: bool) -> Path:
-    """Fetch (or find in the Hub's cache) the safetensors, config and tokenizer of a repository."""
+    """Download the safetensors, config and tokenizer of a repository, or find them in the cache."""
     import huggingface_hub
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 

@@ -1,4 +1,4 @@
-"""A tokenizer that is no longer needed until its files are: Gemma's takes 470 MB of memory."""
+"""Keeps a tokenizer on disk while it is not needed: Gemma's takes 470 MB of memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["StoredTokenizer"]
 
 
 class StoredTokenizer:
-    """The files of a tokenizer, kept on disk inside a ``with``; drop the tokenizer there."""
+    """The files of a tokenizer, on disk during a ``with`` block; free the tokenizer inside it."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="graftlm-tokenizer-")
@@ -24,5 +24,5 @@ class StoredTokenizer:
         self._folder.cleanup()
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write what the tokenizer would have written."""
+        """Write the same files as the tokenizer's own method."""
         shutil.copytree(self._folder.name, folder, dirs_exist_ok=True)

@@ -1,11 +1,11 @@
-"""Filling a model tensor by tensor, quantising on the way: a plug-in for `from_pretrained`.
+"""Fills a model tensor by tensor and quantises each one: a plug-in for `from_pretrained`.
 
-Which tensor of a checkpoint becomes which parameter of a model is transformers' own knowledge (key
-renamings, fused experts, tied weights, non-persistent buffers). So its loader drives, and calls
-back here: `LazyTensor` stands for a tensor that is not read yet, `StreamingQuantizer` says which
-parameters are stored in a weight format, and `Quantize` takes each of those as it arrives. At no
-time is more than one of them in memory in full. The layers change places at the end, since a
-model's own initialisation of what it lacks may look at its linear layers.
+transformers knows which tensor of a checkpoint becomes which parameter (key renamings, fused
+experts, tied weights, non-persistent buffers). So its loader runs and calls this module:
+`LazyTensor` represents a tensor that is not read yet, `StreamingQuantizer` selects the parameters
+that are stored in a weight format, and `Quantize` converts each of them when it is read. At most
+one of them is in memory unquantised. The layers are replaced at the end, because a model's
+initialisation of missing weights may access its linear layers.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ METHOD = "graftlm"
 
 
 class Abort(BaseException):
-    """Carries an error out through transformers' loader, which would otherwise log and go on."""
+    """Carries an error through transformers' loader, which would otherwise log it and continue."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(str(error))
@@ -51,7 +51,7 @@ class Abort(BaseException):
 
 
 class Stored:
-    """A weight that arrives in its format. The loader may move it; its types are fixed."""
+    """A weight that is already in its format. The loader may move it but not change its types."""
 
     def __init__(self, weight: FrozenWeight) -> None:
         self.weight = weight
@@ -62,11 +62,11 @@ class Stored:
 
 
 class LazyTensor:
-    """What transformers' loader takes for a safetensors slice: read when indexed.
+    """A substitute for a safetensors slice in transformers' loader; it is read when indexed.
 
     Args:
-        read: reads it.
-        stored: whether it arrives as `Stored`.
+        read: reads the tensor.
+        stored: whether `read` returns a `Stored`.
     """
 
     def __init__(self, read: Callable[[], Tensor | Stored], stored: bool = False) -> None:
@@ -81,13 +81,13 @@ class LazyTensor:
 
 
 def copied_tensors(checkpoint: Checkpoint) -> dict[str, LazyTensor]:
-    """The checkpoint by name; each tensor is copied out of its file when it is asked for."""
+    """The checkpoint by name; each tensor is copied from its file when it is indexed."""
     return {name: LazyTensor(functools.partial(checkpoint.read, name)) for name in checkpoint}
 
 
 @functools.cache
 def register() -> None:
-    """Make the plug-in known to transformers, once a process."""
+    """Register the plug-in with transformers, once per process."""
     register_quantization_config(METHOD)(StreamingConfig)
     register_quantizer(METHOD)(StreamingQuantizer)
 
@@ -96,9 +96,9 @@ class StreamingConfig(QuantizationConfigMixin):
     """Settings of `StreamingQuantizer`, in the form `from_pretrained` takes.
 
     Args:
-        format: the format that linear layers are stored in; ``None`` leaves them as they arrive.
-            Layers that arrive in a format keep it either way.
-        settings: what the format is asked for.
+        format: the format of the linear layers; ``None`` keeps them as they are in the checkpoint.
+            Layers that are in a format in the checkpoint keep it in both cases.
+        settings: the settings of the format.
     """
 
     def __init__(
@@ -112,12 +112,12 @@ class StreamingConfig(QuantizationConfigMixin):
 
 
 class StreamingQuantizer(LoaderPlugin):
-    """Tells transformers' loader what to hand to `Quantize`, and leaves no trace on the model."""
+    """Selects the parameters that transformers' loader passes to `Quantize`."""
 
     quantization_config: StreamingConfig
 
     def before_loading(self, model: PreTrainedModel) -> None:
-        """Find what is to be stored in the format."""
+        """Find the layers that will be stored in the format."""
         self.linears = linear_layers(model)
         self.kept = unquantized_names(model)
         self.arrived: dict[str, FrozenWeight] = {}
@@ -132,7 +132,7 @@ class StreamingQuantizer(LoaderPlugin):
         return Quantize(self)
 
     def after_loading(self, model: PreTrainedModel) -> None:
-        """Put the stored layers in their places."""
+        """Put the stored layers into the model."""
         for path, weight in self.arrived.items():
             model.set_submodule(path, FrozenLinear(weight, self.linears[path].bias))
         self.linears, self.arrived = {}, {}
@@ -141,16 +141,16 @@ class StreamingQuantizer(LoaderPlugin):
 
     @property
     def is_trainable(self) -> bool:
-        """The stored weights are not, but adapters on them are."""
+        """True: the stored weights are not trainable, but adapters on them are."""
         return True
 
     def is_serializable(self) -> bool:
-        """Not through transformers: see `graftlm.models.quantize_folder`."""
+        """False: transformers cannot save it; see `graftlm.models.quantize_folder`."""
         return False
 
 
 class Quantize(ConversionOps):
-    """Take the weights of linear layers out of the loader's hands, quantised."""
+    """Quantise the weights of linear layers and take them from the loader."""
 
     def __init__(self, quantizer: StreamingQuantizer) -> None:
         self.quantizer = quantizer
@@ -162,7 +162,7 @@ class Quantize(ConversionOps):
         target_patterns: list[str],
         **context: Any,
     ) -> dict[str, Any]:
-        """Keep what is stored in a format; return the rest, which the loader places itself."""
+        """Keep the weights in a format; return the rest, which the loader puts into the model."""
         rest = {}
         for name, value in input_dict.items():
             tensor = value[0] if isinstance(value, list) else value
@@ -204,10 +204,10 @@ class Quantize(ConversionOps):
 
 
 def linear_layers(model: nn.Module) -> dict[str, Any]:
-    """Every layer that computes `x Wᵀ + b` and nothing else, by name.
+    """Every layer that computes exactly `x Wᵀ + b`, by name.
 
-    Exact types only, since a subclass of `nn.Linear` may compute something else; `FalconLinear`
-    does not, and is named.
+    Only exact types count, because a subclass of `nn.Linear` may compute something else.
+    `FalconLinear` does not, so it is listed.
     """
     return {
         name: module
@@ -217,7 +217,7 @@ def linear_layers(model: nn.Module) -> dict[str, Any]:
 
 
 def unquantized_names(model: PreTrainedModel) -> set[str]:
-    """The output head and whatever shares its weight: kept as they are."""
+    """The output head and the modules that share its weight; they are not quantised."""
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     names = {name for name, module in model.named_modules() if module is head}
     tied = getattr(model, "all_tied_weights_keys", None) or {}
