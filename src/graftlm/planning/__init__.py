@@ -1,4 +1,4 @@
-"""Knowing before you start: memory and time of a run, and which method to take."""
+"""Planning: predicts the memory and time of a run and recommends a method."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""What a training process occupies before any model: interpreter, libraries, tokenizer.
+"""The memory of a training process without a model: interpreter, libraries, tokenizer.
 
-It is measured, once per environment and tokenizer: a small model is trained for three steps, which
-goes through every library and loads every kernel that a real run needs, and its own tensors, which
-a trace knows, are taken off. Twice, and the second counts: a fault maps the neighbours of a page of
-a library only when the file cache has them, so the first process after an install, or after a
-while, occupies up to a tenth less than all that follow.
+It is measured once per environment and tokenizer. A small model is trained for three steps, which
+loads every library and kernel that a real run needs. The size of its tensors, known from a trace,
+is subtracted. The measurement runs twice and the second counts: a page fault also maps neighbouring
+pages of a library, but only those in the file cache. So the first process after an install, or
+after a pause, occupies up to a tenth less memory than the later ones.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["byte_tokenizer", "framework_memory"]
 
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "*.model", "chat_template*")
 VERSION = 12
-"""Raised when what is measured here changes."""
+"""Increase it when this measurement changes."""
 
 
 def framework_memory(folder: Path | None = None) -> Measured:
@@ -76,7 +76,7 @@ def _measure(tokenizer_files: list[Path], target: Path) -> None:
         run_trial(config, shape.length // shape.sequences)
         measured = run_trial(config, shape.length // shape.sequences)
     own = trace_step(architecture, config, shape, torch.bfloat16)
-    # Between two steps the gradients of the last one are still there.
+    # Between two steps the gradients of the last one are still in memory.
     left = own.resident + 4 * own.trainable_parameters
     write_json(
         target / "measured.json",
@@ -91,7 +91,7 @@ def _measure(tokenizer_files: list[Path], target: Path) -> None:
 
 
 def byte_tokenizer() -> Any:
-    """A tokenizer that costs nothing, for a config that comes without one."""
+    """A very small tokenizer, for a config without a tokenizer of its own."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -1,7 +1,7 @@
-"""How fast this machine is: products by family and type, memory, and the cost of a call.
+"""The speed of this machine: products by family and type, memory, and the time of a call.
 
-Measured once (about three seconds) and kept in the cache, unless something else was using the
-processor meanwhile. The time of a planned step is then
+It is measured once (about three seconds) and cached, unless another program used the processor
+during the measurement. The time of a planned step is
 
     t = Σ_kind flops_kind / rate_kind + bytes / bandwidth + calls · t_call
 """
@@ -27,13 +27,13 @@ from graftlm.system import cpu_flags, versions
 __all__ = ["Calibration", "calibrate"]
 
 VERSION = 8
-"""Raised when what is measured here changes."""
+"""Increase it when this measurement changes."""
 MODEL_ERROR = 0.25
 """Relative error of the formula above on a quiet machine (`benchmarks/bench_plan.py`)."""
 ROWS, FEATURES = 512, 1024
-"""Shape of PyTorch's own product that is timed: rows × features × features."""
+"""Shape of the PyTorch product that is timed: rows × features × features."""
 QUIET = 0.8
-"""Share of the processors' time that the products must have got for the figures to be kept."""
+"""The figures are cached only if the products got at least this share of processor time."""
 
 logger = logging.getLogger("graftlm")
 
@@ -45,10 +45,10 @@ class Calibration:
     Attributes:
         rates: floating-point operations a second, by `graftlm.planning.cost.product_kind`.
         bandwidth: bytes a second, read and written together, of an operation on large tensors.
-        call_seconds: what a call costs whatever its size.
-        spread: how much slower than the fastest call the usual one was.
-        share: processor time that the products got, over the time of all threads they run on; well
-            below 1 on a busy machine.
+        call_seconds: the fixed time of a call, independent of its size.
+        spread: how much slower the median call was than the fastest.
+        share: processor time of the products, divided by the time of all their threads; well below
+            1 on a busy machine.
     """
 
     rates: dict[str, float]
@@ -91,7 +91,7 @@ def calibrate() -> Calibration:
 
 
 class _BusyError(Exception):
-    """Figures that are not worth keeping."""
+    """The machine was busy, so the figures are not cached."""
 
     def __init__(self, found: Calibration) -> None:
         super().__init__()
@@ -132,9 +132,9 @@ def _measure() -> Calibration:
 
 
 def _products() -> Iterator[tuple[str, int, Callable[[], Any]]]:
-    """``(kind, flops, call)`` of everything that is timed.
+    """``(kind, flops, call)`` for each product that is timed.
 
-    PyTorch's own product, and each family of graftlm's operators by the call it names.
+    These are PyTorch's product, and one call of each family of graftlm's operators.
     """
     import torch
     import torch.nn.functional as F
@@ -153,7 +153,7 @@ def _products() -> Iterator[tuple[str, int, Callable[[], Any]]]:
 
 
 def _time(call: Callable[[], Any], budget: float = 0.25) -> tuple[float, float]:
-    """The fastest of many calls in seconds, which nothing disturbed, and how far the median is."""
+    """The fastest of many calls, in seconds, and how much slower the median is."""
     call()
     times: list[float] = []
     deadline = time.perf_counter() + budget

@@ -1,8 +1,8 @@
-"""How much work an operation is, and which memory it takes inside.
+"""The work of an operation, and the memory it needs while it runs.
 
-Products are counted in floating-point operations by the type of their factors (2 m k n each);
-everything else in bytes read and written, which is what bounds it. Of graftlm's own operators the
-registration says both (`graftlm.kernels.operator`), and the memory that one holds while it runs.
+The work of a product is its floating-point operations (2 m k n), by the type of its factors. The
+work of any other operation is the bytes it reads and writes, because memory limits its speed. For
+graftlm's own operators, the registration states both, and the workspace (`kernels/operator.py`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Work:
     Attributes:
         flops: floating-point operations of products, by `product_kind`.
         nbytes: bytes read and written by everything else.
-        calls: operator calls that do something.
+        calls: operator calls that do work.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class Work:
         self.calls = 0
 
     def plus(self, other: Work, factor: float = 1.0) -> Work:
-        """This work and ``factor`` times another's."""
+        """This work plus ``factor`` times another."""
         work = Work()
         kinds = self.flops.keys() | other.flops.keys()
         work.flops.update({k: int(self.flops[k] + factor * other.flops[k]) for k in kinds})
@@ -90,7 +90,7 @@ _WRITES_ONLY = frozenset(
 
 
 def _ours(func: Any) -> Operator | None:
-    """The registration of one of graftlm's own operators."""
+    """The registration of the operator if it is one of graftlm's."""
     if func.namespace != "graftlm":
         return None
     return operators()[schema_name(func).partition("::")[2]]
@@ -108,12 +108,12 @@ def _flops(func: Any, args: Any, kwargs: Any, result: Any) -> int:
 
 
 def _causal(args: Any, kwargs: Any, place: int) -> bool:
-    """Whether PyTorch's attention is told so, in the argument at this place."""
+    """Whether PyTorch's attention is causal, from the argument at this index."""
     return bool(args[place] if len(args) > place else kwargs.get("is_causal"))
 
 
 def product_kind(func: Any, dtype: torch.dtype) -> str:
-    """What runs at one speed: the operator family and the type, as ``"matmul float32"``."""
+    """The key of a speed: operator family and type, such as ``"matmul float32"``."""
     operator = _ours(func)
     if operator is not None:
         family = operator.family
@@ -123,6 +123,6 @@ def product_kind(func: Any, dtype: torch.dtype) -> str:
 
 
 def workspace_bytes(func: Any, args: Any, kwargs: Any, device: torch.device) -> int:
-    """Bytes the operator holds while it runs on ``device``, besides its arguments and results."""
+    """Bytes of workspace on ``device``, without the operator's arguments and results."""
     operator = _ours(func)
     return 0 if operator is None else operator.workspace_bytes(device, *args, **kwargs)

@@ -1,7 +1,7 @@
-"""What a request leaves to a plan, decided in a process of its own; and `run`, which does so.
+"""Plans the open settings of a request in a separate process; and `run`, which uses this.
 
-Planning leaves behind a traced model and the libraries it took. In the process of the run they
-would count in the memory that the plan is to keep small.
+Planning leaves a traced model and its libraries in memory. In the run's own process they would
+count towards the memory that the plan has to keep small.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ __all__ = ["decide", "run"]
 
 
 def run(config: RunConfig, *, resume: bool = False, progress: bool = True) -> RunResult:
-    """Do one whole training run as ``config`` asks for it, in the folder ``config.out``.
+    """Do one whole training run with the settings ``config`` in the folder ``config.out``.
 
-    What is ``auto``, and whether the run fits in ``config.memory``, is a plan's to say: the same as
-    `graftlm train` does with the same settings.
+    A plan decides the ``auto`` settings and checks that the run fits in ``config.memory``.
+    `graftlm train` does the same with the same settings.
 
     Args:
         config: the request; see `graftlm.RunConfig`.
-        resume: go on with the run in ``config.out``; what the request leaves open is as it began.
-        progress: say on stderr what the plan decided, and draw the progress line there.
+        resume: continue the run in ``config.out``; unset settings keep the values it began with.
+        progress: print the plan's decision and the progress line on stderr.
 
     Raises:
         ConfigError: a required setting is missing, or settings contradict each other.
         ResourceError: it does not fit in memory or on the disk.
-        GraftLMError: whatever stops the model, the data or the training; see `graftlm.errors`.
+        GraftLMError: the model, the data or the training failed; see `graftlm.errors`.
     """
-    # Asked before anything is loaded: what this process takes is part of what the run takes.
+    # Measure free memory before anything is loaded: the run includes the memory of this process.
     plan = functools.partial(decide, limit=available_memory(), say=progress)
     return run_decided(config, resume=resume, progress=progress, plan=plan)
 
@@ -49,16 +49,16 @@ def run(config: RunConfig, *, resume: bool = False, progress: bool = True) -> Ru
 def decide(
     request: RunConfig, lengths: Sequence[int], *, limit: int, say: bool = False
 ) -> RunConfig:
-    """The request with what only a plan decides decided, so that it fits.
+    """The request with its ``auto`` settings decided by a plan, so that it fits.
 
     Args:
         request: the request.
         lengths: tokens of each row.
-        limit: bytes there are, where the request names no limit.
+        limit: available bytes, if the request names no limit.
         say: print the outcome on stderr.
 
     Raises:
-        ResourceError: nothing fits; names what is missing and the cheapest change.
+        ResourceError: nothing fits; the message gives the missing memory and the cheapest change.
         TrainingError: the planning process was ended.
     """
     asked = {
@@ -109,7 +109,7 @@ def _outcome(chosen: RunConfig) -> str:
 
 
 def answer() -> None:
-    """In the process: the request on stdin, as JSON, and what was decided on stdout."""
+    """The planning process: reads the request from stdin as JSON, prints the decision on stdout."""
     asked = json.load(sys.stdin)
     try:
         request = validate(RunConfig, asked["config"])

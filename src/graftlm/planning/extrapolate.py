@@ -1,10 +1,11 @@
-"""Planning a large model from small ones: memory and work are linear in what repeats.
+"""Plans a large model from small ones by linear extrapolation.
 
-Layers repeat, so at each place of a step the peak is linear in their number. A deep model is traced
-at two small depths and continued along the line. Where a model reads its sequence token by token in
-Python (Mamba without its CUDA kernels), a trace takes as long as the sequence; it is then made at
-two short lengths and continued in the same way. Attention that needs memory in the square of the
-length is underestimated there. A test compares a continued trace with the full one.
+Layers repeat, so the peak at each place of a step is linear in their number. A deep model is traced
+at two small depths, and the line through both gives its own depth. Some models process a sequence
+token by token in Python (Mamba without its CUDA kernels), so their trace takes time in proportion
+to the length. Such a model is traced at two short lengths and extrapolated in the same way. This
+underestimates attention whose memory is quadratic in the length. A test compares an extrapolated
+trace with a full one.
 """
 
 from __future__ import annotations
@@ -27,21 +28,21 @@ if TYPE_CHECKING:
 __all__ = ["Trace", "depth_of", "shallow_depths", "with_depth"]
 
 SHALLOWEST = 2
-"""Layers of the first small model: a first one and a last one."""
+"""Layers of the smaller model: a first and a last one."""
 WORTHWHILE = 2
-"""A model this many times deeper than the two small ones together is continued, not traced."""
+"""A model at least this many times deeper than both small models together is extrapolated."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Trace:
-    """What one step takes.
+    """The memory and work of one step.
 
     Attributes:
-        peaks: the moment with most memory in use in each place of the step, tensors only.
-        resident: bytes alive between two steps.
+        peaks: the peak memory at each place of the step, tensors only.
+        resident: bytes in use between two steps.
         work: floating-point operations and bytes moved by one step.
-        trainable_parameters: numbers that the optimiser changes.
-        weight_bytes: the base model, as it is held.
+        trainable_parameters: the number of trainable parameters.
+        weight_bytes: the size of the base model in its storage format.
     """
 
     peaks: dict[str, Peak]
@@ -52,7 +53,7 @@ class Trace:
 
     @property
     def peak(self) -> Peak:
-        """The moment with most memory in use in the whole step."""
+        """The peak memory of the whole step."""
         return max(self.peaks.values(), key=lambda peak: peak.nbytes)
 
     def continued(self, other: Trace, factor: float) -> Trace:
@@ -82,11 +83,11 @@ class Trace:
 def shallow_depths(
     architecture: PretrainedConfig, lora: LoRAConfig, build: Callable[[PretrainedConfig], nn.Module]
 ) -> tuple[int, int] | None:
-    """Two depths to trace in place of the model's own; ``None``: it is traced as it is.
+    """Two depths to trace instead of the model's own; ``None``: trace the model itself.
 
     Args:
         architecture: the transformers config.
-        lora: a setting that names layers by number treats them differently, so all are traced.
+        lora: the adapter settings. If they name layers by number, the model itself is traced.
         build: makes the model of a config on the meta device.
     """
     depth = depth_of(architecture)
@@ -127,7 +128,7 @@ def depth_of(architecture: PretrainedConfig) -> int | None:
 
 
 def _kinds(architecture: PretrainedConfig, build: Any) -> list[Any] | None:
-    """What each layer is: its class, its shapes, and what the config lists for it."""
+    """The kind of each layer: its class, its shapes, and its entries in the config's lists."""
     text, depth = architecture.get_text_config(), depth_of(architecture)
     layers = next(
         (
@@ -151,7 +152,7 @@ def _kinds(architecture: PretrainedConfig, build: Any) -> list[Any] | None:
 
 
 def _repetition(kinds: Sequence[Any]) -> tuple[int, int]:
-    """The least ``start + period`` so that from ``start`` on the kinds repeat every ``period``."""
+    """The smallest ``start + period`` such that kinds repeat with ``period`` from ``start`` on."""
     depth = len(kinds)
     for total in range(1, depth + 1):
         for period in range(1, total + 1):
@@ -162,7 +163,7 @@ def _repetition(kinds: Sequence[Any]) -> tuple[int, int]:
 
 
 def _names_layers(lora: LoRAConfig) -> bool:
-    """Whether the settings treat some layers unlike others: they name a layer by its number."""
+    """Whether the settings name a layer by its number, so that layers differ."""
     targets = (lora.targets,) if isinstance(lora.targets, str) else lora.targets
     names = (*targets, *lora.exclude, *lora.rank_pattern, *lora.alpha_pattern)
     return any(re.search(r"(^|[^A-Za-z])\d+|\\d|\[0-9", name) for name in names)

@@ -1,4 +1,4 @@
-"""The model a run would train, as fake tensors; classes, types and adapters are the real ones."""
+"""The model of a run with fake tensors, but with its real classes, types and adapters."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["build", "shallow"]
 
 
 def shallow(architecture: PretrainedConfig, config: RunConfig) -> Any:
-    """The model on the meta device, as few layers as are traced, with the attention of a run."""
+    """The model on the meta device with the layers that are traced and a run's attention."""
     depth = depth_of(architecture)
     if depth is not None:
         architecture = with_depth(architecture, min(depth, 2))
@@ -59,15 +59,15 @@ def _assembled(architecture: PretrainedConfig, config: RunConfig, dtype: torch.d
 def build(
     architecture: PretrainedConfig, config: RunConfig, dtype: torch.dtype, device: torch.device
 ) -> Any:
-    """The model as `graftlm.run` would have it before the first step.
+    """The model in its state before the first step of `graftlm.run`.
 
-    Call it with the fake tensor mode active.
+    The fake tensor mode must be active.
 
     Args:
         architecture: the transformers config.
         config: method, adapters and quantisation.
         dtype: type of the unquantised weights.
-        device: where everything lives.
+        device: the device of all tensors.
     """
     with modes_off():
         model: Any = _assembled(architecture, config, dtype)
@@ -94,7 +94,7 @@ def _stored(layer: nn.Module, config: RunConfig, dtype: torch.dtype) -> FrozenLi
 
 
 def _materialise(model: Any, dtype: torch.dtype, device: torch.device) -> None:
-    """Put every tensor that is still on the meta device on ``device``; ties stay ties."""
+    """Move every tensor on the meta device to ``device``; tied weights stay tied."""
     made: dict[int, Tensor] = {}
     float32 = _kept_in_float32(model, dtype)
     for name, module in model.named_modules():
@@ -112,6 +112,6 @@ def _materialise(model: Any, dtype: torch.dtype, device: torch.device) -> None:
 
 
 def _kept_in_float32(model: Any, dtype: torch.dtype) -> Any:
-    """Which parameters transformers keeps in float32 although the model is in 16 bits."""
+    """The parameters that transformers keeps in float32 in a 16-bit model."""
     patterns = kept_in_float32(model, dtype)
     return lambda name: any(part in patterns for part in name.split("."))

@@ -1,6 +1,6 @@
-"""The largest micro-batch that a run can meet, and how many such its steps are worth.
+"""The largest possible micro-batch of a run, and how many of them equal the work of a step.
 
-As `graftlm.training.batching` makes them: rows laid end to end, or stacked and padded.
+`graftlm.training.batching` lays rows end to end, or stacks and pads them; so does this file.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from graftlm.training.batching import end_to_end, parts, room_of
 __all__ = ["laid", "stacked"]
 
 SAMPLED = 64
-"""Batches that are laid out, of the shortest rows to the longest, to see how full the parts get."""
+"""How many batches, from the shortest rows to the longest, are laid out to measure the parts."""
 
 
 def laid(
@@ -26,9 +26,9 @@ def laid(
     Args:
         lengths: tokens of each row, sorted.
         batch_size: rows of a batch.
-        at_once: tokens of a part, at most, a row at least.
-        most: the most positions that the model can read, where it has a limit.
-        sequences: in each row.
+        at_once: maximum tokens in a part; a longer row is a part of its own.
+        most: the maximum length that the model can read; ``None`` if it has no limit.
+        sequences: the number of sequences in each row.
     """
     rows = _rows(lengths, batch_size)
     batches = _batches(rows, batch_size)
@@ -37,7 +37,7 @@ def laid(
         for batch in batches[:: -(-len(batches) // SAMPLED)]
     ]
     largest = max(max(tokens) for tokens in filled)
-    if rows[0] != rows[-1]:  # other rows may meet in a batch, and fill a part
+    if rows[0] != rows[-1]:  # another batch of rows may fill a part
         room = room_of(at_once, most)
         largest = max(largest, rows[-1], min(room, sum(rows[-batch_size:])))
     length = rounded_length(largest, most)
@@ -49,7 +49,7 @@ def laid(
 def stacked(
     lengths: Sequence[int], batch_size: int, at_once: int | None, most: int | None, sequences: int
 ) -> BatchShape:
-    """Rows below each other, padded to the longest; arguments as for `laid`."""
+    """Rows stacked and padded to the longest; arguments as for `laid`."""
     rounded = [rounded_length(length, most) for length in lengths]
 
     def rows(length: int) -> int:
@@ -71,11 +71,11 @@ def stacked(
 
 
 def _rows(lengths: Sequence[int], batch_size: int) -> list[int]:
-    """The rows in order of length; repeated until they fill a batch, for few stand for many."""
+    """The rows sorted by length, repeated until they fill a batch."""
     times = -(-batch_size // len(lengths)) if len(lengths) < batch_size else 1
     return sorted([*lengths] * times)
 
 
 def _batches(rows: Sequence[int], batch_size: int) -> list[Sequence[int]]:
-    """Batches of rows of like length."""
+    """Batches of rows of similar length."""
     return [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]

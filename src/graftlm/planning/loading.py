@@ -1,4 +1,4 @@
-"""What loading takes on top of the loaded model: the tensor in flight."""
+"""The additional memory of loading: the tensor that is being converted."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ __all__ = ["loading_bytes"]
 def loading_bytes(
     folder: Path | None, architecture: PretrainedConfig, dtype: torch.dtype, config: RunConfig
 ) -> int:
-    """Bytes in flight while the largest tensor arrives: as stored, where it is not kept so.
+    """Additional bytes while the largest tensor that changes its type is read.
 
-    A tensor whose type stays is read into its place. One that changes its type, or is quantised,
-    exists twice for a moment.
+    A tensor that keeps its type is read directly into the model. A tensor that changes its type, or
+    is quantised, exists twice for a moment.
     """
     qlora, int8 = config.method == "qlora", config.model.embeddings == "int8"
     sizes = _stored(folder)
@@ -44,11 +44,11 @@ def loading_bytes(
 
 
 def _before_int8(architecture: PretrainedConfig, dtype: torch.dtype) -> int:
-    """What table and head take on top of their codes while the first of them becomes codes."""
+    """Additional bytes of table and head while the first of them is quantised."""
     text: Any = architecture.get_text_config()
     numel = int(text.vocab_size * text.hidden_size)
     tied = getattr(architecture, "tie_word_embeddings", False)
-    # Untied, both originals and the head's codes; later both codes.
+    # If untied: both originals and the codes of the head; later only both codes.
     return numel * (dtype.itemsize if tied else 2 * dtype.itemsize - 1)
 
 
@@ -57,6 +57,6 @@ def _stored(folder: Path | None) -> list[tuple[torch.dtype, tuple[int, ...]]] | 
         return None
     try:
         checkpoint = Checkpoint(folder)
-    except ModelError:  # only the config is here: a plan before the download
+    except ModelError:  # only the config exists: a plan before the download
         return None
     return [(entry.dtype, tuple(entry.shape)) for entry in checkpoint.values()]

@@ -1,4 +1,4 @@
-"""`make_plan`: from a run's settings to options and a recommendation; `choose`: take it."""
+"""`make_plan`: settings to options and a recommendation. `choose`: applies the recommendation."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ __all__ = ["Plan", "Verified", "choose", "make_plan", "row_lengths"]
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What was found.
+    """A plan for a run.
 
     Attributes:
-        model: the name that was given.
+        model: the name from the settings.
         device: ``cpu`` or ``cuda``.
-        limit: bytes of memory planned for.
-        options: each method with and without checkpointing, and whatever else was looked at.
-        recommendation: what to take.
+        limit: the memory limit in bytes.
+        options: each method with and without checkpointing, and all other settings tried.
+        recommendation: the recommended option.
         command: the `graftlm train` command that runs it; ``None`` for a device that `train` does
             not use.
-        verified: the options that were run, if asked for.
+        verified: the options that were run, if requested.
     """
 
     model: str
@@ -45,7 +45,7 @@ class Plan:
     verified: tuple[Verified, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """As `graftlm plan --json` prints it."""
+        """The plan as `graftlm plan --json` prints it."""
         chosen = self.recommendation
         return {
             "model": self.model,
@@ -81,21 +81,21 @@ def make_plan(
     verify: Literal["recommended", "all"] | None = None,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Plan:
-    """Plan a run from its settings; nothing of the model but its config is read.
+    """Plan a run from its settings. Of the model only the config is read.
 
     Args:
-        config: the run: model, adapters, batch, length. Its method is not read.
-        architecture: a transformers config, in place of the one ``config.model.name`` leads to.
-        memory: the limit, such as ``"6GB"``; by default what is free now.
+        config: the run: model, adapters, batch, length. Its method is ignored.
+        architecture: a transformers config, instead of the config of ``config.model.name``.
+        memory: the limit, such as ``"6GB"``; by default the free memory.
         device: ``cpu`` or ``cuda``; the machine need not have it.
-        methods: what may be recommended.
+        methods: the methods that may be recommended.
         lengths: tokens of each row; by default every row is as long as ``max_length``.
-        verify: run what is recommended, or every option that fits, for real, each in a process of
-            its own. At most `LIMIT_SECONDS` an option.
-        progress: is told what is being done.
+        verify: really run the recommended option, or every option that fits, each in its own
+            process, for at most `LIMIT_SECONDS`.
+        progress: is called with a description of the current work.
 
     Raises:
-        ConfigError: a size, device or method is not one.
+        ConfigError: a size, device or method is invalid.
         ModelError: the model cannot be found, or is not a causal language model.
     """
     problems = [f"method {m!r}: expected full, lora or qlora" for m in methods if m not in METHODS]
@@ -126,7 +126,7 @@ def make_plan(
     impossible: set[Embeddings] = set()
 
     def predict_if_possible(setting: Setting) -> Option | None:
-        """Embeddings that were left open may be of a kind that cannot be in 8 bits, or adapted."""
+        """The option, or ``None`` if ``auto`` embeddings in 8 bits do not suit the model."""
         if setting.embeddings in impossible:
             return None
         try:
@@ -161,13 +161,13 @@ def make_plan(
 
 
 def _embeddings(config: RunConfig) -> tuple[Embeddings, ...]:
-    """How the settings let embeddings be held, best first."""
+    """The storage of embeddings that the settings allow, best first."""
     said = config.model.embeddings
     return ("keep", "int8") if said == "auto" else (said,)
 
 
 def _different(options: Iterable[Option]) -> Iterator[Option]:
-    """The options without those that come to the same: a long row is not cut into parts."""
+    """The options without duplicates, which arise because a long row is not cut into parts."""
     seen = set()
     for option in options:
         shape = option.rows, option.length
@@ -180,19 +180,19 @@ def _different(options: Iterable[Option]) -> Iterator[Option]:
 def choose(
     config: RunConfig, lengths: Sequence[int] = (), *, limit: int | None = None
 ) -> RunConfig:
-    """Settings that fit `config.memory` (or what is free), for ``auto`` or what was asked for.
+    """Settings that fit in `config.memory`, or in the free memory.
 
-    ``method: auto`` leaves everything to the plan; ``gradient_checkpointing: auto`` leaves that.
-    How much of a batch is computed at once is the plan's to say unless `micro_batch_tokens` is set,
-    and so is how the embeddings are held unless `embeddings` is.
+    ``method: auto`` leaves all choices to the plan; ``gradient_checkpointing: auto`` leaves this
+    one. The plan chooses the size of a micro-batch unless `micro_batch_tokens` is set, and the
+    storage of the embeddings unless `embeddings` is set.
 
     Args:
         config: the request.
         lengths: tokens of each row; by default every row is as long as ``max_length``.
-        limit: bytes there are, where the request names no limit; by default what is free now.
+        limit: available bytes, if the request names no limit; by default the free memory.
 
     Raises:
-        ResourceError: nothing fits; names what is missing and the cheapest change.
+        ResourceError: nothing fits; the message gives the missing memory and the cheapest change.
     """
     if problems := contradictions(config):
         raise ConfigError(problems)
@@ -262,7 +262,7 @@ def _architecture(config: RunConfig) -> tuple[PretrainedConfig, Path]:
 
     folder = resolve(config.model.name, trust_remote_code=config.model.trust_remote_code).path
     architecture = load_config(folder, config.model.trust_remote_code)
-    take_quantization(architecture, config.model.name)  # refuses what training would refuse
+    take_quantization(architecture, config.model.name)  # refuse the models that training refuses
     return architecture, folder
 
 
@@ -284,7 +284,7 @@ def _dtype(config: RunConfig, architecture: PretrainedConfig, folder: Path | Non
 
 
 def row_lengths(config: RunConfig) -> list[int]:
-    """Tokens of each row of the data that training would read."""
+    """Tokens of each training row."""
     from graftlm.data import load_examples
     from graftlm.models import load_tokenizer
 

@@ -1,4 +1,4 @@
-"""Will it fit, and how should it be trained? One option is one trace; a plan is a few of them."""
+"""Predicts options. One option needs one trace; a plan needs a few."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ ROOM = 0.08
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What a plan varies; everything else comes from the run's settings."""
+    """The settings that a plan varies; the others come from the run."""
 
     method: Method
     gradient_checkpointing: bool
@@ -64,17 +64,17 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """A setting and what it takes.
+    """A setting and its predicted memory and time.
 
     Attributes:
-        rows: of the largest micro-batch; 1 where the batch's rows are laid end to end.
-        length: its positions, padding included.
-        predicted_peak_bytes: of the whole process, loading included; on CUDA, allocated.
-        components: what the peak is made of, by `COMPONENTS`.
-        peak_at: when it occurs: ``loading`` or a phase of the step, and the module at work.
-        seconds_per_step: ``None`` for a device this machine does not have.
-        seconds_uncertainty: one standard deviation of it.
-        fits: whether it leaves `ROOM` under the limit.
+        rows: rows of the largest micro-batch; 1 if its rows are laid end to end.
+        length: positions in each of these rows, with padding.
+        predicted_peak_bytes: peak of the whole process, with loading; on CUDA, allocated memory.
+        components: the bytes of the peak by `COMPONENTS`.
+        peak_at: the moment of the peak: ``loading`` or a phase of the step, and the module.
+        seconds_per_step: time of a step; ``None`` for a device this machine does not have.
+        seconds_uncertainty: its standard deviation.
+        fits: whether the peak leaves the share `ROOM` of the limit free.
     """
 
     method: Method
@@ -94,7 +94,7 @@ class Option:
 
     @property
     def setting(self) -> Setting:
-        """The part that was chosen."""
+        """The setting without the predictions."""
         return Setting(*(getattr(self, f.name) for f in dataclasses.fields(Setting)))
 
 
@@ -106,7 +106,7 @@ class Planner:
         config: the run's settings.
         dtype: type of the unquantised weights (`full` trains in float32).
         folder: the model folder, for its tokenizer and tensor sizes; ``None`` if there is none.
-        limit: bytes.
+        limit: the memory limit in bytes.
         device: ``cpu`` or ``cuda``.
         lengths: tokens of each row of the data, if known.
     """
@@ -137,20 +137,20 @@ class Planner:
 
     @functools.cached_property
     def _end_to_end(self) -> bool:
-        """Whether rows are laid end to end, if the model keeps them apart, as nearly all do."""
+        """Whether rows are laid end to end. Assumes that the model keeps them apart, as most do."""
         if not self.placement.rows_end_to_end:
             return False
         can = capabilities(fake_model.shallow(self.architecture, self.config))
         return can.attends_by_blocks and can.takes_positions
 
     def at_once(self, setting: Setting) -> int:
-        """Positions of a micro-batch, at most, if its rows are as long as they may be."""
+        """Maximum positions of a micro-batch with rows of the maximum length."""
         whole = self.config.train.batch_size * setting.max_length
         most = self.placement.positions_at_once(setting.micro_batch_tokens)
         return whole if most is None else min(most, whole)
 
     def shape(self, setting: Setting) -> BatchShape:
-        """The largest micro-batch that ``setting`` can meet, laid out as the run does it."""
+        """The largest possible micro-batch of ``setting``, in the run's layout."""
         most, train = most_positions(self.architecture), self.config.train
         kept = [length for length in self.lengths if length <= setting.max_length]
         sequences = 1
@@ -204,7 +204,7 @@ class Planner:
         return self._traces[key]
 
     def _loading(self, setting: Setting, trace: Trace) -> int:
-        """Highest memory of the process before the first step."""
+        """Peak memory of the process before the first step."""
         if self._framework is None:
             return 0  # a GPU receives the finished model
         settings = setting.applied(self.config)

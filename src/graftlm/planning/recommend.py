@@ -1,17 +1,17 @@
-"""Which setting to take: the first of a ladder that fits.
+"""Recommends a setting: the first one of a ladder that fits.
 
-    1. LoRA as asked                  nothing is lost, and it is the fastest
-    2. … with embeddings in 8 bits    hardly anything is lost; only if they were left open
-    3. QLoRA as asked                 the base in 4 bits
-    4. … and half as much at a time   the same update, up to a fifth more time; unless it was said
+    1. LoRA as requested              no loss of quality, and the fastest
+    2. … with embeddings in 8 bits    a very small loss; only if `embeddings` is `auto`
+    3. QLoRA as requested             the base in 4 bits
+    4. … with half the micro-batch    same update, up to a fifth more time; only if it is not set
     5. 3 and 4 with embeddings in 8 bits
     6. 1 to 5 with gradient checkpointing      a third more time
-    7. QLoRA, checkpointing, ever less at a time
-    8. … and shorter rows             what is learned changes, so it comes last
+    7. QLoRA, checkpointing, ever smaller micro-batches
+    8. … and shorter rows             last, because this changes what is learned
 
-Where one method may be used, it takes the place of QLoRA in 3 to 8. From 7 on embeddings are tried
-both ways each time: in 8 bits they take less in a step, but more while they are loaded. The ladder
-is climbed only until something fits, so that few settings are traced.
+If only one method is allowed, it replaces QLoRA in 3 to 8. From 7 on each setting is tried with
+both kinds of embeddings: 8-bit ones need less memory in a step, but more during loading. The search
+stops at the first setting that fits, so that few settings are traced.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from graftlm.planning.sizes import format_size
 __all__ = ["Recommendation", "ladder", "recommend"]
 
 LEAST_AT_ONCE = 64
-"""Positions; smaller parts would hold hardly less than the rest of the process."""
+"""Minimum positions of a part; smaller parts would save almost no memory."""
 SHORTEST = 128
-"""Tokens; rows are not cut below this to make a plan fit."""
+"""Minimum tokens to which rows are cut to make a plan fit."""
 MARGIN = 1 - ROOM
 
 
 @dataclasses.dataclass(frozen=True)
 class Recommendation:
-    """The outcome.
+    """The recommended option.
 
     Attributes:
-        option: what to run, or, if ``missing`` is positive, what comes nearest.
-        why: one sentence.
-        missing: bytes of memory that are lacking; 0 when the option fits.
-        tried: every option that was looked at, in order.
+        option: the option to run or, if ``missing`` is positive, the one closest to fitting.
+        why: the reason in one sentence.
+        missing: missing bytes of memory; 0 if the option fits.
+        tried: every option that was predicted, in order.
     """
 
     option: Option
@@ -58,10 +58,10 @@ def ladder(
     """Settings from best to smallest, each once.
 
     Args:
-        asked: what everything else is taken from.
-        methods: what may be used.
-        at_once: positions of a pass as asked.
-        embeddings: how they may be held, best first; ``full`` always keeps them.
+        asked: the requested setting; the others derive from it.
+        methods: the methods that may be used.
+        at_once: the requested positions of a pass.
+        embeddings: the allowed storage of embeddings, best first; ``full`` always keeps them.
     """
     preferred: list[Method] = [method for method in methods if method != "full"]
     if not preferred:
@@ -110,9 +110,9 @@ def recommend(
     predict: Callable[[Setting], Option | None],
     embeddings: Sequence[Embeddings],
 ) -> Recommendation:
-    """Climb down the `ladder` until a setting fits in ``limit`` bytes.
+    """Try the settings of the `ladder` in order until one fits in ``limit`` bytes.
 
-    ``predict`` gives ``None`` for what the model cannot have, which is passed over.
+    A setting for which ``predict`` returns ``None`` does not suit the model and is skipped.
     """
     tried: list[Option] = []
     for setting in ladder(asked, methods, at_once, embeddings):
@@ -134,7 +134,7 @@ def recommend(
 
 
 def needed(option: Option) -> str:
-    """The limit under which ``option`` fits, as one would type it."""
+    """The smallest limit under which ``option`` fits, as text for the setting."""
     megabytes = -(-int(option.predicted_peak_bytes / MARGIN) // 10_000_000) * 10
     return f"{megabytes / 1000:g}GB" if megabytes >= 1000 else f"{megabytes}MB"
 

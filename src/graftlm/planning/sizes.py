@@ -1,4 +1,4 @@
-"""Sizes as people write them: `6GB`, `512MiB`, `800 MB`, `1.5g`."""
+"""Sizes as text: `6GB`, `512MiB`, `800 MB`, `1.5g`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
 
 _BINARY_UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _FEW_BYTES = 1_000_000
-"""Nobody means so few bytes; who writes ``24`` means gigabytes."""
+"""A plain number below this is refused: ``24`` probably means gigabytes."""
 _SIZE = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
 
 

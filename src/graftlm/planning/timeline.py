@@ -1,9 +1,9 @@
-"""Which bytes are alive when: the life of every allocation in a traced step, and its peaks.
+"""The lifetime of every allocation in a traced step, and the memory peaks.
 
-A trace is a list of events in program order: an allocation is born (+n bytes) or dies (-n). The
-memory in use after event i is the running sum. What an allocation was for shows *later*: what dies
-in the phase that made it was temporary, what the forward pass leaves for the backward pass is an
-activation.
+A trace is a list of events in program order: an allocation is made (+n bytes) or freed (-n). The
+memory in use after event i is the running sum. The purpose of an allocation is known only *later*:
+if it is freed in the phase that made it, it was temporary; if the forward pass keeps it for the
+backward pass, it is an activation.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ COMPONENTS = (
     "loss",
     "temporary",
 )
-"""What memory is spent on; the components of a plan, in the order they are shown."""
+"""The uses of memory in a plan, in the order of display."""
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -36,7 +36,7 @@ class Allocation:
         phase: when it was made: ``setup``, ``forward``, ``loss``, ``backward`` or ``optimizer``.
         module: full name of the module that made it; ``""`` outside any.
         component: one of `COMPONENTS`, once known.
-        died_in: the phase it was freed in; ``None`` while alive.
+        died_in: the phase that freed it; ``None`` if it is still in use.
     """
 
     nbytes: int
@@ -46,7 +46,7 @@ class Allocation:
     died_in: str | None = None
 
     def resolved(self) -> str:
-        """The component, from what is known after the trace."""
+        """The component, derived after the trace."""
         if self.component is not None:
             return self.component
         if self.phase == "forward" and self.died_in != "forward":
@@ -56,10 +56,10 @@ class Allocation:
 
 @dataclasses.dataclass(frozen=True)
 class Peak:
-    """The moment with most memory in use.
+    """The moment of highest memory use.
 
     Attributes:
-        components: bytes in use then, by component; zero ones left out.
+        components: bytes in use at that moment, by component, without zeros.
         phase: the phase of the step.
         module: the module at work.
     """
@@ -90,11 +90,11 @@ class Timeline:
         self._events.append((allocation, -allocation.nbytes))
 
     def in_use(self) -> int:
-        """Bytes alive now."""
+        """Bytes in use now."""
         return sum(change for _, change in self._events)
 
     def total(self, *components: str) -> int:
-        """Bytes of all allocations claimed for ``components``."""
+        """Bytes of all allocations assigned to ``components``."""
         return sum(
             change
             for allocation, change in self._events
@@ -102,11 +102,11 @@ class Timeline:
         )
 
     def peaks(self, depth: int | None = None) -> dict[str, Peak]:
-        """The highest moment of each place of the step.
+        """The peak at each place of the step.
 
         Args:
-            depth: number of the model's layers, if known; a place is then a phase in the first
-                layer, the last one, one between, or a module outside the layers.
+            depth: number of the model's layers, if known. A place is then a phase in the first
+                layer, in the last layer, in a layer between, or in a module outside the layers.
         """
         in_use = 0
         highest: dict[str, tuple[int, int]] = {}

@@ -1,7 +1,7 @@
 """One real training step, traced without computing it.
 
-The step is `graftlm.training.step.train_step` itself, with the real model class, layers, loss and
-optimiser; only the tensors are fake. Whatever the step becomes, the plan follows.
+The traced code is `graftlm.training.step.train_step` itself, with the real model class, layers,
+loss and optimiser. Only the tensors are fake. So the plan follows every change of the step.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 __all__ = ["BatchShape", "Trace", "trace_in_full", "trace_step"]
 
 MOST_CALLS = 5000
-"""Operators that a layer calls in a step, at most; a usual one calls some hundred."""
+"""Maximum operator calls of a layer in a step; most layers make a few hundred."""
 SHORT_LENGTHS = (64, 128)
-"""Rows of a model that calls more."""
+"""Row lengths at which a model with more calls is traced."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,10 +44,10 @@ class BatchShape:
     Attributes:
         rows: B.
         length: L, the longest row.
-        supervised: learned tokens in the whole batch; ``None``: all.
-        padded: whether some rows are shorter than L, which brings an attention mask along.
-        sequences: in each row; more than one brings positions and a mask along.
-        passes: how many such micro-batches a step is worth, whose gradients are added.
+        supervised: supervised tokens in the whole batch; ``None``: all.
+        padded: whether some rows are shorter than L, which needs an attention mask.
+        sequences: sequences in each row; more than one needs positions and a mask.
+        passes: how many such micro-batches equal the work of a step; their gradients are added.
     """
 
     rows: int
@@ -84,12 +84,12 @@ def trace_step(
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
 ) -> Trace:
-    """Trace a training step in its steady state, the optimiser's moments in place.
+    """Trace a training step in its steady state, in which the optimiser's moments exist.
 
     Args:
         architecture: the transformers config of the base model.
-        config: method, adapters and checkpointing; names and paths are not read.
-        shape: the batch of each forward pass, and how many there are.
+        config: method, adapters and checkpointing; names and paths are ignored.
+        shape: the batch of each forward pass, and their number.
         dtype: type of the unquantised weights.
         device: ``cpu`` or ``cuda``; the machine need not have it.
 
@@ -100,7 +100,7 @@ def trace_step(
         return _continued(architecture, config, shape, dtype, device)
     except GraftLMError:
         raise
-    except Exception as error:  # a model's own code may do anything with tensors without values
+    except Exception as error:  # a model's code may fail in any way without values
         int8 = config.model.embeddings == "int8"
         raise ModelError(
             f"a training step of this model cannot be traced with {config.method}"
@@ -137,7 +137,7 @@ def _at_length(
     dtype: torch.dtype,
     device: torch.device | str,
 ) -> Trace:
-    """The trace, continued from short rows where every token is an operation of its own."""
+    """The trace; extrapolated from short rows if the model processes token by token."""
     try:
         return trace_in_full(architecture, config, shape, dtype, device, MOST_CALLS)
     except TooManyCallsError:
@@ -157,7 +157,7 @@ def trace_in_full(
     device: torch.device | str = "cpu",
     most_calls: int | None = None,
 ) -> Trace:
-    """`trace_step` of this very model and batch.
+    """`trace_step` without extrapolation.
 
     Raises:
         TooManyCallsError: the step called more than ``most_calls`` operators a layer.
@@ -168,7 +168,7 @@ def trace_in_full(
     with FakeTensorMode(allow_non_fake_inputs=True), tracker:
         model = fake_model.build(architecture, config, dtype, device)
         if not Placement.on(device).exists:
-            # The quick way through experts asks the GPU what it can do.
+            # The fast path of experts queries the GPU's capabilities.
             model.set_experts_implementation("eager")
         parameters = _claim_model(tracker, model)
         optimizer = torch.optim.AdamW(parameters, fused=True)
@@ -177,7 +177,7 @@ def trace_in_full(
         for state in optimizer.state.values():
             for value in state.values():
                 tracker.claim(value, "optimizer")
-        # From the second pass on the gradients are there already; a third shows nothing new.
+        # In the second pass the gradients already exist; a third pass would be the same.
         batches = [shape.batch()] * (1 if shape.passes <= 1 else 2)
         resident = tracker.timeline.in_use()
         tracker.begin_step()
@@ -202,7 +202,7 @@ def trace_in_full(
 
 
 def _claim_model(tracker: Tracker, model: nn.Module) -> list[nn.Parameter]:
-    """Say what each of the model's tensors is; return the trainable ones."""
+    """Assign each of the model's tensors to a component; return the trainable ones."""
     for weight in stored_weights(model):
         for name, tensor in weight.tensors().items():
             tracker.claim(tensor, "quantization_state" if name in weight.scales else "weights")
@@ -216,7 +216,7 @@ def _claim_model(tracker: Tracker, model: nn.Module) -> list[nn.Parameter]:
 
 
 def _start_optimizer(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> None:
-    """A first step, so that the moments exist as they do in every later one."""
+    """Do a first step, so that the moments exist as in every later step."""
     for parameter in parameters:
         parameter.grad = torch.empty_like(parameter)
     optimizer.step()

@@ -1,8 +1,8 @@
-"""Following a step operator by operator: who allocates what, and how much work it is.
+"""Follows a step operator by operator and records allocations and work.
 
 A dispatch mode sees every operator call below autograd, forward and backward. Each storage that
-appears in an output for the first time is an allocation; a weak reference tells when it is freed.
-Hooks tell which module is at work. The large tensors are fake, so nothing large is computed.
+appears in an output for the first time is an allocation; a weak reference reports when it is freed.
+Hooks report the current module. The large tensors are fake, so nothing large is computed.
 
 autograd adds two gradients of one tensor in place, but not under a dispatch mode. Such sums are put
 in place here: outside a recomputed forward pass, a backward pass makes hardly any other.
@@ -31,10 +31,10 @@ class TooManyCallsError(Exception):
 
 
 class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records allocations and work while it is active; the fake tensor mode is entered before it.
+    """Records allocations and work while it is active. Enter the fake tensor mode before it.
 
     Args:
-        device: the device planned for; it need not exist in this machine.
+        device: the planned device; this machine need not have it.
         most_calls: raise `TooManyCallsError` when the step has called so many operators.
     """
 
@@ -54,11 +54,11 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return "backward" if self._phase == "loss" and in_backward_pass() else self._phase
 
     def begin_step(self) -> None:
-        """The setup is over; what follows is the step."""
+        """End the setup and begin the step."""
         self._phase, self._module = "loss", ""
 
     def watch(self, model: nn.Module, body: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Follow which module is at work; ``body`` is the model without its output head."""
+        """Follow the current module; ``body`` is the model without its output head."""
         for name, module in model.named_modules():
             module.register_forward_pre_hook(self._entering(name, module is body))
             module.register_forward_hook(self._leaving(name, module is body))
@@ -86,7 +86,7 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return hook
 
     def claim(self, tensor: Tensor | None, component: str) -> None:
-        """Say what ``tensor``'s memory is for; it counts from now on if it was not seen yet."""
+        """Assign the memory of ``tensor`` to a component. A new tensor counts from now on."""
         if tensor is None:
             return
         self._notice(tensor)
@@ -111,12 +111,12 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         kwargs = kwargs or {}
         if func is torch.ops.prim.device.default:
-            # Asked by autograd's C++ only, which wants a device this build of torch has.
+            # Only autograd's C++ calls this. It needs a device that this build of torch has.
             return torch.device("cpu")
         if func is READS_A_VALUE:
             return self._values.scalar(args[0])
         if is_mutable(func) and torch.Tag.nondeterministic_seeded in func.tags:
-            return args[0]  # filled with random numbers: nothing to see
+            return args[0]  # filled with random numbers: no allocation
         if func is torch.ops.aten.add.Tensor and _adds_gradients(*args):
             func = torch.ops.aten.add_.Tensor
         if kwargs.get("device") is not None:

@@ -1,10 +1,10 @@
-"""A run in small, for real: a process of its own loads, trains a few steps, and says what it took.
+"""A short real run: a separate process loads, trains a few steps, and reports memory and time.
 
     python -m graftlm.planning.trial_run < request.json
 
-Two uses. `plan --verify` runs a planned setting with the real model and compares. And what a
-training process occupies *before* any model (interpreter, libraries, tokenizer) is the trial run of
-a model of next to nothing.
+It has two uses. `plan --verify` runs a planned setting with the real model and compares. A trial
+run of a tiny model measures the memory of a process *without* a model (interpreter, libraries,
+tokenizer).
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from graftlm.errors import TrainingError
 __all__ = ["LIMIT_SECONDS", "STEPS", "Measured", "run_trial"]
 
 STEPS = 3
-"""The moments exist after the first; the second is in the steady state; one more to see that."""
+"""Steps. The moments exist after the first; the second and third are in the steady state."""
 LIMIT_SECONDS = 600
 """A trial run that takes longer is stopped."""
 TEXT = 20_000
-"""Characters of the text that the rows are cut from."""
+"""Characters of the text from which the rows are cut."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What a trial run took.
+    """The memory and time of a trial run.
 
     Attributes:
-        peak_bytes: highest memory of the process.
-        loading_peak_bytes: the same, up to the end of loading.
+        peak_bytes: peak memory of the process.
+        loading_peak_bytes: peak memory up to the end of loading.
         resident_bytes: memory at the end.
         seconds_per_step: the fastest step.
     """
@@ -58,18 +58,18 @@ def run_trial(
     steps: int = STEPS,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Measured:
-    """Run ``config`` for a few steps on rows cut from one text in a process of its own.
+    """Run ``config`` for a few steps, in a separate process, on rows cut from one text.
 
     Args:
-        config: what is trained and how; its data is not read.
+        config: the settings of the run; its data is ignored.
         length: tokens of each row.
-        padded: make every second row one token shorter, so that there is something to mask.
-        steps: how many; two at least.
-        progress: is told how far it is, twice a second.
+        padded: make every second row one token shorter, so that a mask is needed.
+        steps: the number of steps; at least two.
+        progress: is called with the current state, twice a second.
 
     Raises:
-        TrainingError: the process failed, and its last words are quoted; or it took longer than
-            `LIMIT_SECONDS`.
+        TrainingError: the process failed, and the message quotes its last output; or it took
+            longer than `LIMIT_SECONDS`.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -111,7 +111,7 @@ def run_trial(
 def _wait(
     process: subprocess.Popen[bytes], metrics: Path, steps: int, progress: Callable[[str], None]
 ) -> None:
-    """Until the process ends; what it has written of its metrics says how far it is."""
+    """Wait for the process to end; its metrics file shows its progress."""
     started = time.monotonic()
     while True:
         try:
@@ -130,7 +130,7 @@ def _wait(
 
 
 def _answer(request: dict[str, Any]) -> Measured:
-    """In the process: load, train, measure, in the order of `graftlm.run`."""
+    """The trial process: load, train, measure, in the order of `graftlm.run`."""
     from graftlm.system import peak_resident, release_freed_memory, resident, return_freed_memory
 
     return_freed_memory()
@@ -147,7 +147,7 @@ def _answer(request: dict[str, Any]) -> Measured:
         del tokenizer
         release_freed_memory()
         model = adapted_model(config)
-        # The stand-in for a model of next to nothing knows fewer tokens than its tokenizer.
+        # The tiny model of the baseline has a smaller vocabulary than its tokenizer.
         known = model.get_input_embeddings().num_embeddings
         loading_peak = peak_resident()
         result = train(
@@ -173,10 +173,10 @@ def _answer(request: dict[str, Any]) -> Measured:
 
 
 def _text() -> str:
-    """English text that every Python has: its own documentation.
+    """English text that every Python contains: its documentation.
 
-    What the loss keeps in memory depends on how well the model knows what it reads; to a trained
-    model random tokens would be unlike any text.
+    The memory of the loss depends on how well the model predicts the text, so random tokens would
+    not be representative.
     """
     from pydoc_data.topics import topics
 
@@ -186,7 +186,7 @@ def _text() -> str:
 def _rows(
     length: int, padded: bool, steps: int, ids: Sequence[int], config: RunConfig
 ) -> list[Any]:
-    """As many examples of this length as the steps take, each from another place of the text."""
+    """One example of this length for each row of the steps, each from another part of the text."""
     from graftlm.data.batch import Example
 
     batches = steps * config.train.gradient_accumulation_steps

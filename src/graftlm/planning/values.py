@@ -1,13 +1,13 @@
-"""Real values for the tensors that steer a step.
+"""Real values for the tensors that control a step.
 
-A fake tensor has a shape and no values, yet a step asks for some: how many tokens are supervised,
-which pairs a mask lets attend, how many tokens an expert gets. All of these are small tensors of
-integers and booleans, and most derive from the batch alone. They stay real, and so does all that is
-computed from them alone. Weights, activations and whatever meets them are fake.
+A fake tensor has a shape but no values. A step needs a few values: the number of supervised tokens,
+the pairs that a mask allows, the tokens of each expert. These are small tensors of integers and
+booleans, and most derive from the batch alone. They stay real, and so do all results computed from
+them alone. Weights, activations and all results that involve them are fake.
 
-A router's choice depends on activations, so a plan cannot know it. Choices are spread evenly: entry
-i of the result chooses number i mod n. What else is asked of a fake tensor is answered with one, or
-true.
+The choices of a router depend on activations, so a plan cannot know them. It assumes an even
+distribution: entry i of the result chooses number i mod n. Any other value of a fake tensor is
+assumed to be one, or true.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ __all__ = ["StepValues"]
 aten = torch.ops.aten
 
 STEERING = (torch.bool, torch.int16, torch.int32, torch.int64)
-"""Types of what stays real: codes of stored weights, of 8 bits each, do not."""
+"""Types of real tensors. The 8-bit codes of stored weights are not among them."""
 LARGEST = 1 << 26
-"""Elements of a real tensor, at most; a larger mask (8192 × 8192) is fake."""
+"""Maximum elements of a real tensor; a larger mask (8192 × 8192) is fake."""
 LARGEST_FLOATS = 1 << 20
-"""The same for numbers made of integers, such as counts of tokens."""
+"""The same for floating-point numbers computed from integers, such as counts of tokens."""
 
 _MASK_INDEXED = (
     aten.index.Tensor,
@@ -58,14 +58,14 @@ _CHOOSES = (
 
 
 class StepValues:
-    """Carries out operators on fake and real tensors together; the fake tensor mode is active."""
+    """Runs operators on fake and real tensors together, under the fake tensor mode."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._fakes: Any = WeakIdKeyDictionary()
 
     def scalar(self, tensor: Tensor) -> bool | int | float:
-        """The value of a one-element tensor: the real one, else an assumed one."""
+        """The value of a one-element tensor; an assumed value if the tensor is fake."""
         if _is_real(tensor):
             with modes_off():
                 value: bool | int | float = tensor.item()
@@ -75,7 +75,7 @@ class StepValues:
         return 1.0 if tensor.dtype.is_floating_point else 1
 
     def call(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """``func(*args, **kwargs)``, real where its result steers the step."""
+        """``func(*args, **kwargs)``, real if its result controls the step."""
         if func in _MASK_INDEXED:
             args = (args[0], self._positions(args[1]), *args[2:])
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
@@ -155,11 +155,11 @@ def _really(func: Any, args: Any, kwargs: Any) -> Any:
     if kwargs.get("device") is not None:
         kwargs = {**kwargs, "device": torch.device("cpu")}
     with modes_off():
-        if func is aten.histc.default:  # of integers there is none on a CPU
+        if func is aten.histc.default:  # the CPU has none for integers
             return func(args[0].float(), *args[1:], **kwargs).to(args[0].dtype)
         result = func(*args, **kwargs)
         if func in (aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default):
-            result.zero_()  # so that nothing is indexed by what was in memory
+            result.zero_()  # so that uninitialised memory is not used as an index
     return result
 
 
@@ -175,7 +175,7 @@ def _stays_real(func: Any, result: Any, from_tensors: bool) -> bool:
 
 
 def _choices(func: Any, args: Any, kwargs: Any) -> int:
-    """From how many numbers ``func`` chooses: the size of the dimension it goes along."""
+    """The number of choices of ``func``: the size of the dimension it reduces."""
     names = argument_names(func)
     given = dict(zip(names, args, strict=False)) | kwargs
     dim = given.get("dim", None if func in (aten.argmax.default, aten.argmin.default) else -1)

@@ -1,4 +1,4 @@
-"""`plan --verify`: a planned setting, run for real."""
+"""`plan --verify`: really runs a planned setting."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from graftlm.planning.trial_run import LIMIT_SECONDS, STEPS, Measured, run_trial
 __all__ = ["Verified", "verified"]
 
 SLOW_STEP = 20.0
-"""Seconds; of slower steps a trial run makes two, not three."""
+"""Seconds of a step above which a trial run makes two steps instead of three."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Verified:
-    """A setting that was run for real."""
+    """The comparison of a real run with its prediction."""
 
     option: Option
     measured: Measured
@@ -32,13 +32,13 @@ class Verified:
 def verified(
     config: RunConfig, option: Option, shape: BatchShape, progress: Callable[[str], None]
 ) -> Verified:
-    """Run ``option`` for a few steps; two where one takes long.
+    """Run ``option`` for a few steps; for two if a step is slow.
 
     Args:
         config: the run's settings.
-        option: what is tried.
+        option: the option to run.
         shape: its largest micro-batch.
-        progress: is told how long it may take, then how far it is.
+        progress: is called with the expected time, then with the current state.
     """
     steps = 2 if (option.seconds_per_step or 0.0) > SLOW_STEP else STEPS
     name = f"running {option.method}, {option.rows} × {option.length}, {steps} steps"
