@@ -20,6 +20,7 @@ from graftlm.training.step import train_step
 PACKAGE = Path(graftlm.__file__).parent
 PAGE = Path(__file__).parent.parent / "docs" / "reading-path.md"
 
+
 def files_of_a_step(folder: Path) -> list[str]:
     """Files of the package in the order in which the step first calls a function of theirs."""
     torch.manual_seed(0)

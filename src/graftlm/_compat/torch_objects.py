@@ -8,9 +8,12 @@ Seen in torch 2.13: `nn.Module._apply`, which `.to()`, `.half()` and their like 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Self
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from typing import Self  # Python 3.11; not imported when the package runs
 
 __all__ = ["MovedModule", "buffers_of", "is_view", "version_of"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Self
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,9 @@ from graftlm.frozen.weight import FrozenWeight, ScaledRows, StorageSettings
 from graftlm.kernels import ops
 from graftlm.kernels.lora_linear import has_dense_kernel
 from graftlm.kernels.low_rank import add_low_rank
+
+if TYPE_CHECKING:
+    from typing import Self  # Python 3.11; not imported when the package runs
 
 __all__ = ["DenseWeight"]
 

@@ -14,7 +14,7 @@ t takes the error of Gemma-3-270M's table from 1.9 % to 0.9 %.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,9 @@ from torch.autograd.function import once_differentiable
 from graftlm.frozen.formats import register_format
 from graftlm.frozen.weight import FrozenWeight, ScaledRows, StorageSettings
 from graftlm.kernels.decode_linear import MOST_ROWS, few_rows_linear, has_kernel
+
+if TYPE_CHECKING:
+    from typing import Self  # Python 3.11; not imported when the package runs
 
 __all__ = ["Int8Rows"]
 

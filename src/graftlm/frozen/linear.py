@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -16,6 +16,9 @@ from graftlm.frozen.dense import DenseWeight
 from graftlm.frozen.dense_on_use import DenseOnUse
 from graftlm.frozen.stored_weight import StoredWeight
 from graftlm.frozen.weight import FrozenWeight, StorageSettings, WeightSettings
+
+if TYPE_CHECKING:
+    from typing import Self  # Python 3.11; not imported when the package runs
 
 __all__ = ["FrozenLinear", "frozen_weight"]
 

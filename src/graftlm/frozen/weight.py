@@ -14,7 +14,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,8 @@ from torch.autograd.function import once_differentiable
 from graftlm.kernels.low_rank import add_low_rank
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from graftlm.frozen.checkpoint_format import CheckpointFormat
 
 __all__ = ["FrozenWeight", "ScaledRows", "StorageSettings", "WeightSettings"]

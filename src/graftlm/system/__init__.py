@@ -14,7 +14,6 @@ import importlib.metadata
 import os
 import platform
 import re
-import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,6 +73,10 @@ def peak_resident() -> int:
         found = None
     if found:
         return int(found.group(1)) * 1024
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource  # Windows has none
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak if sys.platform == "darwin" else peak * 1024)
 

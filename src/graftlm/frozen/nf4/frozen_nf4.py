@@ -6,7 +6,7 @@ The stored form is `graftlm.kernels.nf4.weight.NF4Weight`; the products run on i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from graftlm.frozen.weight import FrozenWeight, StorageSettings
 from graftlm.kernels import ops
 from graftlm.kernels.nf4.double_quant import GROUP_SIZE
 from graftlm.kernels.nf4.weight import NF4Weight
+
+if TYPE_CHECKING:
+    from typing import Self  # Python 3.11; not imported when the package runs
 
 __all__ = ["FrozenNF4"]
 
