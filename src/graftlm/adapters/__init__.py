@@ -1,4 +1,4 @@
-"""Low-rank adapters on a model: put in, switch off, count, fold in, take out."""
+"""Low-rank adapters on a model: add, switch, count, merge, remove."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The adapters of a model, and the model's modules as they are named without them."""
+"""The adapters of a model, and the names of its modules without them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = [
 
 
 def adapted_modules(model: nn.Module) -> dict[str, Adapter | SeveralAdapters]:
-    """What stands in place of each adapted module, by its name in the base, in order."""
+    """The adapter of each adapted module, by its name in the base model, in order."""
     return {
         name: there
         for name, there, _ in _walk(model)
@@ -32,12 +32,12 @@ def adapted_modules(model: nn.Module) -> dict[str, Adapter | SeveralAdapters]:
 
 
 def base_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """The modules as they are named without adapters, in the model's order."""
+    """The modules under their names without adapters, in the model's order."""
     return {name: base for name, _, base in _walk(model) if name}
 
 
 def _walk(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Module]]:
-    """``(name, what stands there, its base)``; what lies inside an adapter is passed over."""
+    """``(name, module, its base)``; modules inside an adapter are skipped."""
     inside = None
     for name, there in model.named_modules():
         if inside is not None and name.startswith(inside):
@@ -59,10 +59,10 @@ def lora_modules(model: nn.Module, adapter: str | None = None) -> dict[str, Adap
 
     Args:
         model: any model; one without adapters gives an empty dictionary.
-        adapter: which; may be left out when the model has one, or when one is active.
+        adapter: its name; may be omitted if the model has one adapter, or if one is active.
 
     Raises:
-        TargetError: there is no adapter of that name, or it is open which one is meant.
+        TargetError: there is no adapter of that name, or the name is needed to choose one.
     """
     there = adapted_modules(model)
     every = [(name, a) for name, module in there.items() for a in adapters_at(module)]
@@ -84,7 +84,7 @@ def lora_parameters(
 
     Args:
         model: any model.
-        adapter: only this one's; by default those of all.
+        adapter: only the parameters of this adapter; by default those of all.
     """
     for name, there in adapted_modules(model).items():
         for index, module in enumerate(adapters_at(there)):
@@ -95,13 +95,13 @@ def lora_parameters(
 
 
 def output_head(model: nn.Module) -> nn.Module | None:
-    """The layer that produces the logits (not its adapter), if the model says which one it is."""
+    """The layer that produces the logits (not its adapter), if the model names it."""
     head = _asked(model, "get_output_embeddings")
     return head.base if isinstance(head, Adapter | SeveralAdapters) else head
 
 
 def token_table(model: nn.Module) -> nn.Module | None:
-    """What maps token ids to vectors, with its adapter if it has one, if the model says which."""
+    """The module that maps token ids to vectors, with its adapter, if the model names it."""
     return _asked(model, "get_input_embeddings")
 
 

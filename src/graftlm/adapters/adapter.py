@@ -1,13 +1,13 @@
-"""The contract of an adapter: a small trained update that stands in place of a frozen module.
+"""The contract of an adapter: a frozen module with a small trained update.
 
     y = base(x) + update(x)              while it is on
     W' = W + delta(W)                    folded into the base's weight: the same function
 
 A variant (LoRA, DoRA, …) is one or more subclasses with the same ``variant``: one for linear
-layers, one for embedding tables. A subclass says what it can stand beside (`adapts`), which
-parameters it trains (`shapes`, `reset`), what they do (`product`, `added`, `delta`) and how PEFT
-names them (`peft_keys`, `peft_config`). `register_adapter` makes the variant known; everything else
-asks this contract and knows no variant by name.
+layers, one for embedding tables. A subclass defines which modules it can adapt (`adapts`), which
+parameters it trains (`shapes`, `reset`), what they compute (`product`, `added`, `delta`) and their
+names in PEFT (`peft_keys`, `peft_config`). `register_adapter` registers the variant. All other code
+uses this contract and contains no variant's name.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ _registered: dict[str, list[type[Adapter]]] = {}
 
 
 class Adapter(nn.Module, abc.ABC):
-    """A frozen module with a small trained update beside it.
+    """A frozen module with a small trained update.
 
-    The parameters are float32 whatever the base is: in 16 bits a small optimiser step is lost to
-    rounding. They are drawn from torch's global generator: seed it before adapters are made.
+    The parameters are always float32, because 16 bits would lose small optimiser steps to rounding.
+    They are initialised from torch's global generator: seed it before you create adapters.
 
     Args:
         base: the module to adapt.
@@ -50,23 +50,23 @@ class Adapter(nn.Module, abc.ABC):
         alpha: numerator of the scaling.
         dropout: probability of dropping an input of the update while training.
         use_rslora: scale by alpha / √r instead of alpha / r.
-        name: what this adapter is called where a base has several.
+        name: the adapter's name, because a base may have several.
 
     Attributes:
-        enabled: whether the update is applied. Off, the module computes what its base computes.
+        enabled: whether the update is applied. If not, the module computes the same as its base.
 
     Raises:
-        TypeError: the variant cannot stand beside ``base``.
+        TypeError: the variant cannot adapt ``base``.
     """
 
     variant: ClassVar[str]
-    """What `lora.variant` calls it."""
+    """Its name in `lora.variant`."""
     beside: ClassVar[str]
-    """What it stands beside, for messages: a `linear layer`, …"""
+    """The kind of module it adapts, for messages: a `linear layer`, …"""
     peft_keys: ClassVar[Mapping[str, str]]
-    """For each trained parameter's attribute, what follows the module's name in PEFT's file."""
+    """For each trained parameter's attribute, the text after the module's name in PEFT's file."""
     peft_config: ClassVar[Mapping[str, Any]] = {"peft_type": "LORA"}
-    """The entries of adapter_config.json that tell this variant from others."""
+    """The entries of adapter_config.json that distinguish this variant from others."""
 
     base: nn.Module
 
@@ -95,7 +95,7 @@ class Adapter(nn.Module, abc.ABC):
     @classmethod
     @abc.abstractmethod
     def adapts(cls, module: nn.Module) -> bool:
-        """Whether the adapter can stand beside ``module``."""
+        """Whether this class can adapt ``module``."""
 
     @classmethod
     @abc.abstractmethod
@@ -104,7 +104,7 @@ class Adapter(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def reset(self) -> None:
-        """Set the parameters to their start: the update is then zero."""
+        """Initialise the parameters such that the update is zero."""
 
     @abc.abstractmethod
     def product(self, base: nn.Module, x: Tensor) -> Tensor:
@@ -112,29 +112,29 @@ class Adapter(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def added(self, base: nn.Module, y: Tensor, x: Tensor) -> Tensor:
-        """``y + update(x)`` in the type of ``y``: beside other adapters of the same base.
+        """``y + update(x)`` in the type of ``y``, for several adapters on the same base.
 
         Args:
             base: the frozen module.
-            y: what the base and other adapters gave for ``x``; may be written to.
+            y: the output of the base and other adapters for ``x``; may be changed in place.
             x: the module's input.
         """
 
     @abc.abstractmethod
     def delta(self, weight: Tensor) -> Tensor:
-        """What folding adds to ``weight``, in float32.
+        """The change of ``weight`` in a merge, in float32.
 
         Args:
-            weight: the frozen weight: [out, in] of a linear layer however it is stored, [vocab,
-                dim] of a table.
+            weight: the frozen weight: [out, in] for a linear layer in any storage, [vocab, dim]
+                for a table.
         """
 
     def merged(self, weight: Tensor) -> Tensor:
-        """``weight`` with the update folded in, in float32; the caller rounds, once."""
+        """``weight`` plus the update, in float32; the caller rounds once."""
         return weight.float() + self.delta(weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The base's output for ``x``, with the update where it is on."""
+        """The base's output for ``x``, plus the update if it is enabled."""
         if self.enabled:
             return self.product(self.base, x)
         y: Tensor = self.base(x)
@@ -150,14 +150,14 @@ class Adapter(nn.Module, abc.ABC):
 
     @classmethod
     def peft_shapes(cls, base: nn.Module, rank: int) -> dict[str, tuple[int, ...]]:
-        """The shapes of `peft_state` beside ``base``."""
+        """The shapes of `peft_state` for ``base``."""
         return {cls.peft_keys[name]: shape for name, shape in cls.shapes(base, rank).items()}
 
     @torch.no_grad()
     def load_peft_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take over tensors of the shapes `peft_shapes` gives; an optimiser keeps its parameters.
+        """Copy in tensors of the shapes in `peft_shapes`; the parameter objects stay the same.
 
-        A parameter on the meta device (a model of names and shapes, as merging on disk uses) is
+        A parameter on the meta device (in a model without values, as for merging on disk) is
         replaced.
         """
         for name, key in self.peft_keys.items():
@@ -168,14 +168,14 @@ class Adapter(nn.Module, abc.ABC):
                 parameter.copy_(state[key])
 
     def release(self) -> nn.Module:
-        """Let go of the base and return it: another module holds it from now on."""
+        """Remove the base from this module and return it to its new owner."""
         base = self.base
         del self.base
         return base
 
     @property
     def weight(self) -> Tensor:
-        """The frozen weight, for model code that asks a layer for its type or device."""
+        """The frozen weight, for model code that reads a layer's type or device."""
         return self.base.weight  # type: ignore[return-value]
 
     def extra_repr(self) -> str:
@@ -189,9 +189,9 @@ def adapter_scaling(rank: int, alpha: float, use_rslora: bool) -> float:
 
 
 def register_adapter(cls: ClassT) -> ClassT:
-    """Make ``cls`` known under its ``variant``; usable as a decorator.
+    """Register ``cls`` under its ``variant``; usable as a decorator.
 
-    Classes of one variant are asked in the order of registration which of them adapts a module.
+    The first registered class of a variant that adapts a module is used for it.
 
     Raises:
         ValueError: the class lacks ``variant``, ``beside`` or ``peft_keys``, or a class of that
@@ -224,11 +224,11 @@ def adapter_classes(variant: str) -> list[type[Adapter]]:
 
 
 def adapter_class(variant: str, module: nn.Module) -> type[Adapter] | None:
-    """The class of ``variant`` that can stand beside ``module``; ``None`` when none can."""
+    """The class of ``variant`` that can adapt ``module``; ``None`` if there is none."""
     return next((cls for cls in adapter_classes(variant) if cls.adapts(module)), None)
 
 
 def _device(base: nn.Module) -> torch.device:
-    """Adapters live where the base's weights live (a 4-bit base has buffers, no parameters)."""
+    """The device of the base's weights (a 4-bit base has buffers, but no parameters)."""
     tensors = itertools.chain(base.parameters(), base.buffers())
     return next(tensors, torch.empty(0)).device

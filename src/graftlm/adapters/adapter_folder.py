@@ -1,4 +1,4 @@
-"""Finding an adapter, and what is known of the model it was trained on."""
+"""Finds an adapter and the record of the model it was trained on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = [
 
 
 def adapter_folder(path: str | Path) -> Path:
-    """The folder in PEFT's format that ``path`` is, or that the run folder ``path`` holds.
+    """The folder in PEFT's format: ``path`` itself, or the adapter inside the run folder ``path``.
 
     Raises:
         ArtifactError: there is none.
@@ -39,12 +39,12 @@ def adapter_folder(path: str | Path) -> Path:
 
 
 def run_settings(path: str | Path) -> RunConfig | None:
-    """The settings of the run that made the adapter, when it still lies in its run folder."""
+    """The settings of the run that made the adapter, if it is still in its run folder."""
     return _settings_in(run_folder_of(path))
 
 
 def run_folder_of(path: str | Path) -> Path:
-    """The folder that would be the run's, if the adapter still lies where a run wrote it."""
+    """The run folder, if the adapter is still where the run wrote it."""
     folder = adapter_folder(path).absolute()
     return folder.parents[1] if folder.parent.name == "checkpoints" else folder.parent
 
@@ -64,9 +64,9 @@ def _settings_in(run: Path) -> RunConfig | None:
 
 
 def trained_on(path: str | Path) -> str | None:
-    """The weight format of the base that the adapter was trained over, or ``"original"``.
+    """The weight format of the base during training, or ``"original"``.
 
-    ``None`` when nothing says so.
+    ``None`` if it is not recorded.
     """
     settings = run_settings(path)
     if settings is None:

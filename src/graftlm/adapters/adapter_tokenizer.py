@@ -1,9 +1,8 @@
-"""The tokenizer an adapter was trained with, and above all its chat template.
+"""The tokenizer that an adapter was trained with, with its chat template.
 
-An adapter answers well only to text laid out as in its training. Its folder therefore keeps the
-tokenizer with the template that was in force, as users of PEFT expect to find it; an adapter of a
-run that was stopped has the run's settings instead. The vocabulary is the base's: an adapter cannot
-add tokens.
+An adapter needs prompts in the format of its training. Its folder therefore contains the tokenizer
+with the chat template that was used, as in PEFT. For an adapter of a stopped run, the settings of
+the run name the template. The vocabulary is the base's, because an adapter cannot add tokens.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ __all__ = ["adapter_tokenizer", "brings_tokenizer"]
 
 
 def brings_tokenizer(adapter: str | Path) -> bool:
-    """Whether something says how the adapter's text was laid out: its own files, or its run."""
+    """Whether the adapter's files or its run record the format of its training text."""
     return _has_files(adapter) or run_settings(adapter) is not None
 
 
@@ -34,8 +33,8 @@ def adapter_tokenizer(adapter: str | Path, base: PreTrainedTokenizerBase) -> Any
 
     Args:
         adapter: a PEFT adapter folder, or a run folder.
-        base: the base model's tokenizer; takes the run's chat template where the adapter has no
-            tokenizer of its own.
+        base: the base model's tokenizer. If the adapter has no tokenizer, this one gets the run's
+            chat template.
 
     Returns:
         The adapter's own tokenizer if its folder has one, else ``base``.
@@ -56,7 +55,7 @@ def adapter_tokenizer(adapter: str | Path, base: PreTrainedTokenizerBase) -> Any
 
 
 def _asked_in(run: Path) -> PromptFormat | None:
-    """The form in which a run's rows asked the model; ``None`` for runs that do not say."""
+    """The prompt form of a run's rows; ``None`` if the run does not record it."""
     try:
         recorded = json.loads((run / "provenance.json").read_text(encoding="utf-8"))
         return PromptFormat(**recorded["rows"]["asked"])

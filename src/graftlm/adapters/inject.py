@@ -1,4 +1,4 @@
-"""Putting adapters into a model, switching them on and off, taking them out."""
+"""Adds adapters to a model, switches them on and off, and removes them."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ __all__ = ["activate", "active_adapters", "add_lora", "attach", "disable_adapter
 
 
 def add_lora(model: nn.Module, config: LoRAConfig, *, name: str = DEFAULT) -> LoRAReport:
-    """Put adapters beside the targeted modules, in place, and freeze everything else.
+    """Add adapters to the targeted modules, in place, and freeze everything else.
 
-    The adapters start as a no-op. They are drawn from torch's global generator in the model's
-    order: call ``torch.manual_seed`` first to get the same ones again. Adapters beside others (of
-    another ``name``) start inactive; see `activate`.
+    The adapters start as a no-op. They are initialised from torch's global generator in the model's
+    order: call ``torch.manual_seed`` first for reproducible adapters. If the model already has
+    adapters of another ``name``, the new ones start inactive; see `activate`.
 
     Args:
         model: a transformers model, its linear layers plain or in a weight format.
-        config: where the adapters go and how large they are.
-        name: what the adapters are called; several may stand on one base, each under its name.
+        config: the targets and sizes of the adapters.
+        name: the name of the adapters; one base may have several, each under its name.
 
     Raises:
         TargetError: a target matches nothing, cannot be adapted or is smaller than the rank; a
@@ -50,7 +50,7 @@ def attach(
     variant: str = "lora",
     name: str = DEFAULT,
 ) -> None:
-    """Freeze ``model`` and put an adapter at each target, without checking the request."""
+    """Freeze ``model`` and add an adapter to each target, without checking the request."""
     first = not adapted_modules(model)
     if first:
         model.requires_grad_(False)
@@ -64,14 +64,14 @@ def attach(
 
 
 def remove(model: nn.Module, name: str | None = None) -> None:
-    """Take the adapters out, in place; the base modules return to where they were.
+    """Remove the adapters, in place, and restore the base modules.
 
     Args:
         model: any model.
         name: only the adapters of this name.
 
     Raises:
-        TargetError: there is none of that name.
+        TargetError: there is no adapter of that name.
     """
     if name is not None:
         _require_names(model, [name])
@@ -83,9 +83,9 @@ def remove(model: nn.Module, name: str | None = None) -> None:
 
 
 def activate(model: nn.Module, *names: str) -> None:
-    """Switch these adapters on and all others off; those that are on train.
+    """Enable these adapters for use and training, and disable all others.
 
-    The update of a module is the sum of the updates of the adapters that are on.
+    The update of a module is the sum of the updates of its active adapters.
 
     Raises:
         TargetError: there is no adapter of one of the names.
@@ -97,14 +97,14 @@ def activate(model: nn.Module, *names: str) -> None:
 
 
 def active_adapters(model: nn.Module) -> list[str]:
-    """The names of the adapters that are on, in the order they were added."""
+    """The names of the active adapters, in the order they were added."""
     on = {adapter.name for adapter in _adapters(model) if adapter.enabled}
     return [name for name in adapter_names(model) if name in on]
 
 
 @contextlib.contextmanager
 def disable_adapters(model: nn.Module) -> Iterator[None]:
-    """Inside the ``with`` block the model is its base; nests, and ends on exceptions too."""
+    """Disable all adapters inside the ``with`` block; blocks may be nested."""
     before = [(adapter, adapter.enabled) for adapter in _adapters(model)]
     try:
         for adapter, _ in before:

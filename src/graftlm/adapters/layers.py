@@ -1,4 +1,4 @@
-"""What linear layers of several libraries have in common."""
+"""Common properties of the linear layers of several libraries."""
 
 from __future__ import annotations
 

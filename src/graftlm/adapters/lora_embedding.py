@@ -1,10 +1,10 @@
-"""LoRA beside a frozen embedding table (arXiv 2106.09685).
+"""LoRA on a frozen embedding table (arXiv 2106.09685).
 
     e = W[i] + s · (B A)ᵀ[i]
 
-W [vocab, dim] is frozen, A [r, vocab] starts at zero, B [dim, r] normal: the mirror image of the
-linear layer, because here A is the side that is looked up. A table that multiplies its output by a
-constant (Gemma's √dim) multiplies the update by the same constant.
+W [vocab, dim] is frozen, A [r, vocab] starts at zero, and B [dim, r] is drawn from a normal
+distribution. This is the reverse of the linear layer, because the lookup is in A. If a table
+multiplies its output by a constant (Gemma's √dim), the update is multiplied by it too.
 
     W  base      A  lora_A      B  lora_B      r  rank      s  scaling
 """
@@ -25,11 +25,11 @@ __all__ = ["LoRAEmbedding"]
 
 @register_adapter
 class LoRAEmbedding(Adapter):
-    """A frozen embedding table with a trainable low-rank update beside it.
+    """A frozen embedding table with a trainable low-rank update.
 
-    A head whose weight is tied to the table keeps the frozen weight: the update changes what the
-    model reads, not what it writes (PEFT's meaning too). The arguments are those of `Adapter`;
-    ``dropout`` is not used, as an id that is looked up cannot be dropped (PEFT does not either).
+    A head that is tied to the table keeps the frozen weight: the update changes the input
+    embeddings, not the logits (as in PEFT). The arguments are those of `Adapter`; ``dropout`` is
+    not used, because a token id cannot be dropped (as in PEFT).
     """
 
     variant = "lora"
@@ -54,7 +54,7 @@ class LoRAEmbedding(Adapter):
 
     @classmethod
     def adapts(cls, module: nn.Module) -> bool:
-        """Tables of tokens. A table of positions takes more than the ids."""
+        """Token tables only. A position table has more inputs than the ids."""
         if not isinstance(module, nn.Embedding):
             return False
         return len(inspect.signature(type(module).forward).parameters) == 2

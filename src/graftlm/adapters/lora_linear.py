@@ -1,4 +1,4 @@
-"""LoRA beside a frozen linear layer (arXiv 2106.09685).
+"""LoRA on a frozen linear layer (arXiv 2106.09685).
 
     y = W x + s · B A x        s = alpha / r, or alpha / √r with rsLoRA (arXiv 2312.03732)
 
@@ -29,10 +29,10 @@ __all__ = ["LoRALinear"]
 
 @register_adapter
 class LoRALinear(Adapter):
-    """A frozen linear layer with a trainable low-rank update beside it.
+    """A frozen linear layer with a trainable low-rank update.
 
-    A base with a frozen weight is multiplied together with the update; any other is called. The
-    arguments are those of `Adapter`.
+    If the base has a frozen weight, one operation computes its product and the update. Any other
+    base is called as a module. The arguments are those of `Adapter`.
     """
 
     variant = "lora"
@@ -55,7 +55,7 @@ class LoRALinear(Adapter):
 
     @classmethod
     def adapts(cls, module: nn.Module) -> bool:
-        """Linear layers; not those in 8 bits, whose 16-bit weights are gone."""
+        """Linear layers, except 8-bit ones, which no longer have 16-bit weights."""
         return linear_shape(module) is not None and not isinstance(module, FrozenOutput)
 
     @classmethod
@@ -83,7 +83,7 @@ class LoRALinear(Adapter):
         return weight.product_with_update(x, bias, A, B, self.scaling)
 
     def added(self, base: nn.Module, y: Tensor, x: Tensor) -> Tensor:
-        """``y + s · B A x``, in place where ``y`` may be written to."""
+        """``y + s · B A x``, in place if ``y`` may be changed."""
         dropped = F.dropout(x, self.dropout) if self.dropout > 0 and self.training else x
         return add_low_rank(y, dropped, *self.factors(), self.scaling)
 

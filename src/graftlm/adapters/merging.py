@@ -1,10 +1,10 @@
-"""Folding adapters into the weights (arXiv 2106.09685, section 4.1).
+"""Merges adapters into the weights (arXiv 2106.09685, section 4.1).
 
     W' = W + Δ          Δ = s · B A for LoRA; the sum over the adapters that are on
 
 computed in float32 and rounded once, to the type of W. The rounding R is the only loss: in bfloat16
-it is at most 2⁻⁹ of the weight, which can exceed a small update. It is reported as the largest
-rounding, as the share of the update that survives it, and as the share of weights that change:
+it is at most 2⁻⁹ of the weight, which can exceed a small update. The report gives the largest
+rounding, the share of the update that remains, and the share of weights that change:
 
     kept = ⟨R(W + Δ) − W, Δ⟩ / ⟨Δ, Δ⟩            1 when nothing is lost, 0 when no weight changes
 """
@@ -42,7 +42,7 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 
 @dataclasses.dataclass
 class Rounding:
-    """What rounding did to merged weights, added up over all of them.
+    """The effect of rounding on merged weights, summed over all of them.
 
     Attributes:
         largest: largest difference between a stored weight and its float32 value.
@@ -59,7 +59,7 @@ class Rounding:
     to_change: int = 0
 
     def add(self, other: Rounding) -> None:
-        """Take ``other`` in."""
+        """Add the figures of ``other``."""
         self.largest = max(self.largest, other.largest)
         self.along += other.along
         self.exact += other.exact
@@ -68,24 +68,24 @@ class Rounding:
 
     @property
     def update_kept(self) -> float:
-        """Share of the update that survives; 1 where there is no update."""
+        """Share of the update that remains; 1 if there is no update."""
         return self.along / self.exact if self.exact else 1.0
 
     @property
     def weights_changed(self) -> float:
-        """Share of the weights with an update whose stored value changed; 1 where there is none."""
+        """Share of the weights with an update whose stored value changed; 1 if there are none."""
         return self.changed / self.to_change if self.to_change else 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class MergeReport:
-    """What a merge did.
+    """The report of a merge.
 
     Attributes:
         merged: names of the modules whose weight changed.
         largest_rounding: largest difference between a stored weight and its float32 value.
-        untied: whether the output head had to stop sharing its weight with the token table.
-        update_kept: share of the update that survives the rounding.
+        untied: whether the output head no longer shares its weight with the token table.
+        update_kept: share of the update that remains after rounding.
         weights_changed: share of the weights with an update whose stored value changed.
     """
 
@@ -109,7 +109,7 @@ class MergeReport:
 def merge_weight(
     weight: Tensor, delta: Tensor, dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Rounding]:
-    """``weight + delta`` in float32, rounded once; and what that rounding did.
+    """``weight + delta`` in float32, rounded once; and the effect of the rounding.
 
     Args:
         weight: the frozen weight, any floating-point type.
@@ -146,12 +146,11 @@ def delta_of(adapters: Iterable[Adapter], base: nn.Module, weight: Tensor) -> Te
 
 
 def merge_adapters(model: nn.Module) -> MergeReport:
-    """Fold the updates that are on into their weights, in place; take all adapters out.
+    """Merge the active updates into their weights, in place, and remove all adapters.
 
-    What is left is a plain transformers model, but for embeddings in 8 bits. All layers in a weight
-    format are dequantised, into the type the model computes in. A weight shared with a module which
-    is not adapted is copied, never changed under it; ``config.tie_word_embeddings`` then becomes
-    false.
+    The result is a plain transformers model, except for 8-bit embeddings. All layers in a weight
+    format are dequantised to the type of the model's computation. If a weight is shared with a
+    module that is not adapted, a copy is changed, and ``config.tie_word_embeddings`` becomes false.
     """
     dequantize_layers(model)
     tied = tied_head(model)
@@ -175,13 +174,13 @@ def merge_adapters(model: nn.Module) -> MergeReport:
 
 
 def merge(model: ModelT) -> ModelT:
-    """Fold the adapters in, in place, and return the now plain model."""
+    """Merge the adapters, in place, and return the plain model."""
     merge_adapters(model)
     return model
 
 
 def dequantize_layers(model: nn.Module) -> None:
-    """Replace every layer in a weight format by the layer the model class has there, in place."""
+    """Replace every layer in a weight format by the model's original kind of layer, in place."""
     stored = {name: m for name, m in model.named_modules() if isinstance(m, FrozenLinear)}
     if not stored:
         return

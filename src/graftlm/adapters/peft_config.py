@@ -1,4 +1,4 @@
-"""PEFT's adapter_config.json: written so that any PEFT reads it, read with nothing overlooked."""
+"""PEFT's adapter_config.json: writes it for all versions of PEFT, and reads all of its entries."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["CONFIG_NAME", "AdapterConfig", "adapter_config", "read_config"]
 
 CONFIG_NAME = "adapter_config.json"
 
-# Keys that say how an adapter was made, where, or how fast: its output does not depend on them.
+# Keys that do not influence the output of an adapter.
 HARMLESS = {
     "auto_mapping",
     "corda_config",
@@ -43,7 +43,7 @@ ValueT = TypeVar("ValueT")
 
 
 class AdapterConfig(pydantic.BaseModel):
-    """What an adapter's tensors mean; the fields are PEFT's."""
+    """The meaning of an adapter's tensors; the fields are PEFT's."""
 
     model_config = pydantic.ConfigDict(frozen=True, strict=True)
 
@@ -62,11 +62,11 @@ class AdapterConfig(pydantic.BaseModel):
 
     @property
     def variant(self) -> str:
-        """The registered variant of adapters that the file's entries are the marks of."""
+        """The registered variant of adapters that the entries of the file identify."""
         return self._variant
 
     def targeted(self, model: nn.Module) -> list[str] | None:
-        """Names of the modules these settings adapt; ``None`` when they leave it open."""
+        """Names of the modules that these settings adapt; ``None`` if they do not say."""
         if self.target_modules is None:
             return None
         modules = base_modules(model)
@@ -84,7 +84,7 @@ class AdapterConfig(pydantic.BaseModel):
         ]
 
     def _layer_wanted(self, name: str) -> bool:
-        """As PEFT: an empty list chooses all layers, and a full name is taken in any layer."""
+        """As in PEFT: an empty list means all layers, and a full name matches in any layer."""
         if self.layers_to_transform in (None, []) or isinstance(self.target_modules, str):
             return True
         if name in (self.target_modules or ()):
@@ -97,7 +97,7 @@ class AdapterConfig(pydantic.BaseModel):
 
 
 def adapter_config(model: nn.Module, base_name: str, adapter: str | None = None) -> dict[str, Any]:
-    """The settings of one adapter of ``model``, in keys that an old PEFT knows too."""
+    """The settings of one adapter of ``model``, in keys that old versions of PEFT know."""
     settings = lora_config(model, adapter)
     targets = settings.targets
     bases = base_modules(model)
@@ -121,12 +121,12 @@ def adapter_config(model: nn.Module, base_name: str, adapter: str | None = None)
 
 
 def marks(variant: str) -> dict[str, Any]:
-    """The entries of adapter_config.json that tell ``variant`` from others."""
+    """The entries of adapter_config.json that distinguish ``variant`` from others."""
     return {key: value for c in adapter_classes(variant) for key, value in c.peft_config.items()}
 
 
 def _variant_of(given: dict[str, Any]) -> str | None:
-    """The variant whose marks are all given; of several the one with the most marks."""
+    """The variant with all of its marks in ``given``; of several, the one with most marks."""
     fitting = [
         variant
         for variant in variants()
@@ -136,10 +136,10 @@ def _variant_of(given: dict[str, Any]) -> str | None:
 
 
 def read_config(folder: Path) -> AdapterConfig:
-    """Read and judge adapter_config.json.
+    """Read and check adapter_config.json.
 
     Raises:
-        ArtifactError: it is missing or malformed, or no registered variant does what it asks.
+        ArtifactError: it is missing or malformed, or no registered variant supports it.
     """
     path = folder / CONFIG_NAME
     try:
@@ -186,7 +186,7 @@ def _unsupported(given: dict[str, Any], variant: str | None) -> Iterable[str]:
 
 
 def _faults(config: AdapterConfig) -> Iterable[str]:
-    """What is wrong with the regular expressions."""
+    """The errors in the regular expressions."""
     named = [config.target_modules, config.exclude_modules]
     for expression in (
         *(value for value in named if isinstance(value, str)),
@@ -203,5 +203,5 @@ def _listed(value: ValueT | list[ValueT]) -> list[ValueT]:
 
 
 def _number(value: float) -> int | float:
-    """PEFT's alpha is a whole number; keep it one where it is."""
+    """The value as an integer if it is whole, as PEFT's alpha is."""
     return int(value) if value == int(value) else value

@@ -1,8 +1,8 @@
 """Adapters on disk in PEFT's format: `adapter_config.json` and `adapter_model.safetensors`.
 
-A key is `base_model.model.<module>.<suffix>`; the suffixes and shapes are those the adapter's
-variant names (`Adapter.peft_keys`, `peft_shapes`). No other tensor is written. Reading is strict:
-every tensor must have its place, and every place its tensor.
+A key is `base_model.model.<module>.<suffix>`. The adapter's variant defines suffixes and shapes
+(`Adapter.peft_keys`, `peft_shapes`). No other tensor is written. Reading is strict: every tensor
+must belong to a parameter, and every parameter needs a tensor.
 """
 
 from __future__ import annotations
@@ -48,19 +48,19 @@ def save_adapter(
 ) -> None:
     """Write an adapter of ``model`` so that PEFT, vLLM and graftlm load it.
 
-    Each file appears whole; other files in the folder are left alone.
+    Each file is written atomically; other files in the folder do not change.
 
     Args:
         model: a model with adapters.
         path: the folder to write into.
-        base_name: what the base model is called; by default what transformers calls it.
-        tokenizer: the one trained with, to be kept beside the weights with its chat template.
-        adapter: which adapter; may be left out when the model has one, or when one is active.
+        base_name: the name of the base model; by default its name in transformers.
+        tokenizer: the tokenizer of the training, saved with the weights and its chat template.
+        adapter: its name; may be omitted if the model has one adapter, or if one is active.
 
     Raises:
         ArtifactError: the model has no adapters.
         ResourceError: the folder cannot be written.
-        TargetError: there is no such adapter, or it is open which one is meant.
+        TargetError: there is no adapter of that name, or the name is needed to choose one.
     """
     adapted = lora_modules(model, adapter)
     if not adapted:
@@ -83,16 +83,16 @@ def save_adapter(
 
 
 def load_adapter(model: nn.Module, path: str | Path, *, name: str = DEFAULT) -> LoRAReport:
-    """Put the adapter at ``path`` into ``model``, in place; the base freezes, the adapter trains.
+    """Load the adapter at ``path`` into ``model``, in place. Freezes the base, not the adapter.
 
-    Adapters of the same name that are already there are overwritten where they have the same shape
-    and scaling (an optimiser keeps its parameters), and replaced otherwise. Beside adapters of
-    another name the new one starts inactive; see `graftlm.adapters.activate`.
+    An existing adapter of the same name is overwritten if it has the same shape and scaling, so
+    that an optimiser keeps its parameters; otherwise it is replaced. If the model has adapters of
+    another name, the new one starts inactive; see `graftlm.adapters.activate`.
 
     Args:
         model: the base model, plain or in a weight format.
         path: a folder in PEFT's format, or a run folder.
-        name: what to call the adapter in this model.
+        name: the name of the adapter in this model.
 
     Raises:
         ArtifactError: a file is missing or corrupt, a tensor is missing, unexpected or of another
@@ -141,9 +141,9 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def _states(tensors: Mapping[str, Tensor], variant: str) -> tuple[States, dict[str, Tensor]]:
-    """Sort the adapter's tensors by module and end of key, and the rest by key.
+    """The adapter's tensors by module and end of key, and the other tensors by key.
 
-    Keys may lack PEFT's prefix, or carry the adapter's name, as in-memory dictionaries of PEFT do.
+    Keys may lack PEFT's prefix, or contain the adapter's name, as in PEFT's state dictionaries.
     """
     suffixes = {s: _pattern(s) for c in adapter_classes(variant) for s in c.peft_keys.values()}
     states: States = {}
@@ -209,7 +209,7 @@ def _shapes(config: AdapterConfig, name: str, module: nn.Module) -> dict[str, tu
 
 
 def _stray(key: str, tensor: Tensor, modules: Mapping[str, nn.Module]) -> str | None:
-    """What is wrong with a tensor that is no adapter matrix; PEFT may copy untrained embeddings."""
+    """The problem with a tensor of no adapter; ``None`` for an untrained copy of an embedding."""
     match = COPY_KEY.fullmatch(key.removeprefix(PREFIX))
     weight = getattr(modules.get(match["module"]) if match else None, "weight", None)
     if not isinstance(weight, Tensor):

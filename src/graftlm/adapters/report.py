@@ -1,4 +1,4 @@
-"""What `add_lora` did, counted and named."""
+"""The report of `add_lora`: names and counts."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class LoRAReport:
 
     Attributes:
         adapted: rank of each adapted module, by name.
-        skipped: why each weight matrix that is not adapted was left alone, by module name.
-        trainable_parameters: numbers that the optimiser changes.
-        frozen_parameters: all others; a tied weight counts once, a stored one by its elements.
-        notes: what to know about tied weights.
+        skipped: the reason for each weight matrix that is not adapted, by module name.
+        trainable_parameters: the number of trainable parameters.
+        frozen_parameters: the others; a tied weight counts once, a stored one by its elements.
+        notes: remarks on tied weights.
     """
 
     adapted: dict[str, int]
@@ -75,14 +75,14 @@ def describe(
 
 
 class ParameterCount(NamedTuple):
-    """Numbers in a model: tied weights count once, stored ones by their elements."""
+    """Parameter counts: tied weights count once, stored ones by their elements."""
 
     trainable: int
     total: int
 
 
 def count_parameters(model: nn.Module) -> ParameterCount:
-    """Count what trains, and everything."""
+    """Count the trainable parameters, and all parameters."""
     stored = sum(weight.numel for weight in stored_weights(model))
     return ParameterCount(
         trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),

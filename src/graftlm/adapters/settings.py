@@ -1,4 +1,4 @@
-"""From an adapted model back to settings that adapt another one exactly alike."""
+"""Derives, from an adapted model, the settings that adapt another model in the same way."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ ValueT = TypeVar("ValueT", int, float)
 
 
 def lora_config(model: nn.Module, adapter: str | None = None) -> LoRAConfig:
-    """The settings of one adapter of ``model``, as short as they can be said.
+    """The shortest settings of one adapter of ``model``.
 
-    ``add_lora(base, lora_config(model))`` makes adapters of the same names, ranks and scalings,
-    and so does PEFT when it reads these settings.
+    ``add_lora(base, lora_config(model))`` makes adapters of the same names, ranks and scalings.
+    PEFT does the same when it reads these settings.
 
     Args:
         model: a model with adapters.
-        adapter: which; may be left out when the model has one, or when one is active.
+        adapter: its name; may be omitted if the model has one adapter, or if one is active.
     """
     adapted = lora_modules(model, adapter)
     if not adapted:
@@ -52,7 +52,7 @@ def _most_common(values: Mapping[str, ValueT]) -> ValueT:
 
 
 def _targets(chosen: list[str], names: Iterable[str]) -> str | tuple[str, ...]:
-    """A list of endings that names exactly ``chosen``; a regular expression where none can."""
+    """Endings that match exactly ``chosen``; a regular expression if there are none."""
     every = list(names)
     short = _endings_of(chosen, [name for name in every if name not in set(chosen)])
     if matching(every, short) == [name for name in every if name in set(chosen)]:
@@ -61,7 +61,7 @@ def _targets(chosen: list[str], names: Iterable[str]) -> str | tuple[str, ...]:
 
 
 def _pattern(values: Mapping[str, ValueT], default: ValueT) -> dict[str, ValueT]:
-    """Keys that give each name its value, whatever order they are read in."""
+    """Keys that give each name its value in any order of reading."""
     pattern: dict[str, ValueT] = {}
     for value in dict.fromkeys(values.values()):
         if value != default:
@@ -73,7 +73,7 @@ def _pattern(values: Mapping[str, ValueT], default: ValueT) -> dict[str, ValueT]
 
 
 def _endings_of(chosen: Iterable[str], others: Iterable[str]) -> list[str]:
-    """For each chosen name its shortest ending that no other name has (or all of it), once each."""
+    """The shortest unique ending, or the full name, of each chosen name, without duplicates."""
     taken = {ending for name in others for ending in endings(name)}
     shortest = (
         next((e for e in reversed(list(endings(name))) if e not in taken), name) for name in chosen

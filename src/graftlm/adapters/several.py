@@ -1,10 +1,10 @@
-"""Several adapters on one base, each under its name, any of them on.
+"""Several named adapters on one base, any of them active.
 
     y = base(x) + Σ update_i(x)          over the adapters that are on (PEFT's meaning too)
 
-A module with one adapter is that `Adapter` itself. The second one turns it into `SeveralAdapters`;
-when one is left, that one stands there alone again. The first adapter that is on multiplies the
-base and its update by one kernel, as it would alone; each further one adds its update.
+A module with one adapter is replaced by that `Adapter`; a module with more, by `SeveralAdapters`.
+If only one adapter remains, it replaces the `SeveralAdapters` again. The first active adapter
+computes the base and its update in one kernel, as it does alone; each further one adds its update.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ __all__ = ["SeveralAdapters", "adapters_at", "put_adapter", "take_adapter"]
 
 
 class SeveralAdapters(nn.Module):
-    """A frozen module with several named adapters beside it; see the file's docstring.
+    """A frozen module with several named adapters; see the file's docstring.
 
     Args:
-        first: the adapter that stood there alone; its base moves here.
+        first: the adapter that was alone before; its base moves here.
     """
 
     base: nn.Module
@@ -34,7 +34,7 @@ class SeveralAdapters(nn.Module):
         self.adapters = nn.ModuleList([first])
 
     def forward(self, x: Tensor) -> Tensor:
-        """The base's output for ``x`` with the updates that are on."""
+        """The base's output for ``x`` plus the active updates."""
         on = [adapter for adapter in self.named() if adapter.enabled]
         if not on:
             return cast("Tensor", self.base(x))
@@ -44,11 +44,11 @@ class SeveralAdapters(nn.Module):
         return y
 
     def named(self) -> list[Adapter]:
-        """The adapters in the order they were added; each knows its name."""
+        """The adapters in the order they were added."""
         return cast("list[Adapter]", list(self.adapters))
 
     def __getattr__(self, name: str) -> Any:
-        """What this module lacks, its base may have: ``weight``, ``bias``, sizes."""
+        """Look up missing attributes in the base: ``weight``, ``bias``, sizes."""
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -56,14 +56,14 @@ class SeveralAdapters(nn.Module):
 
 
 def adapters_at(module: nn.Module) -> list[Adapter]:
-    """The adapters that ``module`` is or holds; empty for any other module."""
+    """The adapters that ``module`` is or contains; empty for other modules."""
     if isinstance(module, Adapter):
         return [module]
     return module.named() if isinstance(module, SeveralAdapters) else []
 
 
 def put_adapter(model: nn.Module, place: str, adapter: Adapter) -> None:
-    """Put ``adapter`` at ``place``, beside those that are there, in place."""
+    """Add ``adapter`` to the module at ``place``, in place."""
     there = model.get_submodule(place)
     adapter.train(there.training)
     if isinstance(there, Adapter):
@@ -77,7 +77,7 @@ def put_adapter(model: nn.Module, place: str, adapter: Adapter) -> None:
 
 
 def take_adapter(model: nn.Module, place: str, adapter: Adapter) -> None:
-    """Take ``adapter`` away from ``place``, in place; the last one gives the base back."""
+    """Remove ``adapter`` from ``place``, in place; after the last one the base is restored."""
     there = model.get_submodule(place)
     if isinstance(there, Adapter):
         model.set_submodule(place, there.base)

@@ -1,8 +1,8 @@
 """From `LoRAConfig` to the list of modules to adapt.
 
-Names are matched as PEFT matches them, so that an adapter means the same modules in both: an entry
-of a list matches a module's full name or its end after a dot; one string is a regular expression
-that must match the full name; `all-linear` is every linear layer except the output head. Keys of
+Names are matched as in PEFT, so that settings select the same modules in both. An entry of a list
+matches a module's full name, or its end after a dot. A single string is a regular expression that
+must match the full name. `all-linear` is every linear layer except the output head. Keys of
 `rank_pattern` and `alpha_pattern` are regular expressions for the end of a name.
 """
 
@@ -38,7 +38,7 @@ ValueT = TypeVar("ValueT")
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """One module to adapt, and how."""
+    """One module to adapt, with its settings."""
 
     name: str
     module: nn.Module
@@ -57,7 +57,7 @@ def all_linear(model: nn.Module) -> list[str]:
 
 
 def matching(names: Iterable[str], targets: str | Iterable[str]) -> list[str]:
-    """The names that a regular expression matches in full, or that a list names by their end."""
+    """The names that a regular expression matches in full, or whose end is in a list."""
     if isinstance(targets, str):
         pattern = re.compile(targets)
         return [name for name in names if pattern.fullmatch(name)]
@@ -76,11 +76,11 @@ def select(model: nn.Module, config: LoRAConfig, name: str = DEFAULT) -> list[Ta
     Args:
         model: the model to adapt.
         config: the request.
-        name: what the new adapter will be called.
+        name: the name of the new adapter.
 
     Raises:
         ConfigError: there is no such variant of adapters.
-        TargetError: listing everything that is wrong with the request.
+        TargetError: the request is wrong; the message lists all problems.
     """
     adapter_classes(config.variant)
     if name in adapter_names(model):
@@ -127,7 +127,7 @@ def select(model: nn.Module, config: LoRAConfig, name: str = DEFAULT) -> list[Ta
 
 
 def adaptable(module: nn.Module, variant: str = "lora") -> bool:
-    """Whether an adapter of ``variant`` can stand beside the module."""
+    """Whether ``variant`` can adapt the module."""
     return adapter_class(variant, module) is not None
 
 
@@ -186,7 +186,7 @@ def _unmatched(config: LoRAConfig, modules: Mapping[str, nn.Module]) -> list[str
 
 
 def _hint(word: str, names: Iterable[str]) -> str:
-    """Near matches among the last parts of names if ``word`` has no dot, else among the names."""
+    """Similar names; if ``word`` has no dot, only the last parts of names are compared."""
     candidates = list(dict.fromkeys(n if "." in word else n.rpartition(".")[2] for n in names))
     return near_matches(word, candidates) or f"; the model has {', '.join(candidates[:12])}"
 
