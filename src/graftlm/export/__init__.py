@@ -1,4 +1,4 @@
-"""Folders and files that other tools run."""
+"""Export: folders and files that other tools load."""
 
 from __future__ import annotations
 

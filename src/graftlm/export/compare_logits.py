@@ -1,10 +1,10 @@
-"""Whether a written model says what the live adapter says, by logits on a few rows.
+"""Compares the logits of a written model with those of the live adapter, on a few rows.
 
     away = ‖written − live‖ / ‖base − live‖
 
-0: the written model is the adapter on its base; 1: as far from it as the base without the adapter.
-The norms run over all logits of all rows. The rows are random token ids, drawn with a fixed seed:
-an adapter changes every token's logits, and ids need no tokenizer.
+0: the written model equals the adapter on its base; 1: it is as far from it as the base alone.
+The norms are over all logits of all rows. The rows are random token ids with a fixed seed: an
+adapter changes the logits of every token, and ids need no tokenizer.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ def compare(
     Args:
         adapter: a PEFT adapter folder, or a run folder.
         base: the name of its base model.
-        written: opens what was written.
-        onto: the weight format the base is held in, or ``"original"``: as it is; by default what
-            the adapter was trained on.
+        written: opens the written model.
+        onto: the weight format of the base, or ``"original"`` for no format; by default the one
+            that the adapter was trained on.
 
     Returns:
         The figures ``distance`` (away, as in the file's docstring), ``update`` (‖base − live‖ /
-        ‖live‖) and ``rows``; a problem where the distance is above `LARGEST_DISTANCE`, or where
-        the written model is the base.
+        ‖live‖) and ``rows``; a problem if the distance is above `LARGEST_DISTANCE`, or if the
+        written model equals the base.
     """
     live, alone, ids = _live_and_base(adapter, base, onto or trained_on(adapter) or "original")
     gc.collect()

@@ -1,12 +1,12 @@
-"""One plain model on disk again: the adapter folded into its base, streamed tensor by tensor.
+"""Merges an adapter into its base on disk, tensor by tensor; the result is a plain model.
 
     onto "original":  W' = W + s · B A                  the checkpoint's own 16- or 32-bit weight
     onto a format:    W' = dequantize(quantize(W)) + s · B A    exactly what a QLoRA run trained
 
-In the second form every linear layer that the run held in the weight format is written dequantised,
-adapted or not; embeddings that it held in 8 bits are the checkpoint's own. The result keeps the
-tensor names of the base's checkpoint, loads with plain transformers, and brings the chat template
-the adapter was trained with.
+In the second form, every linear layer that was in the weight format during training is written
+dequantised, with or without an adapter. Embeddings that were in 8 bits are copied from the
+checkpoint. The result has the tensor names of the base's checkpoint, loads with plain transformers,
+and contains the chat template that the adapter was trained with.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def merge_to_folder(
     dtype: torch.dtype | None = None,
     max_shard_bytes: int | None = None,
 ) -> dict[str, Any]:
-    """Fold the adapter at ``adapter`` into its base and write a plain transformers folder.
+    """Merge the adapter at ``adapter`` into its base and write a plain transformers folder.
 
     Peak memory is one shard and one tensor. W' is computed in float32 and rounded once.
 
@@ -48,20 +48,20 @@ def merge_to_folder(
         adapter: a PEFT adapter folder, or a run folder.
         out: the folder to create.
         base: the base model; by default the one the adapter names.
-        onto: ``"original"`` or a weight format such as ``"nf4"``; by default the format of the
-            base for an adapter in the folder of a QLoRA run (with the settings it used) or over a
-            quantised base, else ``"original"``.
+        onto: ``"original"`` or a weight format such as ``"nf4"``. The default is the format of the
+            base (with the run's settings) if the adapter is in the folder of a QLoRA run or its
+            base is quantised; otherwise ``"original"``.
         dtype: type of the written weights; by default the base's. With float32 the merge is exact.
         max_shard_bytes: size of one file of weights; a gigabyte by default.
 
     Returns:
         ``base``, ``onto``, ``out``, ``modules`` merged, ``bytes`` written, the ``largest_rounding``
-        of a merged weight, ``update_kept``: the share of the update that survives the rounding,
+        of a merged weight, ``update_kept``: the share of the update that remains after rounding,
         ``weights_changed``: the share of the weights with an update whose stored value changed, and
         whether the output head was ``untied`` from the embeddings.
 
     Raises:
-        ConfigError: ``onto`` is unknown, or asks for weights the base does not have.
+        ConfigError: ``onto`` is unknown, or the base does not have these weights.
         ArtifactError: the adapter does not fit the base.
         ResourceError: the disk is too small, or ``out`` exists or cannot be written.
     """

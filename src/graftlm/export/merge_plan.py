@@ -1,6 +1,6 @@
-"""A merge before and while it is written: which tensors there will be, and each of them.
+"""The plan of a merge: the tensors of the result, computed one at a time.
 
-The equations are those of `merge_to_folder`.
+`merge_to_folder` states the equations.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ class Merge:
 
     Attributes:
         weights: the base's tensors by checkpoint key, not read yet.
-        places: the parameter each key fills.
+        places: the parameter of each key.
         deltas: the adapted modules by the name of their weight.
-        format: the weight format that training held the base in; ``None``: dense, or the
-            checkpoint is in its format already.
-        quantized: names of the weights that training held in a format, and whether each is stored
-            transposed (GPT-2). Empty when merging onto the original.
-        untied_head: the table's and the head's weight when they must part.
+        format: the weight format of the base during training; ``None`` if the base was dense, or
+            if the checkpoint is already in its format.
+        quantized: names of the weights that were in a format during training, and whether each is
+            stored transposed (GPT-2). Empty for a merge onto the original.
+        untied_head: the weights of table and head if they must be untied.
     """
 
     onto: str
@@ -74,7 +74,7 @@ class Merge:
         for key in self.weights:
             place = self.places[key]
             if place == head:
-                continue  # written from the table's weight, which the base model used for both
+                continue  # written from the table's weight, which the base model shares
             weight = self._base_weight(key, place)
             yield key, self._merged(weight, place)
             if head is not None and place == table:
@@ -85,7 +85,7 @@ class Merge:
         total = 0
         for key in self.weights:
             if self.weights[key].stored:
-                weight = _read(self.weights[key])  # it is mapped: nothing is copied
+                weight = _read(self.weights[key])  # a mapped view, not a copy
                 assert isinstance(weight, Stored)
                 numel, dtype = weight.weight.numel, weight.weight.dtype
             else:
@@ -96,7 +96,7 @@ class Merge:
         return total
 
     def _base_weight(self, key: str, place: str) -> Tensor:
-        """The frozen weight as training saw it, in the checkpoint's layout."""
+        """The frozen weight as in training, in the checkpoint's layout."""
         weight = _read(self.weights[key])
         transposed = self.quantized.get(place, False)
         if isinstance(weight, Stored):
@@ -127,9 +127,9 @@ def prepare_merge(
     onto: str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Merge:
-    """Plan the merge of ``adapter`` into the base ``name``, which lies in ``folder``.
+    """Plan the merge of ``adapter`` into the base ``name`` in ``folder``.
 
-    Names and shapes are read, weights are not. The arguments and errors are those of
+    This reads names and shapes, but no weights. The arguments and errors are those of
     `merge_to_folder`.
     """
     config = load_config(folder)
@@ -172,9 +172,9 @@ def _quantized(
     places: Mapping[str, str],
     format: type[FrozenWeight] | None,
 ) -> dict[str, bool]:
-    """The weights that training held in a format, and whether the checkpoint has them turned."""
+    """The weights that were in a format during training, and whether each is stored transposed."""
     layers = {f"{name}.weight": layer for name, layer in linear_layers(model).items()}
-    if format is None:  # what the checkpoint itself holds in its format, if it has one
+    if format is None:  # the weights that the checkpoint itself stores in a format
         held = {places[key] for key, lazy in weights.items() if lazy.stored}
     else:
         held = layers.keys() - {f"{name}.weight" for name in unquantized_names(model)}
@@ -197,7 +197,7 @@ def _choose(onto: str | None, adapter: str | Path, name: str, already: str | Non
 
 
 def _parting(model: nn.Module, deltas: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The names of the table's and the head's weight if they are tied and one is adapted."""
+    """The names of the weights of table and head if they are tied and one is adapted."""
     if not tied_head(model):
         return None
     head = output_head(model)

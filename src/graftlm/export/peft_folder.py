@@ -1,4 +1,4 @@
-"""Export target `peft`: the adapter's folder in PEFT's format, copied whole and checked."""
+"""Export target `peft`: a checked copy of the adapter's folder in PEFT's format."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ __all__ = ["PeftFolder"]
 
 
 class PeftFolder(ExportTarget):
-    """A folder that PEFT and vLLM load beside the base model."""
+    """A folder that PEFT and vLLM load together with the base model."""
 
     def check(self, adapter: Path, base: str) -> list[str]:
-        """Every tensor has its place in the base, and PEFT knows what kind of adapter it is."""
+        """Check that every tensor fits the base, and that PEFT knows this kind of adapter."""
         try:
             config = load_config(resolve(base).path)
             config.__dict__.pop("quantization_config", None)
@@ -38,7 +38,7 @@ class PeftFolder(ExportTarget):
         return []
 
     def write(self, adapter: Path, base: str, out: Path) -> dict[str, Any]:
-        """Copy the files that lie in the adapter's folder; folders inside it stay behind."""
+        """Copy the files of the adapter's folder, but not its subfolders."""
         files = [file for file in sorted(adapter_folder(adapter).iterdir()) if file.is_file()]
         size = sum(file.stat().st_size for file in files)
         require_free_space(out, size, "Copying the adapter")

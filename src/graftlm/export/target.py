@@ -1,4 +1,4 @@
-"""The contract of an export target: a form in which other tools take an adapter.
+"""The contract of an export target: a form of an adapter that other tools load.
 
     problems = target.check(adapter, base)      before anything is written
     figures  = target.write(adapter, base, out) whole or not at all
@@ -29,16 +29,16 @@ __all__ = [
 
 
 class ExportError(GraftLMError):
-    """What was written does not do what the adapter does."""
+    """The written files do not give the same results as the adapter."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Proof:
-    """What running the written files showed.
+    """The result of running the written files.
 
     Attributes:
-        problems: what is wrong with them; empty when they do what the adapter does.
-        figures: what was measured.
+        problems: the problems; empty if the files give the same results as the adapter.
+        figures: the measurements.
     """
 
     problems: list[str]
@@ -46,22 +46,22 @@ class Proof:
 
 
 class ExportTarget(abc.ABC):
-    """One form in which other tools take an adapter.
+    """One form of an adapter that other tools load.
 
     ``adapter`` is a PEFT adapter folder or a run folder, ``base`` names its base model.
     """
 
     @abc.abstractmethod
     def check(self, adapter: Path, base: str) -> list[str]:
-        """What stands in the way of writing ``adapter`` in this form; nothing is written."""
+        """The problems that prevent writing ``adapter`` in this form; writes nothing."""
 
     @abc.abstractmethod
     def write(self, adapter: Path, base: str, out: Path) -> dict[str, Any]:
-        """Write ``out``, whole or not at all, and return what there is to say about it."""
+        """Write ``out`` atomically and return figures about it."""
 
     @abc.abstractmethod
     def verify(self, adapter: Path, base: str, out: Path) -> Proof:
-        """Open what was written and compare it with the adapter on its base."""
+        """Open the written files and compare them with the adapter on its base."""
 
 
 ClassT = TypeVar("ClassT", bound=type[ExportTarget])
@@ -69,10 +69,10 @@ _registered: dict[str, type[ExportTarget]] = {}
 
 
 def register_target(name: str, cls: ClassT) -> ClassT:
-    """Make ``cls`` known as ``name``.
+    """Register ``cls`` as ``name``.
 
     Raises:
-        ValueError: the name is taken by another class.
+        ValueError: another class has this name.
     """
     if _registered.setdefault(name, cls) is not cls:
         raise ValueError(f"an export target {name!r} is registered already")
@@ -99,23 +99,23 @@ def target_named(name: str) -> ExportTarget:
 def export(
     adapter: str | Path, to: str, out: str | Path, *, base: str | None = None, verify: bool = False
 ) -> dict[str, Any]:
-    """Write ``adapter`` in the form that the target ``to`` takes.
+    """Write ``adapter`` in the form of the target ``to``.
 
     Args:
         adapter: a PEFT adapter folder, or a run folder.
         to: the name of a registered target.
-        out: what to create.
+        out: the path to create.
         base: the base model; by default the one the adapter names.
-        verify: open what was written and compare it with the live adapter.
+        verify: open the written files and compare them with the live adapter.
 
     Returns:
-        ``to``, ``base``, ``out``, what the target says of what it wrote, and under ``verified``
-        what was measured (``None`` without ``verify``).
+        ``to``, ``base``, ``out``, the target's figures, and under ``verified`` the measurements
+        (``None`` without ``verify``).
 
     Raises:
         ConfigError: there is no such target.
         ArtifactError: the adapter cannot be written in this form; every problem is listed.
-        ExportError: what was written does not do what the adapter does. It is left in place.
+        ExportError: the written files do not give the adapter's results. They are not removed.
         ResourceError: the disk is too small, or ``out`` exists or cannot be written.
     """
     target = target_named(to)

@@ -1,4 +1,4 @@
-"""Export target `transformers`: the adapter folded into its base, as `graftlm merge` writes it."""
+"""Export target `transformers`: the adapter merged into its base, as by `graftlm merge`."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["TransformersFolder"]
 
 
 class TransformersFolder(ExportTarget):
-    """A plain folder that transformers, and what reads its folders, opens without an adapter."""
+    """A plain folder for transformers and compatible tools, without a separate adapter."""
 
     def check(self, adapter: Path, base: str) -> list[str]:
-        """Read names and shapes of both; weights are not read."""
+        """Check the names and shapes of both; weights are not read."""
         try:
             prepare_merge(adapter, resolve(base).path, base)
         except GraftLMError as error:
@@ -29,7 +29,7 @@ class TransformersFolder(ExportTarget):
         return []
 
     def write(self, adapter: Path, base: str, out: Path) -> dict[str, Any]:
-        """What `merge_to_folder` does and says."""
+        """Write by `merge_to_folder` and return its figures."""
         return merge_to_folder(adapter, out, base=base)
 
     def verify(self, adapter: Path, base: str, out: Path) -> Proof:
