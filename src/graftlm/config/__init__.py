@@ -1,4 +1,4 @@
-"""Settings: what a user may write, what a run records, and how both are read."""
+"""Settings: what a user may write, what a run records, and code that reads both."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Turning a plain tree into settings, or into one error that names everything wrong with it."""
+"""Turns a plain tree into settings, or raises one error that names all problems."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ USUAL_NAMES = {
     "target_modules": "lora.targets",
     "wd": "train.weight_decay",
 }
-"""What other tools, and people in a hurry, call our settings."""
+"""Names of our settings in other tools, and common abbreviations."""
 
 
 def validate(model: type[SettingsT], tree: dict[str, Any]) -> SettingsT:
     """Build settings from a plain tree.
 
     Raises:
-        ConfigError: with all problems, or the first few of very many.
+        ConfigError: the message lists all problems, or the first few of very many.
     """
     problems = _unknown_names(model, tree)
     try:
@@ -57,7 +57,7 @@ def validate(model: type[SettingsT], tree: dict[str, Any]) -> SettingsT:
 
 
 def shown(value: Any, limit: int = 80) -> str:
-    """``value`` as a message may quote it: of bounded length, and printable anywhere."""
+    """``value`` as text for a message: of bounded length, and printable anywhere."""
     try:
         text = value if isinstance(value, str) else repr(value)
     except ValueError:  # an integer of more digits than Python prints
@@ -68,7 +68,7 @@ def shown(value: Any, limit: int = 80) -> str:
 
 
 def _bad_values(error: pydantic.ValidationError) -> list[str]:
-    """A line for each setting, with all that it might have been."""
+    """A line for each setting, with all of its permitted values."""
     said: dict[str, list[str]] = {}
     given: dict[str, Any] = {}
     for item in error.errors(include_url=False, include_context=False):
@@ -93,7 +93,7 @@ def _quoted(value: Any) -> str:
 
 
 def _named(location: tuple[int | str, ...]) -> str:
-    """The setting's name; pydantic adds which member of a union it had tried."""
+    """The setting's name, without the member of a union that pydantic appends."""
     parts = [str(part) for part in location]
     depth = 2 if parts and parts[0] in SECTIONS else 1
     kinds = ("str", "int", "bool", "float", "[key]")
@@ -124,13 +124,13 @@ def _unknown_names(model: type[Settings], tree: Any, prefix: str = "") -> list[s
             problems.append(f"unknown setting {shown(f'{prefix}{key}')}{_hint(str(key), model)}")
         elif isinstance(field.annotation, type) and issubclass(field.annotation, Settings):
             problems += _unknown_names(field.annotation, value, f"{prefix}{key}.")
-        if len(problems) > 100:  # a file of something else: enough is known
+        if len(problems) > 100:  # this file does not contain settings
             break
     return problems
 
 
 def _hint(key: str, model: type[Settings]) -> str:
-    """What was meant: another tool's name, a name of another section, or a near match."""
+    """The name that was probably meant: of another tool, of another section, or a similar one."""
     if key.lower() in USUAL_NAMES:
         return f"; did you mean {USUAL_NAMES[key.lower()]!r}?"
     homes = [f"{name}.{key}" for name, part in SECTIONS.items() if key in part.model_fields]

@@ -1,8 +1,8 @@
-"""Reading settings from YAML: a file, and ``--set section.name=value``.
+"""Reads settings from YAML: a file, and ``--set section.name=value``.
 
-YAML here is the core of YAML 1.2, with the booleans of 1.1 (``yes``, ``on``) besides: ``2e-4`` and
-``1e5`` are numbers, ``1:30`` is not. A key given twice is refused, and so is a file whose aliases
-stand for more values than any settings have.
+The syntax is the core of YAML 1.2 plus the booleans of 1.1 (``yes``, ``on``): ``2e-4`` and ``1e5``
+are numbers, ``1:30`` is not. A duplicate key is refused, and so is a file whose aliases expand to
+more values than settings can have.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ __all__ = ["load_run_config", "parse_override", "read_tree"]
 
 MOST_BYTES = 1_000_000
 MOST_VALUES = 10_000
-"""Values in a settings file, each alias counted as what it stands for."""
+"""Maximum values in a settings file, with aliases expanded."""
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads numbers as YAML 1.2 does and refuses a key given twice."""
+    """SafeLoader that reads numbers as in YAML 1.2 and refuses duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """The mapping of ``node``."""
@@ -60,15 +60,15 @@ _Loader.add_implicit_resolver(
 )
 _Loader.add_constructor(
     "tag:yaml.org,2002:int",
-    lambda loader, node: int(str(node.value)),  # decimal, whatever it starts with
+    lambda loader, node: int(str(node.value)),  # decimal, even with leading zeros
 )
 
 
 def read_tree(path: str | Path) -> dict[str, Any]:
-    """The settings in a YAML file, as they stand there.
+    """The content of a YAML file of settings, not validated.
 
     Raises:
-        ConfigError: the file cannot be read, or holds no settings.
+        ConfigError: the file cannot be read, or contains no settings.
     """
     file = Path(path)
     try:
@@ -89,7 +89,7 @@ def read_tree(path: str | Path) -> dict[str, Any]:
 
 
 def parse_yaml(text: str) -> Any:
-    """The value that ``text`` stands for.
+    """Parse ``text`` as YAML.
 
     Raises:
         yaml.YAMLError: it is not YAML, nested too deeply, or too large.
@@ -105,7 +105,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def _require_few(tree: Any) -> None:
-    """Refuse a tree that is larger walked through than written down, as aliases can make it."""
+    """Refuse a tree with too many values after its aliases are expanded."""
     waiting, count = [tree], 0
     while waiting:
         value = waiting.pop()
@@ -141,7 +141,7 @@ def load_run_config(
     """Read a YAML file (if any), apply overrides in order, and validate everything at once.
 
     Raises:
-        ConfigError: listing every unknown name (with near matches) and every bad value.
+        ConfigError: the message lists all unknown names (with similar ones) and all bad values.
     """
     tree = {} if path is None else read_tree(path)
     for keys, value in overrides:
@@ -157,7 +157,7 @@ def load_run_config(
 
 
 def _short(error: yaml.YAMLError) -> str:
-    """What is wrong and where, in a line."""
+    """The problem and its position, in one line."""
     problem = getattr(error, "problem", None) or str(error)
     mark = getattr(error, "problem_mark", None)
     where = f" (line {mark.line + 1})" if mark is not None else ""

@@ -1,7 +1,7 @@
-"""The settings of a run: nothing is ``auto``, nothing is unset.
+"""The settings of a run: none is ``auto``, none is unset.
 
-What a run does without is said by a value, never by a null: ``data.eval: ''`` (no rows to measure
-on), ``train.eval_steps: 0``, ``train.save_steps: 0``, ``train.early_stopping_patience: 0``,
+A value, never a null, switches a feature off: ``data.eval: ''`` (no held-out rows),
+``train.eval_steps: 0``, ``train.save_steps: 0``, ``train.early_stopping_patience: 0``,
 ``train.micro_batch_tokens: 0`` (whole batches), ``memory: unlimited``.
 
 `graftlm.training.resolve` makes a run from a request. ``config.yaml`` in a run folder is a run.
@@ -29,7 +29,7 @@ def _named(template: str) -> str:
 
 
 class RunModel(ModelConfig):
-    """How a run holds its base model."""
+    """How a run stores its base model."""
 
     dtype: Literal["float32", "bfloat16", "float16"]
     embeddings: Literal["keep", "int8"]
@@ -51,7 +51,7 @@ class RunTrain(TrainConfig):
 
 
 class ResolvedConfig(RunConfig):
-    """A run: what `config.yaml` in a run folder holds."""
+    """A run: the content of `config.yaml` in a run folder."""
 
     method: Literal["qlora", "lora", "full"]
     model: RunModel
@@ -63,11 +63,11 @@ def recorded_config(path: Path) -> RunConfig:
     """Read the ``config.yaml`` of a run folder.
 
     Returns:
-        A `ResolvedConfig`. For the run of an older graftlm, which recorded nulls for defaults, a
-        `RunConfig` with what that version made of them: embeddings left ``auto`` were kept.
+        A `ResolvedConfig`. An older graftlm recorded nulls for defaults. For its runs this returns
+        a `RunConfig` with the values that it used: it kept the embeddings under ``auto``.
 
     Raises:
-        ArtifactError: it cannot be read, or does not say what was done.
+        ArtifactError: the file cannot be read, or is not the record of a run.
     """
     try:
         tree = read_tree(path)

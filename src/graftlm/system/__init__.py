@@ -1,7 +1,7 @@
-"""What this machine has: memory now, memory at its peak, processor features, versions.
+"""Facts about this machine: current and peak memory, processor features, versions.
 
-All figures are bytes. "Resident" is what the operating system counts as the process's own pages in
-memory, file-backed ones included: the figure that `top` shows and that gets a process killed.
+All figures are bytes. "Resident" memory is the process's pages in memory, with file-backed ones, as
+the operating system counts them. `top` shows this figure, and the system kills a process by it.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ _CGROUP_LIMITS = (
 
 
 RETURNED_FROM = 1 << 20
-"""Blocks of this size go back to the system when freed, once `return_freed_memory` was called."""
+"""After `return_freed_memory`, freed blocks of at least this size are returned to the system."""
 
 _returns_freed_memory = False
 
 _SET_ASIDE_BY_OTHERS = 1000
-"""More objects than Python sets aside of itself; `gc.freeze` sets aside all there are."""
+"""More frozen objects than Python has by default; `gc.freeze` freezes all existing objects."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's `mallopt`."""
@@ -62,10 +62,10 @@ def resident() -> int:
 
 
 def peak_resident() -> int:
-    """The highest resident memory this process has had since it started.
+    """The peak resident memory of this process since its start.
 
-    Not `getrusage` where /proc has it: on Linux that figure survives `exec`, so that a process
-    started by a larger one would report its parent's.
+    This reads /proc if it exists, not `getrusage`: on Linux the latter survives `exec`, so a
+    process started by a larger one would report the peak of its parent.
     """
     try:
         found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
@@ -83,15 +83,15 @@ def peak_resident() -> int:
 
 @functools.cache
 def return_freed_memory() -> None:
-    """Make memory follow the tensors that are alive: call it before torch allocates anything.
+    """Make the process return freed memory. Call it before torch allocates anything.
 
-    glibc raises, while it runs, the size from which a block is given back when freed; from then on
-    the blocks of a training step (up to 32 MB each) crumble its heap, and a process holds up to
-    1.5 times the memory of its tensors. Here that size is fixed. At 2 MB full fine-tuning held a
-    tenth more than its tensors, at 8 MB QLoRA a fifth, which no plan can foresee; at half a
-    megabyte steps are slower than at one. torch asks for huge pages when told to: what is larger
-    than one comes back by one page fault for 2 MB instead of 512. Nothing happens on other systems,
-    or where the user has decided.
+    glibc returns a freed block to the system only above a threshold, which it raises at run time.
+    The blocks of a training step (up to 32 MB each) then fragment the heap, and a process holds up
+    to 1.5 times the memory of its tensors. This function fixes the threshold. At 2 MB full
+    fine-tuning held a tenth more than its tensors, at 8 MB QLoRA a fifth more, which a plan cannot
+    predict. At half a megabyte steps are slower than at one. The function also makes torch request
+    huge pages: a large block then needs one page fault for 2 MB instead of 512. It does nothing on
+    other systems, or for settings that the user has made.
     """
     global _returns_freed_memory
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
@@ -106,20 +106,20 @@ def return_freed_memory() -> None:
 
 
 def release_freed_memory() -> None:
-    """Give back what has been freed in small pieces, which the C library keeps for later."""
+    """Return small freed blocks to the system, which the C library otherwise keeps."""
     gc.collect()
     _trim()
 
 
 @contextlib.contextmanager
 def long_lived_objects_set_aside() -> Iterator[None]:
-    """Spare Python's garbage collector what is alive already, while this context lasts.
+    """Exclude the existing objects from Python's garbage collection during this context.
 
-    A training step makes some ten thousand objects, so that Python looks every few steps through
-    all there are for cycles: half a million of the libraries and the model, on one thread, while
-    the others wait. That took 3 % of a step (Gemma, two cores). What is alive now is not looked
-    through until the end. What somebody else has set aside stays so: Python has one place for all
-    such objects, so nothing is added to it then. (A few may be there by themselves.)
+    A training step makes about ten thousand objects, so every few steps Python searches all objects
+    for cycles. That is half a million objects of the libraries and the model, searched on one
+    thread while the others wait. It took 3 % of a step (Gemma, two cores). If other code has
+    frozen objects already, this function does nothing, because Python has only one set of frozen
+    objects. (A few may be in it by default.)
     """
     if gc.get_freeze_count() > _SET_ASIDE_BY_OTHERS:
         yield
@@ -133,12 +133,13 @@ def long_lived_objects_set_aside() -> Iterator[None]:
 
 
 def trim_heap() -> None:
-    """Give back the whole pages that are free between blocks in use: some 10 ms.
+    """Return the free pages between used blocks to the system. This takes about 10 ms.
 
-    A training step fills its heap with what it keeps and what it frees again. The holes, of other
-    sizes than what comes next, made a process hold 100 MB more than its tensors (a Qwen 2 of 96
-    million parameters); trimmed where one phase follows another, 10. Without `return_freed_memory`
-    blocks of 32 MB are in the heap too, and the system would fill them anew each time: left alone.
+    A training step fills its heap with blocks that it keeps and blocks that it frees. The holes do
+    not fit the next blocks, so a process held 100 MB more than its tensors (a Qwen 2 with 96
+    million parameters). With a trim between two phases it held 10 MB more. Without
+    `return_freed_memory` the heap also contains blocks of 32 MB, whose pages the system would have
+    to provide anew each time; then this function does nothing.
     """
     if _returns_freed_memory:
         _trim()
@@ -152,12 +153,12 @@ def _trim() -> None:
 
 @functools.cache
 def _malloc_trim() -> Any:
-    """The `malloc_trim` of glibc, where there is one."""
+    """The `malloc_trim` of glibc, if it exists."""
     return getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 
 
 def available_memory() -> int:
-    """Memory a new allocation can have without swapping, container limits honoured."""
+    """Memory available to new allocations without swapping, within the limits of a container."""
     available = int(psutil.virtual_memory().available)
     for limit_file, usage_file in _CGROUP_LIMITS:
         try:
@@ -183,7 +184,7 @@ def cpu_flags() -> frozenset[str]:
 
 @functools.cache
 def fast_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware; elsewhere it is slower than float32."""
+    """Whether this CPU multiplies bfloat16 in hardware; if not, it is slower than float32."""
     return not cpu_flags().isdisjoint({"amx_bf16", "avx512_bf16", "bf16"})
 
 

@@ -1,8 +1,8 @@
-"""Where a run computes: its device, and which of how many processes this one is.
+"""The placement of a run: its device, the rank of this process and the number of processes.
 
-This file is the only one outside `kernels/` that asks what kind of device a tensor lies on. All
-others ask a `Placement`: how to move a batch, how much memory is in use, how many positions to
-compute at once, how to add a number up over all processes.
+Outside `kernels/`, only this file distinguishes kinds of devices. All other files use a
+`Placement`: to move a batch, to measure memory, to choose how many positions to compute at once,
+and to sum a number over all processes.
 
 Today a run is one process. Training starts on the CPU. A model that its user has moved to a GPU
 is trained there (`placement_of`).
@@ -30,7 +30,7 @@ from graftlm.system import (
 __all__ = ["POSITIONS_AT_ONCE", "Placement", "gpu_name", "placement_for", "placement_of"]
 
 POSITIONS_AT_ONCE = 512
-"""Positions of one pass on a CPU: more are no faster, and fewer are slower."""
+"""Positions of one pass on a CPU: more are not faster, and fewer are slower."""
 
 
 class Movable(Protocol):
@@ -47,10 +47,10 @@ class Placement:
     """A device, and the rank of this process among all that train one model.
 
     Attributes:
-        device: where the model and its batches live. The machine need not have it: a plan asks
-            about devices of other machines.
+        device: the device of the model and its batches. This machine need not have it, because a
+            plan may be for another machine.
         rank: the number of this process, from 0.
-        world_size: how many processes train together. Only 1 is supported.
+        world_size: the number of processes that train together. Only 1 is supported.
 
     Raises:
         ConfigError: more than one process.
@@ -89,15 +89,15 @@ class Placement:
 
     @property
     def rows_end_to_end(self) -> bool:
-        """Whether rows laid end to end cost no more than padded ones.
+        """Whether rows laid end to end take no more time than padded ones.
 
-        They do on a CPU, where our attention skips blocks outside the mask.
+        This is true on a CPU, where our attention skips blocks outside the mask.
         """
         return self.runs_on_cpu
 
     @property
     def first(self) -> torch.device:
-        """The device with its number: that of the first one where none was given."""
+        """The device with its number; without a number it is the first device of its kind."""
         return (
             self.device
             if self.runs_on_cpu
@@ -105,11 +105,10 @@ class Placement:
         )
 
     def positions_at_once(self, asked: int | None = None) -> int | None:
-        """Positions of one pass, at most; ``None``: a whole batch, whatever it has.
+        """Maximum positions of one pass; ``None``: a whole batch of any size.
 
         Args:
-            asked: `TrainConfig.micro_batch_tokens`, which wins where it is set; 0 asks for whole
-                batches.
+            asked: `TrainConfig.micro_batch_tokens`, which has precedence; 0 means whole batches.
         """
         if asked is None and self.runs_on_cpu:
             return POSITIONS_AT_ONCE
@@ -120,17 +119,17 @@ class Placement:
         return item.to(self.device)  # type: ignore[return-value]
 
     def memory_now(self) -> int:
-        """Bytes in use: of the process on a CPU, of the tensors on a GPU."""
+        """Bytes in use: by the process on a CPU, by tensors on a GPU."""
         return resident() if self.runs_on_cpu else int(torch.cuda.memory_allocated(self.device))
 
     def peak_memory(self) -> int:
-        """The most bytes in use since the process started."""
+        """Peak of the bytes in use since the process started."""
         if self.runs_on_cpu:
             return peak_resident()
         return int(torch.cuda.max_memory_allocated(self.device))
 
     def free_memory(self) -> int:
-        """Bytes that a new allocation can have.
+        """Bytes available to new allocations.
 
         Raises:
             ConfigError: this machine does not have the device.
@@ -144,7 +143,7 @@ class Placement:
         return int(torch.cuda.mem_get_info(self.device)[0])
 
     def trim_heap(self) -> None:
-        """Between two phases of a step: give back the free pages between blocks in use."""
+        """Return the free pages between used blocks; call it between two phases of a step."""
         if self.runs_on_cpu:
             trim_heap()
 
@@ -153,36 +152,36 @@ class Placement:
         torch.manual_seed(seed)
 
     def rng_state(self) -> dict[str, Tensor]:
-        """The state of the random generators that a run draws from, by device."""
+        """The state of the random generators that a run uses, by device."""
         states = {"cpu": torch.get_rng_state()}
         if not self.runs_on_cpu:
             states["cuda:0"] = torch.cuda.get_rng_state(self.device)
         return states
 
     def set_rng_state(self, states: dict[str, Tensor]) -> None:
-        """Undo whatever was drawn since `rng_state` returned ``states``.
+        """Restore the random generators to ``states``, a result of `rng_state`.
 
-        The states of devices that this run does not use are left out: it draws nothing there.
+        The states of devices that this run does not use are ignored.
         """
         torch.set_rng_state(states["cpu"])
         if not self.runs_on_cpu and "cuda:0" in states:
             torch.cuda.set_rng_state(states["cuda:0"], self.device)
 
     def sum_over_ranks(self, value: float) -> float:
-        """``value`` added up over all processes."""
+        """The sum of ``value`` over all processes."""
         return value  # the sum over one process
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Add up the gradients of ``parameters`` over all processes, in place."""
-        # With one process they are complete.
+        """Sum the gradients of ``parameters`` over all processes, in place."""
+        # With one process the gradients are already complete.
 
 
 def placement_for(request: Literal["auto", "cpu"] = "auto") -> Placement:
     """The placement of a run that starts now.
 
     Args:
-        request: ``auto`` or ``cpu``. Both mean the CPU; under ``auto`` a GPU that stays idle is
-            reported once, on stderr.
+        request: ``auto`` or ``cpu``. Both mean the CPU; ``auto`` also reports an idle GPU, once, on
+            stderr.
 
     Raises:
         ConfigError: any other request.
@@ -197,7 +196,7 @@ def placement_for(request: Literal["auto", "cpu"] = "auto") -> Placement:
 
 
 def placement_of(model: nn.Module) -> Placement:
-    """The placement of a model in hand: the device of its first parameter."""
+    """The placement of a loaded model: the device of its first parameter."""
     return Placement(next(model.parameters()).device)
 
 
@@ -208,7 +207,7 @@ def gpu_name() -> str | None:
 
 @functools.cache
 def _report_idle_gpu() -> None:
-    """Say once that a GPU is there and is not used."""
+    """Report once that this machine has a GPU that is not used."""
     if (name := gpu_name()) is not None:
         print(
             f"NOTE: this machine has a GPU ({name}), but graftlm trains on the CPU only, for now. "
