@@ -4,7 +4,7 @@
     report = graftlm.add_lora(model, graftlm.LoRAConfig(rank=16, alpha=32))
     result = graftlm.train(model, tokenizer, "rows.jsonl", out="runs/first")
 
-Names are resolved on first use, so that importing the package costs nothing.
+Names are imported on first use, so that importing the package is fast.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is worth making only once: `~/.cache/graftlm`, or the folder `GRAFTLM_CACHE` names."""
+"""The cache: `~/.cache/graftlm`, or the folder in the variable `GRAFTLM_CACHE`."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def cache_folder() -> Path:
 def once(kind: str, key: str, make: Callable[[Path], None]) -> Path:
     """The cached folder ``kind/key``, made by ``make(folder)`` if it is not there yet.
 
-    Two processes that ask at once: one makes it, the other waits. An interrupted ``make`` leaves
-    nothing behind that could be taken for the result.
+    If two processes call it at the same time, one makes the folder and the other waits. An
+    interrupted ``make`` leaves nothing that could be mistaken for the result.
     """
     import filelock
 

@@ -1,4 +1,4 @@
-"""The exceptions a user can meet, and the exit code each one means.
+"""The exceptions that a user can see, and their exit codes.
 
 Every message answers three questions: what was wrong, what was expected, what to do about it.
 The command line prints the message without a traceback and exits with ``exit_code``.
@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
-"""What can move a terminal's cursor, hide text, or cannot be written as UTF-8 at all."""
+"""Characters that move a terminal's cursor, hide text, or are not valid in UTF-8."""
 
 
 class GraftLMError(Exception):
@@ -75,8 +75,8 @@ class TrainingError(GraftLMError):
 def printable(text: str) -> str:
     r"""``text`` with control characters, other than newlines and tabs, written as escapes.
 
-    Text that comes from a file passes through here before it reaches a terminal, where an escape
-    sequence would be obeyed, and half a surrogate pair would raise `UnicodeEncodeError`.
+    Use it for text from a file before it is printed: a terminal would obey an escape sequence, and
+    half of a surrogate pair would raise `UnicodeEncodeError`.
     """
     return _CONTROL.sub(lambda match: ascii(match.group())[1:-1], text)
 

@@ -1,8 +1,8 @@
-"""What code outside the package builds on: the contracts, and how to make an implementation known.
+"""The extension points of the package: the contracts, and the functions that register code.
 
     from graftlm.extend import FrozenWeight, register_format
 
-Names are resolved on first use, so that importing this module costs nothing.
+Names are imported on first use, so that importing this module is fast.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
-"""Writing files so that a reader never sees half of one.
+"""Writes files atomically, so that a reader never sees an incomplete file.
 
-Everything graftlm writes goes to a temporary name in the target's own folder, is flushed to the
-device, and takes its final name in one rename. A crash or a full disk leaves the old file, if there
-was one, untouched.
+graftlm writes each file under a temporary name in the target's folder, flushes it to the device,
+and renames it. After a crash, or on a full disk, the old file, if there was one, is unchanged.
 
-A folder cannot be replaced in one rename. The old one first moves to a hidden name, and a process
-killed between the two renames leaves it there: `recover` puts it back.
+A folder cannot be replaced by one rename. The old one is first renamed to a hidden name. A process
+that is killed between the two renames leaves it there, and `recover` restores it.
 """
 
 from __future__ import annotations
@@ -42,8 +41,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path to write to; on success it becomes ``path``, else it is removed.
 
     Raises:
-        ResourceError: something else than a plain file is there, the folder cannot be written to,
-            or the disk is full.
+        ResourceError: ``path`` is not a plain file, the folder cannot be written to, or the disk
+            is full.
     """
     target = Path(path)
     if target.is_symlink() or (target.exists() and not target.is_file()):
@@ -72,7 +71,7 @@ def atomic_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
 
     Args:
         path: the folder to create.
-        replace: whether an existing folder may be replaced; the old one goes last.
+        replace: whether an existing folder may be replaced; it is deleted last.
 
     Raises:
         ResourceError: the folder exists and is not empty (without ``replace``), cannot be
@@ -111,7 +110,7 @@ def atomic_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 def finite(value: Any) -> Any:
-    """``value`` with null for each NaN and infinity in it: JSON has neither."""
+    """``value`` with ``None`` for each NaN and infinity, which JSON does not have."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -120,7 +119,7 @@ def finite(value: Any) -> Any:
 
 
 def remove_folder(path: Path) -> None:
-    """Delete a folder; a kill on the way leaves it whole, or only a hidden rest of it."""
+    """Delete a folder; a kill leaves either all of it or a hidden remainder."""
     with disk_errors_named(path):
         hidden = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
         path.rename(hidden / "removed")
@@ -128,10 +127,10 @@ def remove_folder(path: Path) -> None:
 
 
 def recover(path: Path) -> None:
-    """Put right what a killed process left of writing or deleting ``path``, a file or a folder.
+    """Repair ``path``, a file or a folder, after a process was killed while it wrote or deleted it.
 
-    If the old folder was out of its place and the new one not yet in, the old one comes back. All
-    hidden rests go. Nobody may be writing ``path`` at the same time.
+    If the old folder was renamed and the new one is not in place, the old one is restored. Hidden
+    remainders are deleted. No other process may write ``path`` at the same time.
     """
     with disk_errors_named(path):
         for rest in path.parent.glob(f".{glob.escape(path.name)}.*"):
@@ -153,7 +152,7 @@ def write_json(path: str | Path, value: Any, *, sort_keys: bool = False) -> None
 
 
 def require_free_space(folder: str | Path, nbytes: int, what: str) -> None:
-    """Raise `ResourceError` unless the disk that holds ``folder`` has ``nbytes`` to spare."""
+    """Raise `ResourceError` unless the disk of ``folder`` has ``nbytes`` free."""
     free = shutil.disk_usage(_nearest_existing(folder)).free
     if free < nbytes:
         raise ResourceError(
@@ -178,7 +177,7 @@ def _nearest_existing(path: str | Path) -> Path:
 
 @contextlib.contextmanager
 def disk_errors_named(target: Path) -> Iterator[None]:
-    """Turn what the system says about writing ``target`` into a `ResourceError`."""
+    """Turn the system's errors about writing ``target`` into a `ResourceError`."""
     try:
         yield
     except GraftLMError:
@@ -191,7 +190,7 @@ def disk_errors_named(target: Path) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """What the system said; Rust libraries pass that on in exceptions of their own."""
+    """The system's message; Rust libraries wrap it in exceptions of their own."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
     said = re.search(r"([^:]+) \(os error \d+\)", str(error))

@@ -1,6 +1,6 @@
 """Flags for single settings, shared by the commands that take settings.
 
-A flag and ``--set`` say the same; the flag wins. A test compares each with its declaration in
+A flag is equivalent to ``--set``. A test compares each flag with its declaration in
 `graftlm.config`.
 """
 
@@ -74,15 +74,15 @@ FLAGS = {
     "max_length": "data.max_length",
     "seed": "train.seed",
 }
-"""The parameter of a flag, and the setting that it is."""
+"""The parameter of each flag, and its setting."""
 
 
 def overrides(flags: Mapping[str, Any], assignments: Sequence[str]) -> list[tuple[list[str], Any]]:
-    """What the flags and ``--set`` change in the settings, in that order.
+    """The changes of the settings by the flags and ``--set``, in that order.
 
     Args:
-        flags: by parameter; those that were not given are ``None``.
-        assignments: of ``--set``.
+        flags: the values by parameter; ``None`` for a flag that is not given.
+        assignments: the values of ``--set``.
 
     Raises:
         ConfigError: a flag and ``--set`` differ on one setting.
@@ -103,5 +103,5 @@ def overrides(flags: Mapping[str, Any], assignments: Sequence[str]) -> list[tupl
     changes = given + assigned
     names = [path for path, _ in changes]
     if ["train", "epochs"] in names and ["train", "steps"] not in names:
-        changes.insert(0, (["train", "steps"], None))  # of a file or a run: epochs are asked for
+        changes.insert(0, (["train", "steps"], None))  # epochs replace the steps of a file or a run
     return changes

@@ -1,4 +1,4 @@
-"""What several commands print or parse alike."""
+"""Code that several commands share."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def say(result: dict[str, Any], as_json: bool, text: str) -> None:
 
 
 def run_named(model: str, adapter: str | None) -> tuple[str, str | None]:
-    """The model and adapter that the arguments stand for.
+    """The model and the adapter that the arguments name.
 
-    A run folder, or an adapter folder, may stand in the place of the model: it names its base.
+    The model may also be a run folder or an adapter folder, which names its base.
     """
     from graftlm.adapters.adapter_folder import base_of
     from graftlm.training.run_folder import result_folder
@@ -62,14 +62,14 @@ def run_named(model: str, adapter: str | None) -> tuple[str, str | None]:
 
 
 def stderr_console() -> Console:
-    """Where progress and logs go."""
+    """The console for progress and logs."""
     from rich.console import Console
 
     return Console(stderr=True)
 
 
 def open_model(model: str, adapter: str | None, quantize: str | None) -> tuple[Any, Any]:
-    """Load ``model`` for use, with ``adapter``, if any, and the tokenizer it was trained with."""
+    """Load ``model`` with ``adapter``, if given, and the tokenizer of its training."""
     from graftlm.adapters.adapter_folder import recorded_settings, trained_on
     from graftlm.adapters.adapter_tokenizer import adapter_tokenizer
     from graftlm.adapters.peft_format import load_adapter

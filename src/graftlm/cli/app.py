@@ -1,4 +1,4 @@
-"""The list of commands, and what happens when one fails.
+"""The list of commands, and the handling of failures.
 
 Exit code 0: done; 1: the work failed; 2: the request was wrong. Messages go to stderr without a
 traceback, unless ``--debug`` is given.

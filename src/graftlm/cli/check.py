@@ -1,4 +1,4 @@
-"""`graftlm check`: what will be learned from this data, before an hour is spent on it."""
+"""`graftlm check`: shows what a model would learn from data, and the problems in it."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def check(
 
 
 def _facts(result: Audit) -> list[tuple[str, str]]:
-    """What is said about the data in numbers, for the terminal and the page."""
+    """Figures about the data, for the terminal and the page."""
     share = result.supervised_tokens / max(1, result.tokens)
     formats = ", ".join(f"{n:,} {name}" for name, n in result.formats.items())
     chats = result.kinds.get("chat")

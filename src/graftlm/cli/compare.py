@@ -83,7 +83,7 @@ def compare(
 def _settings(
     model: str, data: str, eval_data: str | None, steps: int | None, assignments: list[str]
 ) -> RunConfig:
-    """The settings all runs share, with held-out rows and evaluations where none are named."""
+    """The shared settings of all runs, with default held-out rows and evaluations."""
     from graftlm.config import load_run_config, parse_override
 
     flags: list[tuple[list[str], Any]] = [

@@ -1,4 +1,4 @@
-"""`graftlm demo`: the whole way on a real model, in minutes."""
+"""`graftlm demo`: all stages on a real model, in minutes."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _as_tree(result: DemoResult) -> dict[str, Any]:
 
 
 def text(result: DemoResult, out: Path, settings: Any) -> str:
-    """What a person reads at the end."""
+    """The final report as text."""
     from graftlm.report.terminal import line_chart
     from graftlm.training.hooks.metrics_file import read_metrics
 

@@ -1,4 +1,4 @@
-"""`graftlm doctor`: what this machine has, and whether graftlm works on it."""
+"""`graftlm doctor`: reports on this machine, and checks that graftlm works on it."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""How a command ends: what is printed about a failure, and the exit code.
+"""The end of a command: the message about a failure, and the exit code.
 
 Exit code 0: done; 1: the work failed; 2: the request was wrong. A failure is a few lines on stderr.
 ``--debug`` shows the traceback instead.
 
-Output that cannot be written is a failure too: a full disk or a closed stdout. A terminal that does
-not know a character is shown its code.
+Output that cannot be written is also a failure: a full disk or a closed stdout. A character that
+the terminal does not support is printed as its code.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ _SMALLER = (
 
 
 class _ClosedStream(io.TextIOBase):
-    """Stands for a stream that was closed before the start; Python has None there."""
+    """Replaces a stream that was closed before the start, for which Python has None."""
 
     encoding = "utf-8"
 
     def write(self, text: str) -> int:
-        """Fail, as writing to the closed file would."""
+        """Raise the error of a write to a closed file."""
         raise OSError(errno.EBADF, f"stdout is closed, and {len(text)} characters were for it")
 
 
 def prepare_streams() -> None:
-    """Make stdout and stderr take every character, and closed streams fail only when used."""
+    """Make stdout and stderr accept every character; a closed one fails only when it is used."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
-            # To a closed stderr nothing can be said; a command that succeeds is not to fail by it.
+            # Messages to a closed stderr are lost, but a successful command must not fail.
             stand_in = _ClosedStream() if name == "stdout" else open(os.devnull, "w")  # noqa: PTH123, SIM115
             setattr(sys, name, stand_in)
         elif isinstance(stream, io.TextIOWrapper):
@@ -77,7 +77,7 @@ def end_at_second_interrupt() -> None:
 
 
 def exit_code_of(work: Callable[[], object], debug: bool) -> int:
-    """Do ``work`` and return the exit code; what went wrong is said on stderr."""
+    """Do ``work`` and return the exit code; print an error on stderr."""
     try:
         work()
     except SystemExit as end:
@@ -85,7 +85,7 @@ def exit_code_of(work: Callable[[], object], debug: bool) -> int:
             return _stopped()
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except BrokenPipeError:
-        _never_flush()  # the reader of our output went away, as `| head` does
+        _never_flush()  # the reader of our output ended, such as `| head`
         return 1
     except KeyboardInterrupt:
         return _stopped()
@@ -97,7 +97,7 @@ def exit_code_of(work: Callable[[], object], debug: bool) -> int:
 
 
 def flush() -> int:
-    """Write out what stdout still holds; the exit code of that."""
+    """Flush stdout; return the exit code."""
     try:
         sys.stdout.flush()
     except OSError as error:
@@ -137,7 +137,7 @@ def _complain(message: str) -> int:
 
 
 def _never_flush() -> None:
-    """Send what is left in stdout's buffer nowhere, so that Python does not try at its end."""
+    """Discard stdout's buffer, so that Python does not flush it at exit."""
     try:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())

@@ -76,7 +76,7 @@ def evaluate(
 
 
 def _asked_for(max_length: int | None, changes: Sequence[str]) -> list[tuple[list[str], Any]]:
-    """The settings that the user asks for, by path; refused where they mean nothing here."""
+    """The user's settings, by path; refuses those that have no effect here."""
     from graftlm.config import load_run_config, parse_override
     from graftlm.errors import ConfigError, near_matches
 
@@ -96,9 +96,9 @@ def _asked_for(max_length: int | None, changes: Sequence[str]) -> list[tuple[lis
 def _data_settings(
     model: str, adapter: str | None, tokenizer: Any, asked: Sequence[tuple[list[str], Any]]
 ) -> DataConfig:
-    """How rows become tokens: as in the run that made what is measured, then as asked for.
+    """How rows become tokens: the settings of the run that made the model, then the user's.
 
-    Where no run's folder says it, the chat template says in which form the model was trained.
+    Without a run folder, the chat template tells the prompt form of the training.
     """
     from graftlm.adapters.adapter_folder import recorded_settings
     from graftlm.config import load_run_config

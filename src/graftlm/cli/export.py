@@ -1,4 +1,4 @@
-"""`graftlm export`: write an adapter in the form another tool takes."""
+"""`graftlm export`: write an adapter in a form for another tool."""
 
 from __future__ import annotations
 

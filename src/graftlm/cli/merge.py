@@ -1,4 +1,4 @@
-"""`graftlm merge`: fold an adapter into its base, as a plain transformers folder."""
+"""`graftlm merge`: merge an adapter into its base, as a plain transformers folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`graftlm plan`: will it fit, and LoRA or QLoRA?"""
+"""`graftlm plan`: whether a run fits, and whether to use LoRA or QLoRA."""
 
 from __future__ import annotations
 

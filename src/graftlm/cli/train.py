@@ -87,7 +87,7 @@ def train(
 def _settings(
     config: Path | None, given: Mapping[str, Any], resume: bool, assignments: Sequence[str]
 ) -> RunConfig:
-    """The request, complete: from the file, or with ``--resume`` from the run, and the flags."""
+    """The complete request: the file, or with ``--resume`` the run, and the flags."""
     from graftlm.config import RunConfig, load_run_config, recorded_config, require_complete
 
     if resume and config is None:
@@ -97,7 +97,7 @@ def _settings(
                 f"there is no run to resume: {saved} is missing. Name the folder of the run by "
                 "--out, or leave out --resume to start one."
             )
-        recorded_config(saved)  # refused as the record of a run, not as the user's own words
+        recorded_config(saved)  # an error is about the run's record, not the user's settings
         config = saved
     settings = load_run_config(config, flags.overrides(given, assignments))
     require_complete(settings)
@@ -105,7 +105,7 @@ def _settings(
 
 
 def report(out: Path) -> str:
-    """Write the run's page; a line that names it. The result is safe, so failing is no error."""
+    """Write the run's page; return a line with its path. A failure here is not an error."""
     from graftlm.cli._shared import stderr_console
     from graftlm.errors import GraftLMError
     from graftlm.report.run_page import write_run_page
@@ -118,7 +118,7 @@ def report(out: Path) -> str:
 
 
 def summary(result: RunResult, out: str) -> str:
-    """A finished (or stopped) run in a few lines."""
+    """The summary of a finished or stopped run in a few lines."""
     lines = [
         f"{result.method} on {result.model}: {result.steps} steps, "
         f"{result.supervised_tokens:,} supervised tokens in {result.wall_seconds:.0f} s "
