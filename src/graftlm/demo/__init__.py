@@ -1,4 +1,4 @@
-"""The demo: its rows and its stages, apart from what users import."""
+"""The demo: its rows and its stages, separate from the library."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""The demo: teach a small model a task people have, and show whether it learned it.
+"""The demo: trains a small model on a practical task and measures whether it learned it.
 
-A customer's free-form message becomes one JSON record (`graftlm.demo.requests`). The same held-out
-messages, with templates and names never trained on, are answered before and after; the "after" is a
-fresh load of the base with the adapter read back from disk, so it shows what a user would get.
+The task is to turn a customer's free-form message into one JSON record (`graftlm.demo.requests`).
+The model answers the same held-out messages, with templates and names that training does not use,
+before and after training. The second time, the base is loaded anew with the adapter from disk, as a
+user would load it.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ __all__ = ["DemoResult", "DemoSettings", "run_demo", "write_rows"]
 
 @dataclasses.dataclass(frozen=True)
 class DemoSettings:
-    """How much the demo does: what it takes to learn the task, in minutes on two cores.
+    """The settings of the demo, chosen to learn the task in minutes on two cores.
 
-    Of the same tokens, two rows a step teach more than eight do, by more updates. Adam's usual
-    second moment (0.999) would remember the first, large gradients all through so short a run.
+    For the same tokens, two rows per step teach more than eight, because there are more updates.
+    Adam's usual second moment (0.999) would keep the first, large gradients for all of a short run.
     """
 
     model: str = "gemma-3-270m"
@@ -76,16 +77,16 @@ def run_demo(
     say: Callable[[str], None],
     shown: int = 10,
 ) -> DemoResult:
-    """Generate data, measure the base, train, measure again; everything lands in ``out``.
+    """Generate data, measure the base, train, measure again; write everything to ``out``.
 
     Args:
         settings: how much to do.
         out: the folder for the data and the run.
-        say: called with a line at each stage.
+        say: is called with a line of text at each stage.
         shown: held-out rows to return in full.
     """
     heldout = generate_rows("heldout", settings.scored_rows, settings.seed)
-    # Other draws than the scored ones: the loss curve and the score must not share rows.
+    # Use another seed than for the scored rows: the loss curve and the score must not share rows.
     eval_rows = generate_rows("heldout", settings.eval_rows, settings.seed + 1)
     train_rows = generate_rows("train", settings.train_rows, settings.seed)
     files = {"train": train_rows, "eval": eval_rows, "heldout": heldout}
@@ -129,7 +130,7 @@ def run_demo(
 def _answers(
     config: RunConfig, result: Path | None, rows: Sequence[dict[str, str]], batch: int = 25
 ) -> list[str]:
-    """The model's greedy answers; ``result`` is an adapter, or after ``full`` a whole model."""
+    """The model's greedy answers; ``result`` is an adapter, or a whole model for ``full``."""
     whole_model = result is not None and config.method == "full"
     model, tokenizer = load_model(
         str(result) if whole_model else config.model.name,

@@ -1,4 +1,4 @@
-"""What people read: charts, tables, pages."""
+"""Reports for people: charts, tables, pages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Round numbers for axes, and figures as people read them."""
+"""Round numbers for axes, and readable figures."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def tick_labels(values: Sequence[float]) -> list[str]:
-    """Round numbers with as many decimals as tell them apart: ``0``, ``0.2``, ``0.4``."""
+    """Round numbers with enough decimals to differ: ``0``, ``0.2``, ``0.4``."""
     step = min((b - a for a, b in itertools.pairwise(values)), default=1.0)
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
     if decimals > 4:
@@ -34,7 +34,7 @@ def tick_labels(values: Sequence[float]) -> list[str]:
 
 
 def figure(value: float, digits: int = 3) -> str:
-    """``value`` with ``digits`` significant digits and no exponent where that is readable.
+    """``value`` with ``digits`` significant digits, without an exponent if that is readable.
 
     ``0.01234`` → ``"0.0123"``, ``12345.6`` → ``"12,346"``, ``2e-05`` → ``"2e-05"``.
     """

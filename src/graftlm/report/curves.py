@@ -11,7 +11,7 @@ __all__ = ["Curve", "held_out_curve", "running_mean", "training_curve"]
 Curve = list[tuple[float, float]]
 
 _POINTS = 400
-"""Longer curves are averaged into so many points: more cannot be seen."""
+"""Longer curves are averaged into this number of points, because more are not visible."""
 
 
 def training_curve(metrics: Sequence[Mapping[str, Any]], name: str = "loss") -> Curve:
@@ -27,10 +27,10 @@ def training_curve(metrics: Sequence[Mapping[str, Any]], name: str = "loss") -> 
 
 
 def held_out_curve(metrics: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> Curve:
-    """The held-out loss: before the first step, wherever it was measured, and at the end.
+    """The held-out loss: before the first step, at each measurement, and at the end.
 
-    With ``eval_steps`` the result is the best checkpoint, not the last; its loss is one of the
-    points already, so the end is added only where nothing was measured along the way.
+    With ``eval_steps`` the result is the best checkpoint, not the last one, and its loss is already
+    one of the points. So the end is added only if there was no measurement during training.
     """
     points = [
         (float(row["step"]), float(row["eval_loss"])) for row in metrics if "eval_loss" in row

@@ -1,4 +1,4 @@
-"""Peak memory as a bar: the parts a plan names, and a line at what was measured."""
+"""Peak memory as a bar: the components of the plan, and a line at the measured peak."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from graftlm.report.svg import Bar
 __all__ = ["memory_bars"]
 
 COLOURS = dict(zip(COMPONENTS, (7, 0, 6, 2, 1, 3, 4, 5, 8), strict=True))
-"""Of the parts; the framework, which nothing can be done about, is grey."""
+"""The colours of the components; the framework, which cannot be reduced, is grey."""
 
 
 def memory_bars(rows: Sequence[tuple[str, Mapping[str, int], float]]) -> list[Bar]:
     """A bar for each (name, planned bytes by component, measured bytes).
 
-    Without a plan the bar is what was measured. All bars have the same parts, so that the legend
+    Without a plan the bar shows the measured peak. All bars have the same parts, so that the legend
     is complete and in order.
     """
     used = [name for name in COMPONENTS if any(planned.get(name) for _, planned, _ in rows)]

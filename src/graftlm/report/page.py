@@ -1,4 +1,4 @@
-"""Turning a template of this package into one HTML page: no scripts, nothing fetched."""
+"""Turns a template of this package into one HTML page without scripts or external files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 
 def render(template: str, **values: Any) -> str:
-    """The page's HTML; every value is escaped, but for the drawings this package makes itself."""
+    """The page's HTML; every value is escaped, except the drawings of this package."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,

@@ -1,4 +1,4 @@
-"""One run as one page: its curves, memory and speed, its settings, where it came from."""
+"""One run as one page: its curves, memory and speed, settings, and provenance."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def run_page(folder: Path, planned: Mapping[str, int] | None = None) -> str:
 
     Args:
         folder: the run folder.
-        planned: what a plan says the peak is made of, bytes by component, where one was made.
+        planned: the components of the peak in the plan, in bytes, if there was a plan.
 
     Raises:
         ArtifactError: the folder holds no run with a summary.

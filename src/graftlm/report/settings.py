@@ -46,7 +46,7 @@ def provenance_rows(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Sections opened; a value that is itself a mapping stays one."""
+    """The tree with its sections flattened; a value that is itself a mapping is kept."""
     rows: list[tuple[str, Any]] = []
     for name, value in tree.items():
         section = not prefix and isinstance(value, dict)

@@ -27,8 +27,8 @@ class Series:
     """One curve.
 
     Attributes:
-        name: for the legend; an empty one is left out of it.
-        points: (x, y), in the order of x, which is not negative.
+        name: the name in the legend; an empty one is not shown.
+        points: (x, y), sorted by x; x is not negative.
         colour: 0 to 8.
         style: ``dots`` is a line with a dot at each point.
     """
@@ -44,10 +44,10 @@ class Bar:
     """One stacked bar.
 
     Attributes:
-        label: written above it, on the left.
+        label: the text above it, on the left.
         parts: (name, value, colour) from left to right.
-        note: written above it, on the right.
-        mark: a value at which a thin line is drawn across, if any.
+        note: the text above it, on the right.
+        mark: a value at which a thin line crosses the bar, if any.
     """
 
     label: str
@@ -73,10 +73,10 @@ def line_chart(
     y_label: str = "",
     from_zero: bool = False,
 ) -> Chart | None:
-    """Curves on shared axes; ``None`` when there is no point to draw.
+    """Curves on shared axes; ``None`` if there is no point to draw.
 
     Args:
-        title: above the chart, and what a screen reader says.
+        title: the text above the chart and for screen readers.
         series: the curves, the last one on top.
         x_label: under the axis.
         y_label: above the axis.

@@ -1,11 +1,11 @@
-"""Customer messages with the record each one should become.
+"""Generates customer messages with their expected records.
 
 A row is drawn in three steps: the facts (what the customer wants), the sentence (a template filled
-with one way to say each fact), and the hand that typed it (casing, shorthand, a typo, missing
-diacritics). The record is written from the facts, so it is right whatever the hand did. Typos and
-shorthand touch only the template's own words, never a fact.
+with one phrase for each fact), and the typing (casing, shorthand, a typo, missing diacritics). The
+record is written from the facts, so the typing cannot make it wrong. Typos and shorthand change
+only the template's own words, never a fact.
 
-Conventions of the record: a fixed key order for each intent; ``null`` for what was not said; names,
+Conventions of the record: a fixed key order for each intent; ``null`` for missing facts; names,
 items and cities spelled as the customer spelled them, items in the singular; numbers as digits;
 ``day`` in the language's short form; ``time`` in 24 hours; ``problem`` and ``wants`` from a fixed
 list.
@@ -43,7 +43,7 @@ OPENING_HOURS = (12, 13, 18, 19, 20, 21)
 
 @dataclass(frozen=True)
 class Slot:
-    """The words that fill a template's slot, and the fields of the record they settle."""
+    """The words that fill a template's slot, and the fields of the record they determine."""
 
     words: str
     settles: dict[str, Value]

@@ -1,8 +1,8 @@
-"""What a language has to provide so that requests can be written in it.
+"""The vocabulary that a language must provide for generated requests.
 
-Everything the generator says comes from a `Language`; everything a record holds comes from the same
-entry that was said, so that the pair is right by construction. Held-out words live beside the
-training words in a `Pool`, which makes their disjointness easy to see and to test.
+All text of the generator comes from a `Language`. A message and its record use the same entries, so
+the pair is right by construction. A `Pool` contains the held-out words and the training words, so
+it is easy to see and to test that they are disjoint.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class Language:
     introduction before it or a signature after it. What a message leaves out is ``null`` in its
     record.
 
-    Names and items are composed, so that a model sees too many of them to learn them by heart and
-    has to learn to copy.
+    Names and items are combined from parts. There are too many to memorise, so a model has to learn
+    to copy them.
 
     Attributes:
         nouns: A thing to buy, with the word that goes between it and a number (a Vietnamese

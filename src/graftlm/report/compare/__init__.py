@@ -1,4 +1,4 @@
-"""Methods side by side: the same rows, the same seeds, a process each, and what came of it."""
+"""Compares methods on the same rows and seeds, each run in its own process."""
 
 from __future__ import annotations
 

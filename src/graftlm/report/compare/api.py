@@ -1,4 +1,4 @@
-"""`compare`: run what is missing, measure it, and add up."""
+"""`compare`: do the missing runs, measure them, and summarise."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ class Comparison:
 
     Attributes:
         config: the settings all runs share.
-        columns: the figures, a variant each.
-        jobs: the runs behind them, in the order they were made.
-        verdict: what the figures say; see `verdict`.
-        outside: the text that forgetting was measured on.
+        columns: the figures, one column per variant.
+        jobs: their runs, in order.
+        verdict: the conclusions from the figures; see `verdict`.
+        outside: the text for the measurement of forgetting.
         out: the folder.
     """
 
@@ -55,7 +55,7 @@ class Comparison:
     out: Path
 
     def to_json(self) -> dict[str, Any]:
-        """As `graftlm compare --json` prints it, but for the page's path."""
+        """The output of `graftlm compare --json`, without the page's path."""
         return {
             "model": self.config.model.name,
             "data": self.config.data.train,
@@ -79,20 +79,20 @@ def compare(
     run_job: Launch = launch,
     say: Callable[[str], None] = lambda text: None,
 ) -> Comparison:
-    """Train every variant on the same tokens, and set the results beside each other.
+    """Train every variant on the same tokens, and compare the results.
 
-    Finished runs in ``out`` are used again, unfinished ones go on.
+    Finished runs in ``out`` are used again, unfinished ones are resumed.
 
     Args:
         config: the settings all runs share; held-out rows are needed.
         out: the folder; runs go to ``runs/`` in it.
         methods: some of full, lora, qlora.
-        ranks: of the adapters; none takes the settings' one.
+        ranks: the ranks of the adapters; by default the rank in the settings.
         seeds: runs of each variant.
         outside: text outside the task, for forgetting.
         score_rows: held-out rows to answer; 0 for none.
-        run_job: does one job; a process each, unless a test says otherwise.
-        say: is told what is being done.
+        run_job: does one job; by default in a new process.
+        say: is called with a description of the current work.
 
     Raises:
         ConfigError: the request is wrong, or ``out`` holds runs with other settings.
@@ -101,7 +101,7 @@ def compare(
     _check(config, outside, seeds, score_rows)
     work = jobs(config, columns, seeds, out)
     for job in work:
-        standing(job)  # refused before the first run, not after hours
+        standing(job)  # refuse it before the first run, not after hours
     require_writable(out)
     digest = sha256_of_files([outside])
     for number, job in enumerate(work, start=1):
@@ -125,7 +125,7 @@ def compare(
 
 
 def standing(job: Job) -> Standing:
-    """How far the run of ``job`` is.
+    """The state of the run of ``job``.
 
     Raises:
         ConfigError: its folder holds a run with other settings, or on rows that have changed.
@@ -154,7 +154,7 @@ def standing(job: Job) -> Standing:
 def _do(
     job: Job, asked: dict[str, Any], name: str, run_job: Launch, say: Callable[[str], None]
 ) -> None:
-    """Train and measure, as far as that is not done."""
+    """Train and measure, unless it is already done."""
     state = standing(job)
     measured = job.folder / MEASURED
     if (
@@ -175,7 +175,7 @@ def _do(
 
 
 def _check(config: RunConfig, outside: Path, seeds: int, score_rows: int) -> None:
-    """Everything that can be said before a model is opened, at once."""
+    """Refuse a wrong request before a model is opened; report all problems at once."""
     problems = [
         f"{name} is not set: pass {flag}"
         for name, value, flag in (

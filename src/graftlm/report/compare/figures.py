@@ -1,4 +1,4 @@
-"""The figures of a comparison: one column a variant, each value a mean and a spread over seeds."""
+"""The figures of a comparison: a column per variant, each value with its spread over seeds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Figures", "Spread", "figures_of"]
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
-    """A value measured once a seed.
+    """A value that was measured once per seed.
 
     Attributes:
         mean: over the seeds.
@@ -54,7 +54,7 @@ class Figures:
         peak_memory: bytes of the training process.
         seconds: in training steps.
         trainable_parameters: of the model.
-        artifact_bytes: size of what is shipped.
+        artifact_bytes: size of the result on disk.
         train_loss: of the final model on training rows, nats a token.
         eval_before: held-out loss before training.
         eval_loss: held-out loss of the final model.
@@ -62,9 +62,9 @@ class Figures:
         outside_before: loss on text outside the task, before.
         outside_after: the same, after.
         forgetting: after minus before.
-        exact_match: share of held-out rows answered right, if asked for.
+        exact_match: share of held-out rows with the right answer, if requested.
         field_accuracy: share of the records' fields that are right, for JSON answers.
-        planned: what the plan says the peak is made of, bytes; empty where there is no plan.
+        planned: the components of the peak in the plan, in bytes; empty without a plan.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Starting the process of one run, and understanding how it ended."""
+"""Starts the process of one run and interprets its end."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _WORKER = "graftlm.report.compare.worker"
 
 
 def launch(request: dict[str, Any], name: str) -> None:
-    """Do one job (see `worker.do_job`) in a process of its own; its stderr is ours.
+    """Do one job (see `worker.do_job`) in a separate process, which shares our stderr.
 
     Args:
         request: the job.
-        name: what the run is called in messages.
+        name: the name of the run in messages.
 
     Raises:
         RequestError: the request was wrong: the process ended with exit code 2.
@@ -75,7 +75,7 @@ def _raise_what_went_wrong(code: int, said: str, name: str) -> None:
 
 @contextlib.contextmanager
 def _passing_on_termination(process: subprocess.Popen[str]) -> Iterator[None]:
-    """SIGTERM is for us alone; the run must hear of it to write its checkpoint."""
+    """Pass SIGTERM on to the run's process, so that it writes its checkpoint."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

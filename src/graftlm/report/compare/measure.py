@@ -1,7 +1,8 @@
-"""What a finished run is measured by, from the result on disk, as a user would load it.
+"""Measures a finished run by its result on disk, loaded as a user loads it.
 
-Loss on training rows (of the final model: the last steps' losses are of models on the way), loss on
-text outside the task before and after, the share of right answers, and the size of the result.
+It measures the loss of the final model on training rows (the losses of the last steps are those of
+earlier models), the loss on text outside the task before and after training, the share of right
+answers, and the size of the result.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from graftlm.training.run_folder import result_folder
 __all__ = ["answers_right", "measure", "scored_rows"]
 
 TRAINING_ROWS = 200
-"""Training rows the final model is measured on, at most: spread evenly over the data."""
+"""Maximum training rows for the loss of the final model, spread evenly over the data."""
 _DECODED_AT_ONCE = 25
 
 
@@ -39,17 +40,17 @@ def measure(config: RunConfig, outside: Path, score_rows: int) -> dict[str, Any]
 
     Args:
         config: the run's settings.
-        outside: a file of text that has nothing to do with the task.
+        outside: a file of text outside the task.
         score_rows: held-out rows to answer; 0 asks for none.
 
     Returns:
         ``train_loss``, ``outside_before``, ``outside_after`` (nats a token), ``artifact_bytes``,
-        and with ``score_rows`` what `answers_right` finds.
+        and with ``score_rows`` the result of `answers_right`.
     """
     result = result_folder(Path(config.out), config.method)
     batch = config.train.batch_size
     model, tokenizer = _base(config)
-    # The file is whatever it is: none of the settings for the task's rows apply, but the length.
+    # Of the settings for the task's rows, only the length applies to this file.
     plain = DataConfig(
         train=str(outside), max_length=config.data.max_length, truncation="split", loss_on="all"
     )
@@ -70,7 +71,7 @@ def measure(config: RunConfig, outside: Path, score_rows: int) -> dict[str, Any]
 def answers_right(config: RunConfig, count: int) -> dict[str, Any]:
     """Greedy answers to held-out rows: ``exact_match`` and, for JSON records, ``field_accuracy``.
 
-    Text is compared without the space around it, a JSON record as an object.
+    Text is compared without surrounding space, a JSON record as an object.
     """
     rows = scored_rows(config, count)
     model, tokenizer = _trained(config, *_base(config, "auto"))
@@ -123,7 +124,7 @@ def scored_rows(config: RunConfig, count: int) -> list[Row]:
 
 
 def _row(value: Any, config: RunConfig) -> Row | None:
-    """The row, if it has an answer; reading the data for training says what is malformed."""
+    """The row if it has an answer; the training reports malformed rows."""
     try:
         row = parse_row(
             json.loads(value) if isinstance(value, bytes) else value,
@@ -163,12 +164,12 @@ def _training_sample(config: RunConfig, tokenizer: Any) -> list[Example]:
 
 
 def _trained(config: RunConfig, base: Any, tokenizer: Any) -> tuple[Any, Any]:
-    """The result: its adapter on ``base``, or the whole model in place of it, in its type."""
+    """The result: the adapter on ``base``, or the whole model instead of ``base``."""
     result = result_folder(Path(config.out), config.method)
     if config.method != "full":
         load_adapter(base, result)
         return base, tokenizer
-    # Emptied first: with the caller's name still on it, two whole models would be in memory.
+    # Empty the base first: the caller still refers to it, so two models would be in memory.
     dtype = str(base.dtype).removeprefix("torch.")
     base.to("meta")
     gc.collect()
@@ -176,7 +177,7 @@ def _trained(config: RunConfig, base: Any, tokenizer: Any) -> tuple[Any, Any]:
 
 
 def _base(config: RunConfig, dtype: str | None = None) -> tuple[Any, Any]:
-    """The base model as this run held it: in 4 bits, as it is, or in float32."""
+    """The base model as in this run: in 4 bits, unchanged, or in float32."""
     return load_model(
         config.model.name,
         quantize=config.model.weight_format if config.method == "qlora" else None,

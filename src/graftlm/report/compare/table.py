@@ -1,6 +1,6 @@
-"""The comparison as a table: a row a figure, a column a variant, the best of a row marked.
+"""The comparison as a table: a row per figure, a column per variant, the best value marked.
 
-Both the terminal and the page show these rows.
+The terminal and the page both show these rows.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["Cell", "Row", "table"]
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A value as text, its spread over the seeds (empty for one), and whether it is the best."""
+    """A value as text, its spread over seeds (empty for one seed), and whether it is the best."""
 
     text: str
     spread: str
@@ -61,14 +61,14 @@ def _row(
     show: Callable[[float], str],
     better: Callable[..., str] | None = min,
 ) -> Row | None:
-    """A row; ``better`` is ``min``, ``max``, or ``None`` where no value is the best."""
+    """A row; ``better`` is ``min``, ``max``, or ``None`` if no value is the best."""
     values = [pick(one) for one in columns]
     found = [value for value in values if value is not None]
     if not found or len(found) < len(values):
         return None
     shown = [show(value.mean) for value in found]
     means = {text: value.mean for text, value in zip(shown, found, strict=True)}
-    # What looks the same is the same: no mark for a difference that is not shown.
+    # Values with the same text count as equal: a difference that is not shown gets no mark.
     best = better(means, key=means.__getitem__) if better and len(means) > 1 else None
     return Row(
         name,

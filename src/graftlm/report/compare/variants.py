@@ -1,4 +1,4 @@
-"""Which runs a comparison is made of: each method, rank and seed once, all else alike."""
+"""The runs of a comparison: each method, rank and seed once, with all else equal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from graftlm.training.resolve import with_method
 __all__ = ["MEASURED", "METHODS", "Job", "Variant", "jobs", "variants"]
 
 MEASURED = "measured.json"
-"""In a run folder: what the comparison measured of its result."""
+"""The file in a run folder with the comparison's measurements of its result."""
 
 Method = Literal["full", "lora", "qlora"]
 METHODS: tuple[Method, ...] = ("full", "lora", "qlora")
@@ -28,7 +28,7 @@ class Variant:
     Attributes:
         method: how it trains.
         rank: of its adapters; ``None`` for full fine-tuning, which has none.
-        several_ranks: whether the name has to tell ranks apart.
+        several_ranks: whether the name must include the rank.
     """
 
     method: Method
@@ -37,13 +37,13 @@ class Variant:
 
     @property
     def name(self) -> str:
-        """As people read it: ``QLoRA``, ``LoRA rank 8``."""
+        """The name for people: ``QLoRA``, ``LoRA rank 8``."""
         rank = f" rank {self.rank}" if self.several_ranks and self.rank else ""
         return f"{NAMES[self.method]}{rank}"
 
     @property
     def folder(self) -> str:
-        """As a folder is called: ``qlora-r16``, ``full``."""
+        """The name of the folder: ``qlora-r16``, ``full``."""
         return self.method if self.rank is None else f"{self.method}-r{self.rank}"
 
 
@@ -62,10 +62,10 @@ class Job:
 
 
 def variants(methods: Sequence[str], ranks: Sequence[int]) -> list[Variant]:
-    """Every method with every rank it can have, in the order asked for.
+    """Every method with every rank it can have, in the requested order.
 
     Raises:
-        ConfigError: a method or rank is not one; all problems at once.
+        ConfigError: a method or rank is invalid; the message lists all problems.
     """
     problems = [
         f"method {name!r}: expected some of {', '.join(METHODS)}"
@@ -96,7 +96,7 @@ def jobs(base: RunConfig, columns: Sequence[Variant], seeds: int, out: Path) -> 
         for variant in columns:
             lora = base.lora
             if variant.rank is not None and variant.rank != lora.rank:
-                # The strength of the update, alpha / rank, stays what was asked for.
+                # Keep the requested strength of the update, alpha / rank.
                 alpha = lora.alpha * variant.rank / lora.rank
                 lora = lora.model_copy(update={"rank": variant.rank, "alpha": alpha})
             config = with_method(base, variant.method).model_copy(

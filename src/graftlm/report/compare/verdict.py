@@ -1,8 +1,8 @@
-"""What the figures of a comparison say, in plain sentences. A pure function of the figures.
+"""The conclusions of a comparison in plain sentences, a pure function of its figures.
 
-The first sentence says what to take. A method counts as good as the best one when its held-out loss
-is within 2 % of it, or when several seeds do not tell the two apart; of those as good, the one with
-the least memory is to be taken.
+The first sentence recommends a method. A method counts as equal to the best one if its held-out
+loss is within 2 % of it, or if the difference over several seeds is not significant. Of the equal
+methods, the one with the least memory is recommended.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FORGETS = 0.02
 """Share by which the loss outside the task must rise to be called forgetting."""
 
 LEVEL = 0.0005
-"""Share of the held-out loss below which a difference is not worth a figure."""
+"""Share of the held-out loss below which the text gives no figure for a difference."""
 SAME = 0.015
 """Share within which two costs are called the same."""
 
@@ -44,7 +44,7 @@ def verdict(columns: Sequence[Figures]) -> list[str]:
 
 
 def _to_take(columns: Sequence[Figures], best: Figures) -> Figures:
-    """Of the methods as good as the best the one with the least memory, if it saves any."""
+    """Of the methods equal to the best, the one with the least memory, if it saves any."""
     as_good = [one for one in columns if _as_good(one, best)]
     least = min(as_good, key=lambda one: one.peak_memory.mean)
     saves = least.peak_memory.mean < best.peak_memory.mean * (1 - SAME)

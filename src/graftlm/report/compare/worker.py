@@ -1,9 +1,9 @@
-"""One run of a comparison in a process of its own, so that its peak memory is its own.
+"""One run of a comparison in a separate process, so that its peak memory is measured alone.
 
     python -m graftlm.report.compare.worker < request.json
 
-What it finds lies in the run folder; stdout has one JSON object: ``{}``, or ``error`` and
-``exit_code``. Exit code 0 also for a run that was stopped and left a checkpoint.
+It writes its measurements to the run folder and one JSON object to stdout: ``{}``, or ``error`` and
+``exit_code``. The exit code is also 0 for a run that was stopped and left a checkpoint.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["do_job"]
 
 
 def do_job(request: dict[str, Any], progress: bool = False) -> None:
-    """Train (or go on training) unless that is done, then measure.
+    """Train, or resume training, unless that is done; then measure.
 
     Args:
         request: ``config`` (a `RunConfig` as a tree), ``train`` (``new``, ``resume`` or ``done``),
@@ -34,7 +34,7 @@ def do_job(request: dict[str, Any], progress: bool = False) -> None:
     config = RunConfig.model_validate(request["config"])
     asked = request["measure"]
     if asked["score_rows"]:
-        scored_rows(config, 1)  # refused before the training, not after it
+        scored_rows(config, 1)  # refuse it before the training, not after it
     if request["train"] != "done":
         result = run(config, resume=request["train"] == "resume", progress=progress)
         write_run_page(Path(config.out))
@@ -48,7 +48,7 @@ def do_job(request: dict[str, Any], progress: bool = False) -> None:
 
 
 def planned_memory(config: Any) -> dict[str, int] | None:
-    """What the plan says the peak is made of, in bytes; ``None`` where it cannot be planned."""
+    """The components of the peak in the plan, in bytes; ``None`` if it cannot be planned."""
     from graftlm.errors import GraftLMError
     from graftlm.planning import make_plan, row_lengths
 
