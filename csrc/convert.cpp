@@ -21,7 +21,7 @@ void quantize(const void* src, DType type, int64_t numel, int64_t block, uint8_t
   });
 }
 
-// As graftlm/nf4/double_quant.py, to the bit.
+// The same bits as graftlm/kernels/nf4/double_quant.py.
 void double_quantize(const float* absmax, int64_t blocks, float mean, const uint8_t* grid,
                      int64_t points, uint8_t* codes, float* nested, int threads) {
   constexpr int group = 1 << kGroupShift, lanes = 8;

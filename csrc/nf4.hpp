@@ -15,7 +15,7 @@
 
 namespace graftlm {
 
-// Equal to graftlm.nf4.codebook.nf4_levels(), which derives them; a test compares the two.
+// Equal to graftlm.kernels.nf4.codebook.nf4_levels(), which derives them; a test compares the two.
 alignas(64) constexpr float kLevels[16] = {
     -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f,
     -0.28444138169288635f, -0.18477343022823334f, -0.09105003625154495f, 0.0f,

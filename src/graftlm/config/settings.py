@@ -35,7 +35,7 @@ Replacement = Literal["norms", "gated_units", "output_layer", "attention"]
 
 
 def _written(text: str) -> str:
-    """Refuse text that no file name and no file can hold."""
+    """Refuse text that a file or a file name cannot contain."""
     if "\0" in text:
         raise ValueError("must not have a null character")
     try:
@@ -52,9 +52,9 @@ Strength = Annotated[float, pydantic.Field(gt=0, le=1e9)]
 
 
 class Settings(pydantic.BaseModel):
-    """Base of all settings: immutable, unknown names refused, no value of another type taken.
+    """Base of all settings: immutable; refuses unknown names and values of another type.
 
-    A null stands for the default, as if the setting had been left out.
+    A null means the default, as if the setting were missing.
     """
 
     model_config = pydantic.ConfigDict(
@@ -108,7 +108,7 @@ class DataConfig(Settings):
     eval: Text = ""
     """The rows to measure on; never trained on. Empty: none."""
     eval_fraction: float = pydantic.Field(0.0, ge=0, lt=1)
-    """Without `eval`: hold this share of `train` out, chosen by content, the same for ever."""
+    """Without `eval`: hold this share of `train` out, chosen by content, always the same rows."""
     columns: dict[Text, Text] = {}
     """Column names: `{prompt: question, completion: answer}` reads `question` as the prompt."""
     ignore: Names = ()
@@ -228,7 +228,7 @@ class RunConfig(Settings):
 
 
 def contradictions(config: RunConfig) -> list[str]:
-    """A problem for each setting that would not be used, or cannot be had beside another."""
+    """A problem for each setting that has no effect or contradicts another."""
     data, train, problems = config.data, config.train, []
     if config.method == "full" and config.model.embeddings == "int8":
         problems.append(
@@ -253,7 +253,7 @@ def contradictions(config: RunConfig) -> list[str]:
 
 
 def without_rows(config: RunConfig) -> list[str]:
-    """A problem for each setting that needs rows to measure on, where none are named."""
+    """A problem for each setting that needs held-out rows, if there are none."""
     if config.data.eval or config.data.eval_fraction or not config.train.eval_steps:
         return []
     return [
@@ -263,7 +263,7 @@ def without_rows(config: RunConfig) -> list[str]:
 
 
 def require_complete(config: RunConfig) -> None:
-    """Refuse a request that lacks what no default stands for, or contradicts itself.
+    """Refuse a request that lacks a setting without a default, or contradicts itself.
 
     Raises:
         ConfigError: all problems at once.
