@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from graftlm.frozen.checkpoint_format import CheckpointFormat
     from graftlm.frozen.formats import format_named, formats, register_format
     from graftlm.frozen.weight import FrozenWeight, ScaledRows, StorageSettings, WeightSettings
+    from graftlm.kernels.operator import Case, Operator, implement, operators, withdraw
     from graftlm.training.active_run import ActiveRun
     from graftlm.training.batching import micro_batches
     from graftlm.training.hooks.hook import Hook
@@ -30,6 +31,7 @@ __all__ = [
     "ActiveRun",
     "Adapter",
     "Batch",
+    "Case",
     "CheckpointFormat",
     "Example",
     "ExportTarget",
@@ -38,6 +40,7 @@ __all__ = [
     "LoRAEmbedding",
     "LoRALinear",
     "Objective",
+    "Operator",
     "Proof",
     "ScaledRows",
     "StorageSettings",
@@ -45,18 +48,22 @@ __all__ = [
     "collate",
     "format_named",
     "formats",
+    "implement",
     "micro_batches",
     "next_token_loss",
+    "operators",
     "register_adapter",
     "register_format",
     "register_objective",
     "register_target",
+    "withdraw",
 ]
 
 _HOME = {
     "ActiveRun": "training.active_run",
     "Adapter": "adapters.adapter",
     "Batch": "data.batch",
+    "Case": "kernels.operator",
     "CheckpointFormat": "frozen.checkpoint_format",
     "Example": "data.example",
     "ExportTarget": "export.target",
@@ -65,6 +72,7 @@ _HOME = {
     "LoRAEmbedding": "adapters.lora_embedding",
     "LoRALinear": "adapters.lora_linear",
     "Objective": "training.objective",
+    "Operator": "kernels.operator",
     "Proof": "export.target",
     "ScaledRows": "frozen.weight",
     "StorageSettings": "frozen.weight",
@@ -72,12 +80,15 @@ _HOME = {
     "collate": "data.batch",
     "format_named": "frozen.formats",
     "formats": "frozen.formats",
+    "implement": "kernels.operator",
     "micro_batches": "training.batching",
     "next_token_loss": "training.next_token",
+    "operators": "kernels.operator",
     "register_adapter": "adapters.adapter",
     "register_format": "frozen.formats",
     "register_objective": "training.objective",
     "register_target": "export.target",
+    "withdraw": "kernels.operator",
 }
 
 

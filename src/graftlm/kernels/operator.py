@@ -254,7 +254,7 @@ def implement(
         known = ", ".join(sorted(_OPERATORS))
         raise RequestError(f"there is no operator {operator!r}: expected one of {known}")
     try:
-        torch.device(device)
+        device = torch.device(device).type  # a kernel is for all devices of a type
     except RuntimeError as error:
         raise RequestError(f"{device!r} is no device type: expected cpu, cuda, …") from error
     label = label or f"{function.__module__}.{function.__qualname__}"
