@@ -1,7 +1,7 @@
 """From rows to batches: sources, formats, chat templates, exact loss masks, packing, an audit.
 
-Only `batch` needs torch, and it is imported on first use: the processes that tokenise rows do
-without torch.
+Only `batch` needs torch, and it is imported on first use, so the processes that tokenise rows do
+not load torch.
 """
 
 from __future__ import annotations

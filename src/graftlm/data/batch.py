@@ -1,14 +1,13 @@
-"""Examples and batches: what the model reads, and which tokens it learns.
+"""Batches: the tokens that the model reads, and the tokens that it learns.
 
-Labels are not shifted: ``labels[b, t]`` is the token at ``t`` where that token is learned, and
-``IGNORED`` elsewhere; the loss predicts ``labels[:, 1:]`` from positions ``[:, :-1]``. Padding is
-recognised by its position, from the lengths, and never by a pad id: the pad token may be the end
-token.
+Labels are not shifted: ``labels[b, t]`` is the token at ``t`` if that token is learned, and
+``IGNORED`` otherwise; the loss predicts ``labels[:, 1:]`` from positions ``[:, :-1]``. Padding is
+determined by the lengths, never by a pad id, because the pad token may be the end token.
 
-A packed example holds one or more sequences end to end. Their positions restart at zero, which is
-how transformers recognises them (with ``attention_mask=None`` and no cache) and keeps each from
-attending to the others. A single sequence needs neither mask nor positions: its padding comes after
-it, and attention is causal.
+A packed example holds one or more sequences end to end. Their positions restart at zero. From this
+transformers recognises them (with ``attention_mask=None`` and no cache) and masks attention between
+them. A single sequence needs no mask and no positions: its padding comes after it, and attention is
+causal.
 """
 
 from __future__ import annotations
@@ -36,17 +35,17 @@ class Batch:
     input_ids: Tensor
     """int64, (B, L)."""
     labels: Tensor
-    """int64, (B, L): the token itself where it is learned, ``IGNORED`` elsewhere; not shifted."""
+    """int64, (B, L): the token itself if it is learned, otherwise ``IGNORED``; not shifted."""
     attention_mask: Tensor | None = None
     """bool, (B, L): false on padding; ``None`` when there is none, or when rows are packed."""
     position_ids: Tensor | None = None
     """int64, (B, L): given for packed rows only, restarting at each sequence."""
     tokens: int = 0
-    """Real tokens, padding not counted."""
+    """The number of tokens, without padding."""
 
     @property
     def supervised_tokens(self) -> int:
-        """Tokens that count in the loss: nothing predicts a row's first one."""
+        """Tokens that count in the loss; the first token of a row does not."""
         return int((self.labels[:, 1:] != IGNORED).sum())
 
     def to(self, device: torch.device | str) -> Batch:
@@ -62,14 +61,15 @@ class Batch:
 
 
 def rounded_length(length: int, most: int | None = None) -> int:
-    """``length`` rounded up to one of eight lengths an octave, a multiple of 8 at least.
+    """``length`` rounded up to a multiple of 8, and to one of eight lengths per octave.
 
-    PyTorch compiles a kernel for each shape of its products in 16 bits and never frees it: 20 MB a
-    length for a small model. Using few lengths bounds that, for a few per cent of padding.
+    PyTorch compiles a kernel for each shape of its 16-bit products and never frees it: 20 MB per
+    length for a small model. A small number of lengths bounds this and costs a few per cent of
+    padding.
 
     Args:
         length: tokens of the longest row.
-        most: the most positions the model has, where it has a limit.
+        most: the maximum length of the model; ``None`` if it has no limit.
     """
     step = _step(length)
     rounded = -(-length // step) * step
@@ -77,7 +77,7 @@ def rounded_length(length: int, most: int | None = None) -> int:
 
 
 def rounded_down(length: int) -> int:
-    """The longest such length that ``length`` has room for."""
+    """The largest rounded length that is at most ``length``."""
     return length // _step(length) * _step(length)
 
 
@@ -90,8 +90,8 @@ def collate(examples: Sequence[Example], pad_id: int | None, length: int | None 
 
     Args:
         examples: at least one; either all packed or none.
-        pad_id: any valid token id; it is masked by position, so ``None`` (0) and eos are fine.
-        length: L, at least that of the longest, which it is by default.
+        pad_id: any valid token id; the mask depends on positions, so ``None`` (0) and eos are fine.
+        length: L, at least the length of the longest example, which is the default.
     """
     lengths = np.array([len(example) for example in examples])
     shape = (len(examples), int(lengths.max()) if length is None else length)
@@ -120,9 +120,10 @@ def collate(examples: Sequence[Example], pad_id: int | None, length: int | None 
 def _restarting_positions(
     examples: Sequence[Example], labels: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]:
-    """Positions (B, L) that restart at each sequence and at the padding, a sequence of its own.
+    """Positions (B, L) that restart at each sequence and at the padding.
 
-    Also takes the label off each sequence's first token: its neighbour belongs to another one.
+    This also ignores the label of each sequence's first token, because the token before it belongs
+    to another sequence.
     """
     positions = np.tile(np.arange(labels.shape[1], dtype=np.int64), (len(labels), 1))
     for row, example in enumerate(examples):

@@ -1,9 +1,9 @@
-"""Rows as text: what is rendered, where each answer begins and ends, and what `generate` is given.
+"""Renders rows as text, with the span of each answer, and renders prompts for `generate`.
 
-Training and inference share this file. A row becomes one text with *turns*: the spans a model has
-to produce itself, from the end of the generation prompt to the end of the end-of-turn token. The
-tokeniser (`tokenise.py`) never lets a token straddle such an edge, so that the prefix a row was
-trained with is, token by token, the prefix `render_prompt` gives.
+Training and inference share this file. A row becomes one text with *turns*: the spans that a model
+has to produce, from the end of the generation prompt to the end of the end-of-turn token. The
+tokeniser (`tokenise.py`) never lets a token cross the edge of a turn. So the prefix in training is
+the same, token by token, as the prefix from `render_prompt`.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ class Rendered:
 
     text: str
     turns: tuple[Span, ...] = ()
-    """Spans the model produces, learned or not; no token straddles their edges."""
+    """Spans that the model produces, learned or not; no token crosses their edges."""
     learned: tuple[Span, ...] = ()
     """Spans of the tokens that are learned."""
     bos: bool = False
-    """Put what the tokenizer puts before a text (usually its begin token) in front, unless the
-    text begins with it."""
+    """Whether to prepend the tokens that the tokenizer puts before a text (usually its begin
+    token), unless the text begins with them."""
     eos: bool = False
-    """Append the tokenizer's end token."""
+    """Whether to append the tokenizer's end token."""
     eos_learned: bool = False
     dropped: tuple[tuple[str, str], ...] = ()
-    """What the template did not show: (kind of finding, what)."""
+    """Content that the template did not show: (kind of finding, content)."""
 
 
 def use_chat_template(tokenizer: Any, name: str = "auto") -> str:
-    """Give the tokenizer the template in force, and return its name.
+    """Set the tokenizer's chat template and return its name.
 
-    ``auto`` keeps the tokenizer's own, else takes the built-in of its family. Saving the tokenizer
-    records the template; nothing else has to.
+    ``auto`` keeps the tokenizer's own template, or uses the built-in of its family. Saving the
+    tokenizer records the template.
     """
     chosen = template_name(tokenizer, name)
     if chosen != "own":
@@ -63,7 +63,7 @@ def use_chat_template(tokenizer: Any, name: str = "auto") -> str:
 
 
 def template_name(tokenizer: Any, name: str = "auto") -> str:
-    """The name of the template that ``name`` comes to: a built-in's, or ``own``."""
+    """The name of the template that ``name`` selects: a built-in's, or ``own``."""
     if name != "auto":
         return name
     if tokenizer.chat_template:
@@ -75,20 +75,20 @@ class ChatFormat:
     """Renders rows for one tokenizer; reads from its template how answers begin and end.
 
     Args:
-        tokenizer: takes the template in force as its ``chat_template``.
-        config: the template's name, and what is learned.
+        tokenizer: the template is set as its ``chat_template``.
+        config: the template's name, and the choice of learned tokens.
 
     Attributes:
         template: the template's name; ``own`` for the tokenizer's.
-        replaces_own: a built-in stands in for the tokenizer's own template.
+        replaces_own: whether a built-in replaces the tokenizer's own template.
         end: the text that closes an answer, such as ``<|im_end|>``; may be empty.
         markers: the tokenizer's special tokens, as text.
-        markers_used: those that the template writes around a question and an answer, with ids.
-        end_ids: ids of the tokens that end an answer: where generation stops.
-        prompt_differs: the generation prompt is not how answers begin in the template.
-        dated: the template prints today's date.
-        ends: how answers inside a chat and its last one are closed, where that differs.
-        recorded: the plain format in which the model was trained before, if its template says so.
+        markers_used: the markers that the template writes around a question and an answer, by id.
+        end_ids: ids of the tokens that end an answer, where generation stops.
+        prompt_differs: whether answers in the template do not begin with the generation prompt.
+        dated: whether the template prints today's date.
+        ends: the ends of answers inside a chat and of the last one, if they differ.
+        recorded: the plain format of an earlier training, if the template records it.
     """
 
     def __init__(self, tokenizer: Any, config: DataConfig) -> None:
@@ -113,7 +113,7 @@ class ChatFormat:
         self._probe()
 
     def _probe(self) -> None:
-        """Learn the template's habits from a conversation of one question and one answer."""
+        """Read the template's properties from a conversation of one question and one answer."""
         mark = MARKS[0]
         asked = [{"role": "user", "content": "a"}]
         answer = {"role": "assistant", "content": mark}
@@ -148,7 +148,7 @@ class ChatFormat:
     def _different_ends(
         self, asked: list[dict[str, Any]], answer: dict[str, Any]
     ) -> tuple[str, str] | None:
-        """The markers that close a first and a last answer, where they are not the same."""
+        """The markers that close a first and a last answer, if they differ."""
         try:
             text = self._jinja.apply([*asked, answer, *asked, answer], None, False)
         except RowError:
@@ -172,7 +172,7 @@ class ChatFormat:
 
     @property
     def trained_prompt(self) -> PromptFormat:
-        """How a prompt that is a string is laid out: as recorded, else as the settings say."""
+        """The format of a prompt that is a string: the recorded one, or that of the settings."""
         return self.recorded or PromptFormat("plain", self.separator)
 
     def render(self, row: Row) -> Rendered:
@@ -221,7 +221,7 @@ class ChatFormat:
         return self._without_bos(shown)
 
     def _without_bos(self, rendered: Rendered) -> Rendered:
-        """Plain text gets its begin token as training gave it, not by the template's text."""
+        """Remove the begin token from the template's text; the encoder adds it as in training."""
         bos = self.tokenizer.bos_token
         if self.recorded is None or not bos or not rendered.text.startswith(bos):
             return rendered
@@ -239,10 +239,10 @@ class ChatFormat:
         )
 
     def prompt(self, given: str | Sequence[dict[str, Any]], tools: Any = None) -> Rendered:
-        """What the model is given before it answers: exactly how a training row begins.
+        """The text before the model's answer: exactly the beginning of a training row.
 
         Args:
-            given: a prompt, rendered plainly as ``prompt``/``completion`` rows are, or messages.
+            given: messages, or a prompt that is rendered like ``prompt``/``completion`` rows.
             tools: JSON schemas of functions.
         """
         if isinstance(given, str):

@@ -1,8 +1,8 @@
-"""What the columns of a row mean: which change the row, which go by other names, which to map.
+"""The meaning of a row's columns: which ones change the row, and which ones have other names.
 
-A column that graftlm does not use may be a remark (an id, a source) or may change what the row
-teaches (an answer marked as bad, a picture that the question is about). The first kind is counted
-and named; a row with the second kind is refused.
+An unused column may be a remark (an id, a source), or it may change what the row teaches (an answer
+marked as bad, a picture for the question). Columns of the first kind are counted and named; a row
+with one of the second kind is refused.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FORMATS: dict[str, tuple[str, ...]] = {
 """Format → the columns that a row of it has."""
 
 SYSTEM = ("system", "system_prompt", "system_message")
-"""Names of a column that holds a system message."""
+"""Names of a column with a system message."""
 
 _PROMPT = (
     "prompt question query input instruction context source human user q cau-hoi hoi de-bai "
@@ -48,7 +48,7 @@ _ALIASES = {
     "text": ("text", "content", "document", "body", "sentence"),
 }
 _LOOKED_AT = 30
-"""Columns of a row that are compared with names we know."""
+"""Maximum columns of a row that are compared with known names."""
 
 
 def _given(value: Any) -> bool:
@@ -113,7 +113,7 @@ _CHANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
 def require_understood(
     row: Mapping[str, Any], used: Collection[str], ignore: Collection[str]
 ) -> tuple[str, ...]:
-    """Refuse a row one of whose unused columns changes what it means.
+    """Refuse a row if an unused column changes its meaning.
 
     Args:
         row: columns by name.
@@ -121,7 +121,7 @@ def require_understood(
         ignore: columns that the user leaves out knowingly (``data.ignore``).
 
     Returns:
-        The columns that hold something and are not used.
+        The columns that have content and are not used.
     """
     unused = [str(n) for n, v in row.items() if n not in used and n not in ignore and _given(v)]
     for name in unused:
@@ -142,7 +142,7 @@ def normal(name: str) -> str:
 
 
 def resolve_name(ours: str, theirs: str, row: Mapping[Any, Any]) -> str:
-    """The row's column that ``data.columns`` calls ``theirs``, however its accents are composed.
+    """The row's column with the name ``theirs`` in ``data.columns``, in any Unicode normal form.
 
     Raises:
         RowError: there is none, or several.
@@ -177,10 +177,10 @@ def names_of(row: Mapping[Any, Any]) -> str:
 
 @functools.lru_cache(maxsize=256)
 def suggestion(names: tuple[str, ...]) -> str:
-    """The format that these columns come nearest to, and the setting that would map them.
+    """The format closest to these columns, and the setting that would map them.
 
     Args:
-        names: columns of the row, the first 30 of which are looked at.
+        names: columns of the row; only the first 30 are used.
     """
     looked_at = [name for name in names[:_LOOKED_AT] if name.strip()]
     name, mapping = _nearest(looked_at)
@@ -209,7 +209,7 @@ def _yaml(name: str) -> str:
 
 
 def _nearest(names: list[str]) -> tuple[str, dict[str, str]]:
-    """The format that most columns fit, by name or by a usual other name for them."""
+    """The format with most matching columns, by their names or common synonyms."""
     best: tuple[float, str, dict[str, str]] = (-1.0, "completion", {})
     by_normal = {normal(name): name for name in reversed(names)}
     for form, needed in FORMATS.items():

@@ -1,8 +1,8 @@
-"""What a chat template leaves out of a conversation.
+"""Finds the content that a chat template omits from a conversation.
 
-Templates decide what they show: many drop the thoughts of earlier turns, some a system message,
-tools, or fields they do not know. What is not in the text is not learned, so it is looked for,
-field by field: an answer's in its own turn, the rest anywhere.
+Many templates omit the thoughts of earlier turns; some omit a system message, tools, or unknown
+fields. Omitted content is not learned. So each field is searched in the rendered text: the fields
+of an answer in its own turn, all others anywhere.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _MARKS_OF_THOUGHT = ("</think>", "</thinking>", "</thought>", "</reasoning>")
 def dropped_parts(
     messages: list[dict[str, Any]], tools: Any, located: Located
 ) -> tuple[tuple[str, str], ...]:
-    """Kinds of findings, each with what is missing.
+    """Kinds of findings, each with the missing content.
 
     Args:
-        messages: as they were given to the template.
+        messages: the input of the template.
         tools: JSON schemas of functions.
-        located: what the template made of them.
+        located: the output of the template.
     """
     found: list[tuple[str, str]] = []
     turns = iter(located.turns)
@@ -37,7 +37,7 @@ def dropped_parts(
         start, end = next(turns) if is_answer else (0, len(located.text))
         where = f"messages[{number}]"
         if is_answer and located.verbatim:
-            continue  # nothing but its content, and that is known to be there
+            continue  # it has only content, which is known to be in the text
         shown = located.text[start:end]
         if not _holds(shown, message["content"]):
             kind = _kind_of_loss(message["content"], shown) if is_answer else "message_dropped"
@@ -58,7 +58,7 @@ def dropped_parts(
 
 
 def _kind_of_loss(content: str, shown: str) -> str:
-    """Whether only the thoughts of an answer are gone, or the answer itself."""
+    """Whether only the thoughts of an answer are missing, or the answer itself."""
     for mark in _MARKS_OF_THOUGHT:
         if mark in content and _holds(shown, content.rpartition(mark)[2]):
             return "thoughts_dropped"
@@ -66,7 +66,7 @@ def _kind_of_loss(content: str, shown: str) -> str:
 
 
 def _holds(text: str, part: str) -> bool:
-    """Whether a text contains a part, when spaces are not compared."""
+    """Whether a text contains a part, ignoring spaces."""
     wanted = part.strip()
     return wanted in text or "".join(wanted.split()) in "".join(text.split())
 

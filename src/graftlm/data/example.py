@@ -1,4 +1,4 @@
-"""One example, free of torch: the processes that tokenise need not load it."""
+"""One example. This file does not import torch, so the processes that tokenise need not load it."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""`load_examples`: from a source to what training iterates over.
+"""`load_examples`: from a source of rows to tokenised examples.
 
 Small data is tokenised in memory. Large files are tokenised into the cache and memory-mapped. The
-cache's key is their content, the settings that change tokens, and the tokenizer, so that a second
-run, or a second process, need not tokenise them again.
+cache's key is their content, the settings that change tokens, and the tokenizer. So a second run or
+process does not tokenise them again.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from graftlm.files import require_free_space
 __all__ = ["load_examples", "split", "split_to_train"]
 
 CACHE_FROM = 16 << 20
-"""Files of at least so many bytes go through the cache."""
+"""Files of at least this size in bytes use the cache."""
 _CACHE_BYTES_PER_BYTE = 2.0
-"""Cache for each byte of rows, at most: a token of two characters takes 4.2 bytes."""
+"""Maximum cache bytes for each byte of rows: a token of two characters takes 4.2 bytes."""
 
 Mix = Union[Data, Mapping[str, float]]  # noqa: UP007 - evaluated on Python 3.10
 
@@ -53,10 +53,10 @@ def load_examples(
     Args:
         data: a path, folder, glob, ``-``, Hub data set, or iterable of rows; or several of them,
             ``{source: weight}``: a weight of 2 takes each row twice, one of 0.5 every second row.
-        tokenizer: the model's; takes the chat template in force.
-        config: what is learned, how long rows may be, and so on.
+        tokenizer: the model's; its chat template is set.
+        config: the data settings.
         strict: refuse malformed rows and data that would train nothing; ``False`` only counts them.
-        purpose: what the rows are for, which decides the split that is read of several.
+        purpose: the use of the rows; it decides which of several splits is read.
 
     Raises:
         DataError: the source cannot be read, rows are malformed (the first few are listed with
@@ -81,7 +81,7 @@ def load_examples(
 
 
 def split_to_train(examples: Examples, fraction: float) -> tuple[Examples, Examples]:
-    """`split`, where both parts are needed.
+    """`split`, if both parts are needed.
 
     Raises:
         DataError: one of them would be empty.
@@ -97,20 +97,20 @@ def split_to_train(examples: Examples, fraction: float) -> tuple[Examples, Examp
 
 
 def split(examples: Examples, fraction: float) -> tuple[Examples, Examples]:
-    """The rows to train on, and about ``fraction`` of all rows, held out by their content."""
+    """The training rows, and about ``fraction`` of all rows, held out by their content."""
     held = held_out(examples.hashes, fraction)
     return examples.select(np.flatnonzero(~held)), examples.select(np.flatnonzero(held))
 
 
 def held_out(hashes: npt.NDArray[np.uint64], fraction: float) -> npt.NDArray[np.bool_]:
-    """Which rows are held out; depends on a row's content alone, not on its place or its file."""
-    # Mixed once more, so that a split of a split is not empty.
+    """Which rows are held out; this depends only on a row's content, not on its place or file."""
+    # Mix the hashes again, so that a split of a split is not empty.
     mixed = hashes * np.uint64(0x9E3779B97F4A7C15)
     return (mixed >> np.uint64(11)) < np.uint64(fraction * 2**53)
 
 
 def _weighted(examples: Examples, weight: float) -> Examples:
-    """Each example ``weight`` times; its content decides who gets the fractional part."""
+    """Each example ``weight`` times; the content decides which examples get the fraction."""
     copies = np.full(len(examples), int(weight))
     mixed = (examples.hashes ^ np.uint64(0xD6E8FEB86659FD93)) * np.uint64(0x9E3779B97F4A7C15)
     copies += (mixed >> np.uint64(11)) < np.uint64((weight - int(weight)) * 2**53)

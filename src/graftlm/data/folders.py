@@ -1,7 +1,8 @@
-"""Which files of a folder or glob are rows to learn from, and what is said of the rest.
+"""Chooses the files of a folder or glob that contain rows, and reports the others.
 
-A folder may hold a data set's test files beside those to train on, cache files of the `datasets`
-library, and texts about the data. Test files are left out and named; the others are no rows.
+A folder may contain a data set's test files beside the training files, cache files of the
+`datasets` library, and texts about the data. Test files are skipped and named; the other two kinds
+contain no rows.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _NOT_ROWS = {"dataset_info.json", "dataset_dict.json", "dataset_infos.json", "st
 _ABOUT = re.compile(
     r"(readme|licen[cs]e|notice|changelog|contributing)\b.*\.(md|txt)", re.IGNORECASE
 )
-"""Texts about a data set, as its folder often holds; named by themselves, they are rows."""
+"""Names of texts about a data set, which are skipped in its folder but not if named directly."""
 _SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("valid", "validation", "val", "dev", "eval", "evaluation"), "validation"),
@@ -33,10 +34,10 @@ _SHOWN = 8
 
 
 def files_in(folder: Path) -> tuple[Path, ...]:
-    """All data files below a folder, sorted; hidden ones and a data set's own notes left out.
+    """All data files below a folder, sorted, without hidden files and notes about the data set.
 
-    Where the `datasets` library saved a data set, its ``state.json`` names the files that hold
-    rows; its cache files (``cache-….arrow``) hold the same rows at earlier stages.
+    If the `datasets` library saved the data set, its ``state.json`` names the files with rows; its
+    cache files (``cache-….arrow``) contain the same rows at earlier stages.
 
     Raises:
         DataError: there are none.
@@ -65,7 +66,7 @@ def _left_by_datasets(file: Path) -> bool:
             listed = json.loads(state.read_text(encoding="utf-8"))["_data_files"]
             return file.name not in {item["filename"] for item in listed}
         except (OSError, ValueError, KeyError, TypeError):
-            return False  # a file of that name, which is not the library's
+            return False  # another file of that name
     kept = (file.parent / "dataset_info.json").is_file()
     return kept and file.name.startswith(("cache-", "tmp"))
 
@@ -73,19 +74,19 @@ def _left_by_datasets(file: Path) -> bool:
 def chosen_files(
     name: str, files: Sequence[Path], root: Path | None, purpose: Purpose
 ) -> tuple[tuple[Path, ...], list[str]]:
-    """Of several files, those of the split that serves the purpose, and what there is to say.
+    """The files of the split for the purpose, and messages about the choice.
 
-    Test and validation files are recognised by their names or folders and are not trained on. To
-    measure on, validation files are preferred to test files, and test files to the others.
+    Test and validation files are recognised by their names or folders and are not trained on. For
+    measuring, validation files are preferred to test files, and test files to the others.
 
     Args:
-        name: what the user asked for.
+        name: the user's name for the source.
         files: all data files there.
         root: the folder below which names of folders count.
-        purpose: what the rows are for.
+        purpose: the use of the rows.
 
     Raises:
-        DataError: only files of other splits are there to train on.
+        DataError: there are only files of other splits to train on.
     """
     splits = {file: _split_of(file, root) for file in files}
     if purpose == "train":
@@ -117,7 +118,7 @@ def _listed(files: Iterable[Path], root: Path | None) -> str:
 
 
 def _split_of(file: Path, root: Path | None) -> str | None:
-    """The split that a file belongs to, by a word in its name, else in its folders' names."""
+    """The split of a file, by a word in its name, otherwise in the names of its folders."""
     stem = file.name
     while Path(stem).suffix:
         stem = Path(stem).stem

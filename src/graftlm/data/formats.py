@@ -1,7 +1,7 @@
 """From a raw row to one of three kinds: a conversation, a prompt with its completion, or a text.
 
-Formats are recognised by shape, never guessed: a row that fits none is refused with the nearest
-format and the ``data.columns`` setting that would make it fit.
+Formats are recognised by their columns, never guessed. A row that fits no format is refused; the
+message gives the closest format and the ``data.columns`` setting that would make the row fit.
 
 ========== ===========================================================================
 messages   ``{"messages": [{"role", "content", "tool_calls"?, "train"?}], "tools"?, "system"?}``
@@ -37,22 +37,22 @@ __all__ = ["Row", "RowError", "parse_row"]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row, recognised. ``messages`` is filled for chats, the strings for the other kinds."""
+    """One recognised row. A chat has ``messages``, the other kinds have strings."""
 
     kind: Literal["chat", "completion", "text"]
     format: str
     messages: tuple[dict[str, Any], ...] = ()
     learn: tuple[bool, ...] = ()
-    """For each message: an answer that may be learned."""
+    """For each message, whether it is an answer that may be learned."""
     tools: list[Any] | None = None
     prompt: str = ""
     completion: str = ""
     """The answer; for a text row, the text."""
     unused: tuple[str, ...] = ()
-    """Columns that hold something and are not learned from."""
+    """Columns that have content and are not learned from."""
 
     def content_hash(self) -> int:
-        """64 bits of what the row says; columns that are not learned from do not count."""
+        """64-bit hash of the row's content, without columns that are not learned from."""
         content = (self.kind, self.messages, self.learn, self.tools, self.prompt, self.completion)
         data = json.dumps(content, sort_keys=True, ensure_ascii=True, default=str).encode()
         return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
@@ -68,15 +68,15 @@ def parse_row(
     """Recognise one raw row.
 
     Args:
-        value: what the source read, normally a mapping of columns.
+        value: the value from the source, normally a mapping of columns.
         columns: ``{our name: the data's name}``.
-        format: what becomes of a prompt and a completion that are strings: ``plain`` text, or a
-            question and an answer as turns of a ``chat``.
-        ignore: columns that are left out, although they would change what the row means.
+        format: the use of a prompt and a completion that are strings: ``plain`` text, or a question
+            and an answer as turns of a ``chat``.
+        ignore: columns to ignore, although they would change the row's meaning.
 
     Raises:
-        RowError: the row fits no format, is broken inside, or has a column that changes what it
-            means and cannot be used.
+        RowError: the row fits no format, is malformed, or has an unusable column that changes its
+            meaning.
     """
     if not isinstance(value, Mapping):
         raise RowError(f"found {_kind_of(value)}, expected an object with named columns")
@@ -86,7 +86,7 @@ def parse_row(
             row[column] = _json_list(row[column], column)
     for name, needed in _in_order(columns):
         if all(row.get(column) is not None for column in needed):
-            # The names of what is used grow while the row is parsed.
+            # The parser adds to this set of used names.
             used = set(needed)
             parsed = _PARSERS[name](row, used, format == "chat")
             return dataclasses.replace(parsed, unused=require_understood(row, used, ignore))
@@ -94,7 +94,7 @@ def parse_row(
 
 
 def _renamed(value: Mapping[Any, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """The row with our names for its columns; all are taken at once, so that two may swap."""
+    """The row with our names for its columns; all are renamed at once, so two may swap."""
     found = {ours: resolve_name(ours, theirs, value) for ours, theirs in columns.items()}
     rest = {name: item for name, item in value.items() if name not in found.values()}
     return rest | {ours: value[theirs] for ours, theirs in found.items()}
@@ -167,13 +167,13 @@ _PARSERS = {
 
 
 def _with(row: Mapping[str, Any], used: set[str], question: str, column: str) -> str:
-    """The question with the text it is about, where the row has one."""
+    """The question, with its context if the row has one."""
     used.add(column)
     return question + "\n\n" + text_of(row[column], column) if row.get(column) else question
 
 
 def _question(row: Mapping[str, Any], used: set[str], name: str, question: str, answer: str) -> Row:
-    """A chat of one question and one answer, after the turns that ``history`` holds."""
+    """A chat of one question and one answer, after the turns in ``history``."""
     messages = _history(row.get("history"))
     learn = tuple(message["role"] == "assistant" for message in messages)
     used.add("history")

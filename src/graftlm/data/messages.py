@@ -1,8 +1,8 @@
 """Checking and normalising the messages of a conversation.
 
 The result is what chat templates expect: ``{"role", "content": str, ...}`` with OpenAI-style
-``tool_calls`` whose arguments are objects. Beside it stands, for each message, whether it may be
-learned: an assistant's message is, unless it says ``train: false`` or ``weight: 0``.
+``tool_calls`` whose arguments are objects. In addition, each message has a flag that says whether
+it may be learned: assistant messages may, unless they have ``train: false`` or ``weight: 0``.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ _ROLES = {
 
 
 class RowError(ValueError):
-    """What is wrong with one row; the caller adds where the row stands."""
+    """A problem with one row; the caller adds the position of the row."""
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
 
 
 class Arguments(dict[str, Any]):
-    """The arguments of a tool call as an object, which remembers the text it came as.
+    """The arguments of a tool call as an object that keeps its original text.
 
     Attributes:
-        text: the row's own JSON text, for templates that put text together.
+        text: the row's own JSON text, for templates that concatenate text.
     """
 
     def __init__(self, value: Mapping[str, Any], text: str | None = None) -> None:
@@ -55,7 +55,7 @@ class Arguments(dict[str, Any]):
 
 
 def shown(value: Any) -> str:
-    """The beginning of any value, for a message to people."""
+    """The beginning of any value, for messages."""
     try:
         text = str(value)
     except ValueError:  # an integer of more digits than Python writes
@@ -64,7 +64,7 @@ def shown(value: Any) -> str:
 
 
 def parse_messages(value: Any, column: str) -> tuple[tuple[dict[str, Any], ...], tuple[bool, ...]]:
-    """Messages in either spelling, ``role``/``content`` or ShareGPT's ``from``/``value``.
+    """Messages with keys ``role``/``content`` or ShareGPT's ``from``/``value``.
 
     Returns:
         The normalised messages and, for each, whether it may be learned.
@@ -136,7 +136,7 @@ def _learned(item: Mapping[str, Any], role: str, where: str) -> bool:
 
 
 def text_of(value: Any, where: str) -> str:
-    """A string, or the joined parts of a content list; anything but text is refused."""
+    """A string, or the joined parts of a content list; refuses parts that are not text."""
     if isinstance(value, str):
         return value
     if isinstance(value, list | tuple):
@@ -171,7 +171,7 @@ def _tool_call(call: Any, where: str) -> dict[str, Any]:
 
 
 def _object(value: Any, where: str) -> dict[str, Any]:
-    """An object, also when it comes as a string of JSON, as OpenAI's interface gives it."""
+    """An object, also if it is a string of JSON, as in OpenAI's interface."""
     if isinstance(value, str):
         try:
             value = json.loads(value)
@@ -184,12 +184,12 @@ def _object(value: Any, where: str) -> dict[str, Any]:
 
 
 def _require_json(value: Any, where: str, default: Callable[[Any], Any] | None = None) -> None:
-    """Refuse what JSON cannot say: NaN, infinite or endless numbers, objects of Python.
+    """Refuse values that JSON cannot express: NaN, infinite or very long numbers, Python objects.
 
     Args:
         value: any value.
-        where: where it stands in the row.
-        default: writes what JSON has no form for; numbers that are none pass, too.
+        where: its position in the row.
+        default: converts values that JSON has no form for; if given, NaN and infinity pass too.
     """
     try:
         json.dumps(value, allow_nan=default is not None, default=default)

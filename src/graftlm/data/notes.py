@@ -1,7 +1,7 @@
-"""What can be noticed in a row that is trained on all the same, in words.
+"""Notes on rows that can be trained on, with their messages.
 
-`graftlm check` reports every kind with its first places; training prints those by which something
-is not learned as it was given.
+`graftlm check` reports every kind with its first places. Training prints the kinds in which the
+model does not learn the row exactly as given.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class Note(NamedTuple):
     Attributes:
         severity: as in `audit.findings.Finding`.
         message: follows the number of rows.
-        is_loss: something in the row is not learned or becomes something else.
+        is_loss: whether a part of the row is not learned or is changed.
     """
 
     severity: Literal["warning", "info"]
@@ -59,4 +59,4 @@ NOTES: dict[str, Note] = {
     "sheets_left_out": Note("warning", "workbook has further sheets, which are not read", True),
     "parts_left_out": Note("warning", "file has further lists, which are not read", True),
 }
-"""Kind → what it means, the gravest first."""
+"""Kind → its note, the most serious first."""

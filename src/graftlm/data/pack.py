@@ -1,7 +1,7 @@
 """Packing: several examples in one sequence, with little padding.
 
-Best-fit decreasing: the longest example first, each into the fullest sequence that still has room.
-Positions that restart (`batch.collate`) keep each example from attending to the others.
+The algorithm is best-fit decreasing: the longest example first, each into the fullest sequence that
+still has room. Positions that restart (`batch.collate`) prevent attention between examples.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["PackedExamples", "lengths_of", "pack", "pack_examples"]
 
 
 def pack(lengths: Sequence[int] | npt.NDArray[np.int32], capacity: int) -> list[list[int]]:
-    """Bins of example numbers whose lengths add up to at most ``capacity``.
+    """Bins of example indices whose lengths add up to at most ``capacity``.
 
     Takes O(n · log capacity) for n examples. The remaining room of a bin has only ``capacity + 1``
     possible values; a tree over them finds the fullest bin that an example still fits into.
@@ -42,7 +42,7 @@ def pack(lengths: Sequence[int] | npt.NDArray[np.int32], capacity: int) -> list[
             node >>= 1
 
     def smallest_room(least: int) -> int:
-        """The smallest room of at least ``least`` that a bin has; -1 when none does."""
+        """The smallest remaining room of a bin that is at least ``least``; -1 if there is none."""
         node = least + leaves
         if count[node]:
             return least
@@ -74,7 +74,7 @@ def pack(lengths: Sequence[int] | npt.NDArray[np.int32], capacity: int) -> list[
 
 
 class PackedExamples(Sequence[Example]):
-    """Sequences packed from examples; each is put together when asked for."""
+    """Sequences packed from examples; each is built when it is accessed."""
 
     def __init__(self, examples: Sequence[Example], bins: Sequence[Sequence[int]]) -> None:
         self._examples = examples
@@ -110,6 +110,6 @@ def pack_examples(examples: Sequence[Example], capacity: int) -> PackedExamples:
 
 
 def lengths_of(examples: Sequence[Example]) -> Sequence[int] | npt.NDArray[np.int32]:
-    """Tokens in each example; examples that know their lengths are not read."""
+    """Tokens in each example; examples with stored lengths are not read."""
     known: Sequence[int] | None = getattr(examples, "lengths", None)
     return [len(example) for example in examples] if known is None else known

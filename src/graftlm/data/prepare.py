@@ -1,4 +1,4 @@
-"""A chunk of rows becomes a chunk of examples: the work that is done in parallel."""
+"""Turns a chunk of rows into a chunk of examples; this work runs in parallel."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["Prepared", "RenderedChunk", "chunks", "finish", "prepare", "render"]
 
 _CHUNK_ROWS = 1000
 _CHUNK_BYTES = 4 << 20
-"""Text in a chunk, about: its tokens take up to 220 bytes of memory for each byte."""
+"""Approximate text in a chunk; its tokens take up to 220 bytes of memory for each byte."""
 _MOJIBAKE = re.compile("[ÃÂ][\u0080-\u00bf]|â€[\u0090-\u00ff™œ“”\u02dc]|á»[\u0080-\u00bf]")
 _MARKERS = re.compile(
     r"<\|im_start\|>|<\|im_end\|>|<start_of_turn>|<end_of_turn>|\[/?INST\]|<\|eot_id\|>"
@@ -35,7 +35,7 @@ _BRACKETED = re.compile(r"<[^\s<>]{1,40}>|\[[^\s\[\]]{1,40}\]")
 
 @dataclass
 class Prepared:
-    """Examples of a chunk, end to end, and what happened to its rows."""
+    """Examples of a chunk, end to end, and the report on its rows."""
 
     input_ids: npt.NDArray[np.int32]
     """(tokens,)"""
@@ -44,12 +44,12 @@ class Prepared:
     lengths: npt.NDArray[np.int32]
     """(examples,)"""
     hashes: npt.NDArray[np.uint64]
-    """(examples,): of the row an example comes from."""
+    """(examples,): the hash of the row of each example."""
     report: LoadReport = field(default_factory=LoadReport)
 
 
 def chunks(rows: Iterator[Raw]) -> Iterator[list[Raw]]:
-    """Rows in groups that are worth sending to another process, and bounded in size."""
+    """Rows in groups of bounded size, large enough to send to another process."""
     chunk: list[Raw] = []
     size = 0
     for row in rows:
@@ -63,7 +63,7 @@ def chunks(rows: Iterator[Raw]) -> Iterator[list[Raw]]:
 
 
 def _size(value: Any) -> int:
-    """Characters of text in a value, about."""
+    """Approximate number of characters in a value."""
     if isinstance(value, str | bytes):
         return len(value)
     if isinstance(value, Mapping):
@@ -72,7 +72,7 @@ def _size(value: Any) -> int:
 
 
 def prepare(raws: Sequence[Raw], encoder: Encoder, config: DataConfig) -> Prepared:
-    """Parse, recognise, render, tokenise and truncate; nothing raises, everything is counted."""
+    """Parse, recognise, render, tokenise and truncate; counts errors instead of raising them."""
     rendered = render(raws, encoder, config)
     return finish(rendered, encoder.encode(rendered.texts), encoder, config)
 
@@ -141,7 +141,7 @@ def finish(
 
 
 def _require_characters(text: str) -> None:
-    """Half a surrogate pair is no character: no tokenizer can encode it."""
+    """Refuse half of a surrogate pair, which no tokenizer can encode."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -154,7 +154,7 @@ def _require_characters(text: str) -> None:
 
 
 def _inspect(row: Row, raw: Raw, encoder: Encoder, report: LoadReport) -> None:
-    """Note what is odd in a row's text, though it can be trained on."""
+    """Note unusual content of a row that can still be trained on."""
     if row.kind == "chat":
         texts = [message["content"] for message in row.messages]
         answers = [
@@ -165,7 +165,7 @@ def _inspect(row: Row, raw: Raw, encoder: Encoder, report: LoadReport) -> None:
         if row.messages[-1]["role"] != "assistant":
             report.note("ends_without_answer", f"{raw.where}: ends with {row.messages[-1]['role']}")
     else:
-        # A begin or end token at the very edge is the one that graftlm would have put there.
+        # At the very edge, graftlm itself would add this begin or end token.
         tokenizer = encoder.tokenizer
         bos, eos = str(tokenizer.bos_token or ""), str(tokenizer.eos_token)
         first = (row.prompt or row.completion).removeprefix(bos)

@@ -1,15 +1,15 @@
-r"""How a model was trained to be asked: by chat turns, by plain text, or by text that goes on.
+r"""The prompt form of a trained model: chat turns, plain text, or text to continue.
 
-A model tuned on rows of prompt and completion answers well to a prompt as it stood in those rows,
-and badly to the same words inside chat turns. What it was trained with is therefore written into
-the chat template that is saved with it:
+A model that was trained on rows of prompt and completion answers well to a prompt in the form of
+those rows, and badly to the same words inside chat turns. Its form is therefore recorded in the
+chat template that is saved with it:
 
-- rows that were chats leave the model's own template, which is how the model was asked;
-- rows that were plain leave a template that writes plain text and begins with a comment,
+- for chats it is the template that the rows were rendered with;
+- for plain rows it is a template that writes plain text and begins with a comment,
   ``{#- graftlm: {"kind": "plain", "separator": "\n"} -#}``, from which `format_in` reads the
   format back.
 
-Every program that renders chat templates then asks in the trained form, as graftlm does.
+Every program that renders chat templates then uses the trained form, as graftlm does.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _MARK = re.compile(r"\{#- graftlm: (\{.*?\}) -#\}")
 
 @dataclass(frozen=True, slots=True)
 class PromptFormat:
-    """How a prompt stands before its answer.
+    """The form of a prompt before its answer.
 
     Attributes:
-        kind: ``chat``: as a turn of the chat template; ``plain``: the prompt, then the separator;
-            ``text``: as it is, to be continued.
-        separator: of the kind ``plain``.
+        kind: ``chat``: a turn of the chat template; ``plain``: the prompt, then the separator;
+            ``text``: the prompt alone, to be continued.
+        separator: the separator of the kind ``plain``.
     """
 
     kind: Literal["chat", "plain", "text"]
@@ -49,7 +49,7 @@ class PromptFormat:
 
 
 def format_of(kinds: Counter[str], config: DataConfig) -> PromptFormat:
-    """The format of rows of these kinds; where kinds are mixed, that of the chats, else plain."""
+    """The format of rows of these kinds; for mixed kinds ``chat`` if among them, else plain."""
     if kinds["chat"] or not kinds:
         return PromptFormat("chat")
     return PromptFormat("plain", config.separator) if kinds["completion"] else PromptFormat("text")
@@ -65,8 +65,8 @@ def with_format(tokenizer: Any, form: PromptFormat) -> Any:
     """The tokenizer as it is saved with a model that was trained in ``form``.
 
     Returns:
-        A copy with the template that records the format, or for chats the tokenizer itself, which
-        holds the template it was used with.
+        A copy with the template that records the format; for chats the tokenizer itself, which has
+        the template of the training.
     """
     if form.kind == "chat":
         return tokenizer
@@ -78,6 +78,6 @@ def with_format(tokenizer: Any, form: PromptFormat) -> Any:
 def written_with(form: PromptFormat, tokenizer: Any) -> str:
     """The template that writes plain text in this form and records it."""
     record = json.dumps({"kind": form.kind, "separator": form.separator})
-    # The comment must not be closed by what is in it.
+    # The content of the comment must not close it.
     record = record.replace("#", r"\u0023").replace("-", r"\u002d")
     return "{#- graftlm: " + record + " -#}" + plain_template(form.separator, tokenizer)

@@ -1,4 +1,4 @@
-"""Rendering messages by a tokenizer's chat template, whichever form it wants them in."""
+"""Renders messages by a tokenizer's chat template, in the form that the template needs."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ __all__ = ["Template"]
 
 
 class Template:
-    """The chat template in force.
+    """The chat template that is used.
 
     Args:
-        tokenizer: holds it as its ``chat_template``.
-        name: what it is called in messages to people.
+        tokenizer: has it as its ``chat_template``.
+        name: its name in messages.
     """
 
     def __init__(self, tokenizer: Any, name: str) -> None:
@@ -32,8 +32,8 @@ class Template:
         Args:
             messages: the conversation.
             tools: JSON schemas of functions.
-            generation: end with what the model is given before it answers.
-            variables: given to the template besides.
+            generation: append the generation prompt.
+            variables: additional variables of the template.
 
         Raises:
             RowError: the template refuses, with its reason.
@@ -59,10 +59,10 @@ class Template:
         return text
 
     def fitting(self, messages: list[dict[str, Any]], tools: Any) -> list[dict[str, Any]]:
-        """The messages with the arguments of tool calls in the form that the template can show.
+        """The messages, with the arguments of tool calls in the form that the template supports.
 
-        Most templates expect objects and write them as JSON. Some join strings, and fail on an
-        object or write it as Python does (``{'n': 4}``): they get the row's own JSON text.
+        Most templates expect objects and write them as JSON. Some concatenate strings and fail on
+        an object, or write it in Python's form (``{'n': 4}``). They get the row's own JSON text.
         """
         if not any(message.get("tool_calls") for message in messages):
             return messages
@@ -73,7 +73,7 @@ class Template:
             try:
                 self.apply(as_text, tools, False)
             except RowError:
-                return messages  # which says why when it is rendered
+                return messages  # rendering them then raises the reason
             return as_text
         given = [call["function"]["arguments"] for m in messages for call in _calls(m)]
         python_form = any(arguments and str(arguments) in text for arguments in given)
@@ -84,7 +84,7 @@ class Template:
         try:
             return mark in self.apply(messages, None, True, strftime_now=lambda *_: mark)
         except RowError:
-            return True  # it computes with the date
+            return True  # it does arithmetic with the date
 
 
 def _calls(message: dict[str, Any]) -> list[dict[str, Any]]:

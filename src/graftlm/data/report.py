@@ -1,4 +1,4 @@
-"""What happened on the way from rows to examples, counted as it happens."""
+"""The report on the way from rows to examples, counted during the work."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["LoadReport"]
 
 _SHOWN = 5
 _COLUMNS = 200
-"""Unused columns that are counted each by its own name."""
+"""Maximum unused columns that are counted separately by name."""
 
 
 @dataclass
 class LoadReport:
-    """Counts, and for each kind of finding the first places where it was met."""
+    """Counts, and for each kind of finding the first places where it occurred."""
 
     rows: int = 0
     formats: Counter[str] = field(default_factory=Counter)
@@ -35,15 +35,15 @@ class LoadReport:
     split: int = 0
     """Rows that became several windows."""
     unsupervised: int = 0
-    """Rows or windows dropped because nothing in them is learned."""
+    """Rows or windows dropped because they have no learned token."""
     unused: Counter[str] = field(default_factory=Counter)
-    """Column that is not learned from → rows in which it holds something."""
+    """Column that is not learned from → rows in which it has content."""
     notes: Counter[str] = field(default_factory=Counter)
     """Kind of finding → rows."""
     places: dict[str, list[str]] = field(default_factory=dict)
-    """Kind of finding → the first places, with what was found."""
+    """Kind of finding → the first places, with details."""
     sources: list[str] = field(default_factory=list)
-    """Which files were read and which were not, where that was a choice."""
+    """Messages on which files were read and which were not, if there was a choice."""
 
     def note(self, kind: str, place: str) -> None:
         """Count a finding; the first few places are kept."""
@@ -53,7 +53,7 @@ class LoadReport:
             kept.append(printable(place))
 
     def note_unused(self, columns: tuple[str, ...]) -> None:
-        """Count columns that are not learned from; of very many names, some as one."""
+        """Count columns that are not learned from; beyond a limit of names, all others as one."""
         for name in columns:
             known = name in self.unused or len(self.unused) < _COLUMNS
             self.unused[printable(name[:60]) if known else "others"] += 1
@@ -74,7 +74,7 @@ class LoadReport:
                 setattr(self, item.name, mine + theirs)
 
     def losses(self, max_length: int) -> str:
-        """What was lost on the way, in words; empty when nothing was."""
+        """The losses in words; empty if there are none."""
         counts = (
             (self.too_long, f"dropped, longer than max_length={max_length}"),
             (self.truncated, f"cut to {max_length} tokens"),
@@ -85,10 +85,10 @@ class LoadReport:
         return f"of {self.rows:,} rows {'; '.join(said)}" if said else ""
 
     def said(self, name: str, max_length: int) -> list[str]:
-        """A line for each thing that is not used, not read or not learned, for training to print.
+        """Lines for training to print, one for each thing that is not used, read or learned.
 
         Args:
-            name: what the rows are called.
+            name: the name of the rows.
             max_length: the longest row in tokens.
         """
         lines = [printable(line) for line in self.sources]

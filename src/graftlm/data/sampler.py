@@ -1,7 +1,7 @@
 """The order of rows: a pure function of the lengths, the seed and the epoch.
 
-No state passes from one step to the next: a run that resumes at step ``s`` of an epoch takes
-``batches(...)[s:]`` and gets exactly the rows that it would have got.
+There is no state between steps: a run that resumes at step ``s`` of an epoch uses
+``batches(...)[s:]`` and gets the same rows as an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy.typing as npt
 __all__ = ["batches"]
 
 _POOL = 64
-"""Batches that are sorted by length together: more pad less, fewer mix the rows better."""
+"""Number of batches sorted by length together: more reduce padding, fewer mix rows better."""
 
 
 def batches(
@@ -33,9 +33,9 @@ def batches(
 
     Args:
         lengths: tokens in each row.
-        batch_size: rows a batch.
-        seed: the run's.
-        epoch: counted from zero; each has an order of its own.
+        batch_size: rows per batch.
+        seed: the run's seed.
+        epoch: counted from zero; each has its own order.
         group_by_length: if false, rows are only shuffled and cut into batches.
     """
     generator = np.random.default_rng([seed, epoch])

@@ -62,8 +62,8 @@ class TotalScore:
 def score(predicted_text: str, expected_text: str) -> RowScore:
     """Compare a model's text with the expected JSON record.
 
-    The first JSON object of the prediction is credited field by field. Anything but whitespace
-    after it rules out ``exact`` and ``parses``: a model has to stop by itself.
+    The first JSON object of the prediction is scored field by field. If any text except whitespace
+    follows it, ``exact`` and ``parses`` are false, because a model has to stop by itself.
     """
     expected, rest = _first_object(expected_text)
     if not expected or rest.strip():

@@ -1,4 +1,4 @@
-"""Where rows come from: files, folders, globs, pipes, Hub data sets, Python iterables."""
+"""Sources of rows: files, folders, globs, pipes, Hub data sets, Python iterables."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _HUB = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<split>[\w\[\]:%+-]+))?")
 
 @dataclass(frozen=True)
 class Source:
-    """Rows to iterate over; files also have a key of their content.
+    """An iterable of rows; files also have a key of their content.
 
     Attributes:
-        name: what the user called them.
-        files: the files they are read from, if any.
-        rows: what else they are read from.
-        notes: which files are read and which are not, where that is a choice.
-        from_arrow: whether missing keys were filled with null on the way here.
+        name: the user's name for it.
+        files: the files, if any.
+        rows: the iterable, if there are no files.
+        notes: messages on which files are read and which are not, if there is a choice.
+        from_arrow: whether Arrow filled missing keys with null.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Source:
 
     @property
     def size(self) -> int:
-        """Bytes on disk; 0 for rows that are no files."""
+        """Bytes on disk; 0 for rows that are not in files."""
         return sum(file.stat().st_size for file in self.files)
 
     def __iter__(self) -> Iterator[Raw]:
@@ -79,10 +79,10 @@ def open_source(data: Data, purpose: Purpose = "train") -> Source:
 
     Args:
         data: see `Data`.
-        purpose: what the rows are for; decides which split of a folder is read.
+        purpose: the use of the rows; decides which split of a folder is read.
 
     Raises:
-        DataError: nothing is there, or nothing that graftlm reads.
+        DataError: there is nothing there, or nothing that graftlm can read.
     """
     if not isinstance(data, str | Path):
         return _iterable(data, purpose)
@@ -123,7 +123,7 @@ def open_source(data: Data, purpose: Purpose = "train") -> Source:
 
 
 def _pipe(name: str, path: Path, mode: int) -> Source:
-    """What a shell's ``<(…)`` names; any other pipe or device might never end, or never begin."""
+    """The pipe of a shell's ``<(…)``; another pipe or device might never end, or never begin."""
     is_ours = path.parent in (Path("/dev/fd"), Path("/proc/self/fd"))
     if not (is_ours and stat.S_ISFIFO(mode)):
         raise DataError(
@@ -133,7 +133,7 @@ def _pipe(name: str, path: Path, mode: int) -> Source:
 
 
 def _iterable(data: Any, purpose: Purpose) -> Source:
-    """Rows from Python; of a mapping of splits, the one for the purpose."""
+    """Rows from Python; from a mapping of splits, the split for the purpose."""
     if isinstance(data, Mapping):
         order = ("train",) if purpose == "train" else ("validation", "test", "train")
         split = next((name for name in order if name in data), None)
@@ -165,7 +165,7 @@ def _hub_rows(name: str, split: str) -> Iterable[Any]:
         ) from None
     try:
         rows: Iterable[Any] = datasets.load_dataset(name, split=split)
-    except Exception as error:  # the library raises whatever its transport does
+    except Exception as error:  # the library raises the errors of its transport
         reason = str(error).strip().splitlines()[:1]
         raise DataError(
             f"{name} is no file here, and as a Hub data set (split {split}) it cannot be loaded: "

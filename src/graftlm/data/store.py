@@ -1,7 +1,7 @@
 """Examples in Arrow: in memory, or in a file that is memory-mapped.
 
-One record batch a chunk: ``input_ids`` list<int32>, ``supervised`` list<bool> (a bit each), and
-``row`` uint64, the content hash of the row an example comes from. About 4.2 bytes a token.
+One record batch per chunk: ``input_ids`` list<int32>, ``supervised`` list<bool> (a bit each), and
+``row`` uint64, the content hash of the example's row. It takes about 4.2 bytes per token.
 """
 
 from __future__ import annotations
@@ -59,12 +59,12 @@ class _Columns:
 
 
 class Examples(Sequence[Example]):
-    """Examples by number, read when asked for.
+    """Examples by index, read when they are accessed.
 
     Attributes:
-        report: what happened to the rows they come from.
-        lengths: int32, (examples,): tokens in each.
-        hashes: uint64, (examples,): content hash of the row each comes from.
+        report: the report on their rows.
+        lengths: int32, (examples,): tokens in each example.
+        hashes: uint64, (examples,): content hash of each example's row.
     """
 
     def __init__(self, batches: Sequence[pa.RecordBatch], report: LoadReport) -> None:
@@ -104,7 +104,7 @@ class Examples(Sequence[Example]):
 
     @property
     def highest_id(self) -> int:
-        """The largest token id in what these examples are chosen from; -1 where there is none."""
+        """The largest token id in the data of these examples; -1 if there is none."""
         return max((int(part.ids.max(initial=-1)) for part in self._parts), default=-1)
 
     def select(self, index: npt.NDArray[np.int64]) -> Examples:
@@ -148,11 +148,11 @@ def in_memory(parts: Iterator[Prepared]) -> Examples:
 
 
 class DamagedCacheError(Exception):
-    """What lies in the cache is not what was written there."""
+    """The content of the cache differs from what was written."""
 
 
 def write_folder(folder: Path, parts: Iterator[Prepared]) -> None:
-    """Write chunks as they come: ``examples.arrow`` and ``report.json``."""
+    """Write chunks one by one: ``examples.arrow`` and ``report.json``."""
     report = LoadReport()
     path = str(folder / _ARROW)
     with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
@@ -167,7 +167,7 @@ def open_folder(folder: Path) -> Examples:
     """Memory-map what `write_folder` wrote.
 
     Raises:
-        DamagedCacheError: a file is missing, or holds something else than was written.
+        DamagedCacheError: a file is missing, or its content differs from what was written.
     """
     try:
         note = json.loads((folder / _REPORT).read_text(encoding="utf-8"))

@@ -1,10 +1,10 @@
-"""Built-in chat templates, for tokenizers that bring none.
+"""Built-in chat templates, for tokenizers without one.
 
-Jinja, rendered by transformers like any other; the one in force becomes the tokenizer's
+They are Jinja templates, rendered by transformers. The chosen one becomes the tokenizer's
 ``chat_template``, so that saving the tokenizer records it and every other tool renders the same.
 
-``END`` stands for the marker that ends an answer. A base model whose vocabulary lacks the marker
-gets its own end token there instead: the model can stop, and no token needs training from nothing.
+``END`` represents the marker that ends an answer. If the vocabulary of a base model lacks the
+marker, the model's own end token replaces it: the model can stop, and needs no new token.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ QUESTION
 
 
 def _system_into_user(question: str, answer: str) -> str:
-    """A template whose format has no system turn: it opens the next question instead."""
+    """A template for a format without system turns: the system text begins the next question."""
     return _SYSTEM_INTO_USER.replace("QUESTION", question).replace("ANSWER", answer)
 
 
@@ -127,7 +127,7 @@ _FAMILY_MARKERS = {
 
 
 def family_template(tokenizer: Any) -> str:
-    """The built-in whose markers are single tokens of this vocabulary, else ``plain``."""
+    """The built-in whose markers are single tokens in this vocabulary, otherwise ``plain``."""
     vocabulary = tokenizer.get_vocab()
     for name, markers in _FAMILY_MARKERS.items():
         if all(marker in vocabulary for marker in markers):
@@ -142,7 +142,7 @@ def built_in_name(tokenizer: Any) -> str | None:
 
 
 def template_text(name: str, tokenizer: Any) -> str:
-    """The built-in's Jinja text, fitted to a tokenizer: its end marker, and its bos if it adds one.
+    """The built-in's Jinja text with a tokenizer's end marker, and its bos if it adds one.
 
     Raises:
         ConfigError: there is no such built-in.
@@ -160,7 +160,7 @@ def template_text(name: str, tokenizer: Any) -> str:
 
 
 def plain_template(separator: str, tokenizer: Any) -> str:
-    """Messages as plain text: what is said, the separator, the answer, the end token."""
+    """Messages as plain text: the question, the separator, the answer, the end token."""
     text = _fitted(_PLAIN, tokenizer.eos_token, tokenizer)
     return text.replace("SEPARATOR", json.dumps(separator, ensure_ascii=False))
 

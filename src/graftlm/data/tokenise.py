@@ -1,8 +1,8 @@
-"""Text to tokens, with masks exact to the character.
+"""Text to tokens, with masks that are exact to the character.
 
-A row is tokenised once, as a whole, and its spans are looked up by the tokenizer's offsets. Where a
-token would straddle the edge of a turn, the text is cut there and its parts are tokenised apart:
-generation starts from a prompt that ends at that edge, so such a token could never be seen there.
+A row is tokenised once, as a whole, and the tokenizer's offsets give the positions of its spans. If
+a token would cross the edge of a turn, the text is cut there and the parts are tokenised
+separately. Generation starts from a prompt that ends at that edge, where such a token cannot occur.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from graftlm.data.formats import Row
 __all__ = ["Encoder", "render_prompt", "stop_tokens"]
 
 _ANCHORS = ("\n", ".", "a", "0")
-"""Texts put before a later part, so that the tokenizer does not take it for a text's beginning."""
+"""Texts before a later part, so that the tokenizer does not treat it as the start of a text."""
 
 _CONTEXT = 32
 _REMEMBERED = 10_000
@@ -33,7 +33,7 @@ class Encoder:
     Attributes:
         format: how rows are rendered.
         tokenizer: the model's.
-        head: what the tokenizer puts before every text, usually its begin token; may be empty.
+        head: the tokens before every text, usually the begin token; may be empty.
     """
 
     def __init__(self, tokenizer: Any, config: DataConfig) -> None:
@@ -52,15 +52,15 @@ class Encoder:
             self._backend.no_padding()
             probe = self._backend.encode("a b", add_special_tokens=False)
             spaces = probe.offsets and probe.offsets[-1] == (2, 3) and len(probe.ids) == 2
-            # Some tokenizers report " b" at the "b": their offsets hide a straddling space.
+            # Some tokenizers report " b" at the "b": their offsets hide a space before the edge.
             self._trims = bool(spaces)
 
     def __call__(self, rendered: Sequence[Rendered]) -> list[Example]:
-        """One example a row, at full length."""
+        """One example per row, at full length."""
         return self.mask(rendered, self.encode(rendered))
 
     def encode(self, rendered: Sequence[Rendered]) -> Sequence[Any]:
-        """The tokenizer's own encodings; runs without Python's lock, on all cores."""
+        """The tokenizer's encodings; this runs on all cores, without Python's lock."""
         if self._backend is None:
             return [None] * len(rendered)
         texts = [row.text for row in rendered]
@@ -68,7 +68,7 @@ class Encoder:
         return encodings
 
     def mask(self, rendered: Sequence[Rendered], encodings: Sequence[Any]) -> list[Example]:
-        """Examples from encodings: where each turn begins and ends, and what is learned."""
+        """Examples from encodings: the edges of each turn, and the learned tokens."""
         return [self._example(row, enc) for row, enc in zip(rendered, encodings, strict=True)]
 
     def rows(self, rows: Sequence[Row]) -> list[Example]:
@@ -78,7 +78,7 @@ class Encoder:
     def _example(self, row: Rendered, encoding: Any) -> Example:
         edges = sorted({edge for turn in (*row.turns, *row.learned) for edge in turn})
         ids, at = self._positions(row.text, edges, encoding)
-        # Exactly one: a text may begin with the begin token itself.
+        # Exactly one begin token: the text may already begin with it.
         head = self.head if row.bos and ids[: len(self.head)] != self.head else []
         tail = [self._eos] if row.eos else []
         supervised = np.zeros(len(head) + len(ids) + len(tail), dtype=np.bool_)
@@ -94,7 +94,7 @@ class Encoder:
         """Token ids of a text, and for each edge the index of the first token at or after it.
 
         Args:
-            text: what is tokenised.
+            text: the text.
             edges: positions in it, sorted.
             encoding: the text's encoding, with ``skip`` (tokens, characters) of an anchor in front.
             skip: see ``encoding``.
@@ -129,7 +129,7 @@ class Encoder:
         return ids, at
 
     def _encode_part(self, text: str, later: bool) -> tuple[Any, tuple[int, int]]:
-        """Encode a part; one that is not the text's beginning stands behind an anchor."""
+        """Encode a part; a part that is not the first gets an anchor before it."""
         if self._backend is None:
             return None, (0, 0)
         for anchor in _ANCHORS if later and text else ():
@@ -140,10 +140,10 @@ class Encoder:
         return self._backend.encode(text, add_special_tokens=False), (0, 0)
 
     def _settled(self, text: str, edge: int) -> bool:
-        r"""Whether the text before an edge is tokenised alike without what follows.
+        r"""Whether the text before an edge has the same tokens without the text after it.
 
-        No token straddles the edge, so only the splitting into words can still look ahead; such
-        rules (GPT-2's ``\s+(?!\S)``) look at runs of spaces.
+        No token crosses the edge, so only the splitting into words can still look ahead. Such rules
+        (GPT-2's ``\s+(?!\S)``) look at runs of spaces.
         """
         if not text[edge - 1].isspace():
             return True
@@ -165,7 +165,7 @@ class Encoder:
     def _look_up(
         self, text: str, edges: list[int], encoding: Any, skip: tuple[int, int]
     ) -> tuple[dict[int, int], list[int]]:
-        """Edges that fall between two tokens, and edges that a token straddles."""
+        """Edges between two tokens, and edges that a token crosses."""
         at: dict[int, int] = {}
         cut: list[int] = []
         tokens, characters = skip
@@ -179,7 +179,7 @@ class Encoder:
             else:
                 straddles = encoding.token_to_chars(token)[0] < edge + characters
             if straddles and encoding.ids[token] in self._special:
-                token += 1  # a marker that swallows the spaces beside it, e.g. Phi-3's <|end|>
+                token += 1  # a marker that includes adjacent spaces, e.g. Phi-3's <|end|>
                 straddles = text[edge - 1].isspace() or not text[edge].isspace()
             if straddles or not self._settled(text, edge):
                 cut.append(edge)
@@ -199,12 +199,12 @@ def render_prompt(
     config: DataConfig | None = None,
     tools: Any = None,
 ) -> list[int]:
-    """The token ids a model is given before it answers, as in training to the last token.
+    """The token ids of a prompt, the same as in training to the last token.
 
     Args:
-        given: a prompt (rendered as ``prompt``/``completion`` rows are, or as the tokenizer's
-            template records that the model was trained), messages, or a row, of which everything
-            before its last answer is taken.
+        given: messages; or a row, of which everything before its last answer is used; or a prompt,
+            which is rendered like ``prompt``/``completion`` rows or in the form that the
+            tokenizer's template records.
         tokenizer: the model's.
         config: the settings the model was trained with, for its chat template.
         tools: JSON schemas of functions the model may call.

@@ -1,4 +1,4 @@
-"""What becomes of a row longer than ``max_length``; every loss is counted."""
+"""Truncates rows longer than ``max_length`` and counts every loss."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["truncate"]
 
 
 class Counts(Protocol):
-    """Where it is counted what was lost."""
+    """The counters of losses."""
 
     too_long: int
     truncated: int
@@ -25,19 +25,18 @@ class Counts(Protocol):
 def truncate(
     example: Example, config: DataConfig, counts: Counts, head: Sequence[int] = ()
 ) -> list[Example]:
-    """The examples a row becomes: itself, a part, several windows, or none; all is counted.
+    """The examples from a row: itself, a part, several windows, or none.
 
-    ``left`` keeps the end of the row, so also the end of the answer; ``right`` keeps its beginning,
-    so the model is not taught to stop there. ``split`` makes consecutive windows without overlap.
-    What holds no learned token after the cut (the first token of a window is never predicted) is
-    left out.
+    ``left`` keeps the end of the row, with the end of the answer. ``right`` keeps its beginning, so
+    the model does not learn to stop there. ``split`` makes consecutive windows without overlap. A
+    part without a learned token is dropped (the first token of a window is never predicted).
 
     Args:
         example: the whole row.
         config: its ``max_length`` and ``truncation``.
-        counts: takes the counts.
-        head: the tokens that begin every text of this tokenizer, usually its begin token. Where a
-            row begins with them, so does every part of it, as models never read text without them.
+        counts: the counters of losses.
+        head: the tokens that begin every text of this tokenizer, usually its begin token. If a row
+            begins with them, so does every part of it, because models expect them.
     """
     limit = config.max_length
     windows = [example]
@@ -64,7 +63,7 @@ def truncate(
 
 
 def _cut(example: Example, start: int, end: int, head: list[int]) -> Example:
-    """A part of a row, behind tokens that are read and not learned."""
+    """A part of a row, after head tokens that are not learned."""
     ids, supervised = example.input_ids[start:end], example.supervised[start:end]
     if not head:
         return Example(ids, supervised)

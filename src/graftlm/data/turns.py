@@ -1,8 +1,8 @@
-"""Where each answer begins and ends in a rendered conversation, for any template.
+"""Finds the start and end of each answer in a rendered conversation, for any template.
 
-No ``{% generation %}`` marks are needed: the conversation is rendered twice, once with each answer
-replaced by a character that does not occur in it. The texts around the marks then stand in the
-real rendering too, and what lies between them are the answers.
+This needs no ``{% generation %}`` marks. The conversation is rendered twice, once with each answer
+replaced by a character that does not occur in it. The texts around these marks also occur in the
+real rendering, and the answers are between them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from graftlm.data.rendering import Template
 __all__ = ["MARKS", "Located", "Span", "TurnFinder"]
 
 MARKS = "\ue000\ue001\ue002\ue003\uf8f0\uf8f1\uf8f2\uf8f3"
-"""Private-use characters; the first that a conversation does not contain marks its answers."""
+"""Private-use characters; the first one not in the conversation marks its answers."""
 
 Span = tuple[int, int]
 
@@ -29,7 +29,7 @@ class Located:
     Attributes:
         text: the rendering.
         turns: the span of each assistant message, through its end token.
-        verbatim: the turns hold the answers character by character.
+        verbatim: whether the turns contain the answers character by character.
     """
 
     text: str
@@ -39,14 +39,14 @@ class Located:
 
 @dataclasses.dataclass(frozen=True)
 class TurnFinder:
-    """Finds the assistant's turns in what one template renders.
+    """Finds the assistant's turns in the output of one template.
 
     Attributes:
         template: renders conversations.
         special: matches the tokenizer's special tokens.
         end: the text that closes an answer.
-        direct: the generation prompt is exactly what stands before an answer.
-        no_prompt: the template has no generation prompt.
+        direct: whether the text before an answer is exactly the generation prompt.
+        no_prompt: whether the template has no generation prompt.
     """
 
     template: Template
@@ -80,7 +80,7 @@ class TurnFinder:
     def _verbatim(
         self, messages: list[dict[str, Any]], tools: Any, text: str, mark: str, generation: bool
     ) -> list[Span] | None:
-        """The turns of a template that shows answers as they are, or stripped; else ``None``."""
+        """The turns of a template that shows answers unchanged or stripped; otherwise ``None``."""
         blank = [{**m, "content": mark} if m["role"] == "assistant" else m for m in messages]
         between = self.template.apply(blank, tools, generation).split(mark)
         answers = [m["content"] for m in messages if m["role"] == "assistant"]
@@ -106,7 +106,7 @@ class TurnFinder:
         index: int,
         generation: bool,
     ) -> Span:
-        """One turn of any template, by what changes when only this answer changes."""
+        """One turn of any template: the part that changes if only this answer changes."""
         answer = {"role": "assistant", "content": mark}
         try:
             other = self.template.apply(

@@ -1,13 +1,13 @@
-"""Preparing many chunks: in this process, or in several.
+"""Prepares many chunks, in this process or in several.
 
 In this process, the tokenizer works on one chunk, on all cores and without Python's lock, while
-Python renders the next one. That needs one copy of the tokenizer, which for a large vocabulary
-takes hundreds of megabytes.
+Python renders the next one. This needs only one copy of the tokenizer, which takes hundreds of
+megabytes for a large vocabulary.
 
-Several processes also divide the rendering among them; each has its own tokenizer. They are plain
-subprocesses that read chunks from standard input and write examples to standard output. They do not
-import the user's main module, so a script needs no ``__main__`` guard, and they are not forked, so
-they inherit no threads.
+Several processes also share the rendering; each has its own tokenizer. They are plain subprocesses
+that read chunks from standard input and write examples to standard output. They do not import the
+user's main module, so a script needs no ``__main__`` guard. They are not forked, so they inherit no
+threads.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _AHEAD = 2
 def prepare_all(
     chunks: Iterable[Sequence[Raw]], encoder: Encoder, config: DataConfig, workers: int
 ) -> Iterator[Prepared]:
-    """`prepare` over all chunks, in order, with at most a few chunks in memory."""
+    """Run `prepare` on all chunks, in order, with at most a few chunks in memory."""
     if workers == 0:
         yield from _pipelined(chunks, encoder, config)
         return
@@ -117,7 +117,7 @@ class _Worker:
 
     def _send(self, data: bytes) -> None:
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # the missing answer tells
+        with contextlib.suppress(BrokenPipeError):  # the missing answer shows the failure
             _write(self._process.stdin, data)
 
     def close(self) -> None:
@@ -131,9 +131,9 @@ class _Worker:
 
 
 def serve() -> None:
-    """What a worker process runs."""
+    """The main function of a worker process."""
     inlet, outlet = sys.stdin.buffer, sys.stdout.buffer
-    sys.stdout = sys.stderr  # a stray print must not get between the answers
+    sys.stdout = sys.stderr  # a stray print must not mix with the answers
     setup = _receive(inlet)
     if setup is None:
         return

@@ -1,4 +1,4 @@
-"""What is wrong with rows before anything is learned from them."""
+"""The audit: finds problems in rows before training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the answers are, over all examples: whether they end, and whether they differ."""
+"""Checks the answers of all examples: whether they end, and whether they differ."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Answers"]
 
 
 class Answers:
-    """One pass over the examples: what is learned in each, and whether it ends."""
+    """Statistics of one pass over the examples: the learned tokens of each, and whether it ends."""
 
     def __init__(self, examples: Examples, encoder: Encoder) -> None:
         end_ids = np.array(encoder.format.end_ids)
@@ -37,7 +37,7 @@ class Answers:
                 self.unknown += int((ids == unknown).sum())
 
     def findings(self, total: int, config: DataConfig) -> list[Finding]:
-        """What is wrong with the answers of ``total`` examples."""
+        """The problems with the answers of ``total`` examples."""
         found: list[Finding] = []
         if self.unknown:
             found.append(

@@ -1,4 +1,4 @@
-"""What will be learned from these examples, and what is wrong with them."""
+"""The audit of examples: what a model learns from them, and the problems in them."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from graftlm.errors import DataError
 __all__ = ["Audit", "Sample", "audit", "require_trainable"]
 
 _NEAR_LIMIT = 100_000
-"""Near-duplicates are looked for among so many examples; more take long."""
+"""Maximum examples in the search for near-duplicates, which is slow for more."""
 _PACK_LIMIT = 200_000
 
 
 def require_trainable(examples: Sequence[Example]) -> None:
-    """The cheap part of the audit: refuse examples that would train nothing.
+    """The fast part of the audit: refuse examples that would train nothing.
 
     Raises:
         DataError: there are no examples, or no token in them counts in the loss.
@@ -51,7 +51,7 @@ def require_trainable(examples: Sequence[Example]) -> None:
 
 @dataclass(frozen=True)
 class Sample:
-    """One example as text, cut where learning begins and ends."""
+    """One example as text, in pieces that are learned or not."""
 
     pieces: tuple[tuple[str, bool], ...]
     """(text, whether it is learned), in order."""
@@ -68,9 +68,9 @@ class Audit:
     kinds: dict[str, int]
     """``chat``, ``completion`` (plain text) or ``text`` → rows."""
     asked: str
-    """How the model will be asked, in words."""
+    """The prompt form of the model, in words."""
     asked_text: str
-    """What it is given for a question, written QUESTION, before it answers."""
+    """The prompt for a question, which is written as QUESTION."""
     template: str
     max_length: int
     tokens: int
@@ -83,16 +83,16 @@ class Audit:
     split: int
     unsupervised: int
     padding_share: float
-    """Of the positions in batches of 8 rows of similar length."""
+    """Share of padding in batches of 8 rows of similar length."""
     packing_efficiency: float
-    """Real tokens in packed sequences of ``max_length``."""
+    """Share of real tokens in packed sequences of ``max_length``."""
     recommended_max_length: int
     findings: list[Finding] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
-        """Whether training on this data would do what was meant."""
+        """Whether there is no error among the findings."""
         return not any(finding.severity == "error" for finding in self.findings)
 
     def to_dict(self) -> dict[str, Any]:
@@ -110,16 +110,16 @@ def audit(
     more: Sequence[Finding] = (),
     samples: int = 3,
 ) -> Audit:
-    """Look at everything that will be learned.
+    """Examine everything that will be learned.
 
     Args:
-        examples: loaded with ``strict=False``, so that the report tells of malformed rows too.
-        encoder: the one they were made with.
-        config: the settings they were made with.
-        eval_examples: what will be measured on, to find rows that are in both.
-        limits: what the model can read.
+        examples: loaded with ``strict=False``, so that the report contains malformed rows too.
+        encoder: the encoder that made them.
+        config: the settings that they were made with.
+        eval_examples: the held-out examples, to find rows that are in both.
+        limits: the limits of the model.
         more: findings on the model itself.
-        samples: how many examples to show.
+        samples: the number of examples to show.
     """
     report = examples.report
     lengths = examples.lengths

@@ -1,7 +1,7 @@
-"""What training asks of its rows before it starts: what `graftlm check` would find as an error.
+"""The checks of rows at the start of training: the errors that `graftlm check` would find.
 
-The cheap part of the audit, on examples that are tokenised already: it takes no second look at
-each row, and is done before the weights of the model are read.
+This is the fast part of the audit. It uses tokenised examples without reading each row again, and
+runs before the weights of the model are read.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def require_fit(examples: Sequence[Example], limits: ModelLimits) -> list[Findin
     """Refuse rows that the model cannot read.
 
     Returns:
-        The findings that are no reason to refuse, to be printed.
+        The other findings, which the caller prints.
 
     Raises:
         DataError: token ids beyond the embedding table, or rows longer than a model's fixed
@@ -44,7 +44,7 @@ def said_before_training(
     form: ChatFormat,
     config: DataConfig,
 ) -> list[Finding]:
-    """What is worth a line before hours are spent, on rows that can be trained on."""
+    """Messages about rows that can be trained on, to print before a long run."""
     findings = template_findings(examples.report, config, form)
     found = [finding for finding in findings if finding.severity == "warning"]
     if isinstance(held, Examples) and len(held):

@@ -1,4 +1,4 @@
-"""Rows that occur twice, or nearly: by content hash, and by MinHash over tokens.
+"""Finds duplicates and near-duplicates of rows, by content hash and by MinHash over tokens.
 
 MinHash (Broder 1997): the share of equal minima of random hash functions estimates the Jaccard
 similarity of two sets, here of the token trigrams of two examples. Examples whose minima agree in
@@ -26,7 +26,7 @@ _GRAM = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], d
 
 
 def repeats(hashes: npt.NDArray[np.uint64]) -> tuple[npt.NDArray[np.int64], int]:
-    """Numbers of the examples whose hash occurred before, and how many distinct ones repeat."""
+    """The indices of examples whose hash occurred before, and the number of distinct hashes."""
     _, first, counts = np.unique(hashes, return_index=True, return_counts=True)
     later = np.setdiff1d(np.arange(len(hashes)), first)
     return later, int((counts > 1).sum())
@@ -42,18 +42,18 @@ def grams(example: Example) -> npt.NDArray[np.uint64]:
 
 
 class NearIndex:
-    """Finds, for an example, one seen before that shares at least 90 % of its trigrams."""
+    """Finds an earlier example that shares at least 90 % of an example's trigrams."""
 
     def __init__(self, examples: Sequence[Example]) -> None:
         self._examples = examples
         self._buckets: dict[tuple[int, bytes], list[int]] = defaultdict(list)
 
     def find(self, example: Example, add_as: int | None = None) -> int | None:
-        """The number of a near-twin among those added, if there is one.
+        """The index of an added near-duplicate, if there is one.
 
         Args:
-            example: the one to look for.
-            add_as: its own number, to add it when it has no twin.
+            example: the example to compare.
+            add_as: its own index, to add it if it has no near-duplicate.
         """
         own = grams(example)
         minima = (own[:, None] * _FACTORS + _SHIFTS).min(axis=0)

@@ -1,4 +1,4 @@
-"""What was noticed while rows were read, said so that one can act on it."""
+"""Findings on rows, with messages that say what to do."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ __all__ = ["Finding", "Severity", "by_notes", "template_findings"]
 Severity = Literal["error", "warning", "info"]
 
 _TOO_MANY = 0.1
-"""Share of rows from which a loss of rows is an error."""
+"""If at least this share of rows is lost, it is an error."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing to know before training.
+    """One fact to know before training.
 
-    An *error* means that training would not do what was meant; a *warning* is worth a look.
+    An *error* means that training would not have the intended effect; a *warning* may be harmless.
     """
 
     kind: str
@@ -96,7 +96,7 @@ def by_notes(
 
 
 def template_findings(report: LoadReport, config: DataConfig, form: ChatFormat) -> list[Finding]:
-    """What does not fit between template, tokenizer and data."""
+    """Conflicts between template, tokenizer and data."""
     found: list[Finding] = []
 
     def add(kind: str, severity: Severity, count: int, message: str) -> None:

@@ -1,6 +1,6 @@
-"""What a model can take: whether rows fit its embedding table, its positions, its markers.
+"""Checks that rows fit a model: its embedding table, its positions, its markers.
 
-`graftlm check` asks this of a model's files, and training asks the same before it starts.
+`graftlm check` and the start of training use the same checks.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ _POSITIONS = (
 )
 _ROTARY = ("rope_theta", "rope_parameters", "rope_scaling", "rotary_dim", "rotary_pct", "alibi")
 _TABLES = ("gptj", "codegen")
-"""Model types that rotate by a table of fixed length."""
+"""Model types whose rotary embeddings are in a table of fixed length."""
 _UNTRAINED = 0.5
-"""Norm of a row, relative to the least of 1 in 100 ordinary rows, below which it is untrained."""
+"""A row is untrained if its norm, relative to the first percentile of ordinary rows, is below."""
 
 
 @dataclass(frozen=True)
 class ModelLimits:
-    """What a model's configuration says about the rows it can read.
+    """The limits on rows in a model's configuration.
 
     Attributes:
-        vocab_size: rows of the embedding table; ``None`` where it is not known.
-        positions: tokens that the model was made for; ``None`` where there is no limit.
-        fixed: more positions do not exist, as each has a row of its own.
+        vocab_size: rows of the embedding table; ``None`` if unknown.
+        positions: the length that the model was trained for; ``None`` if there is no limit.
+        fixed: whether a longer row is impossible, because each position has its own embedding.
     """
 
     vocab_size: int | None = None
@@ -51,7 +51,7 @@ def limits_of(config: Mapping[str, Any]) -> ModelLimits:
     """The limits that a ``config.json`` names.
 
     Args:
-        config: its content; that of the text part is looked at where there are several.
+        config: its content; if it has several parts, the text part is used.
     """
     text = config.get("text_config")
     parts = [config, *([text] if isinstance(text, Mapping) else [])]
@@ -68,9 +68,9 @@ def limits_of(config: Mapping[str, Any]) -> ModelLimits:
 
 
 def fit_findings(examples: Sequence[Example], limits: ModelLimits) -> list[Finding]:
-    """Rows that the model cannot read, or was not made for."""
+    """Findings on rows that the model cannot read, or was not trained for."""
     found: list[Finding] = []
-    highest = getattr(examples, "highest_id", None)  # known without a look at each row
+    highest = getattr(examples, "highest_id", None)  # known without reading each row
     if limits.vocab_size is not None and (highest is None or highest >= limits.vocab_size):
         beyond = sum(
             int(np.max(example.input_ids, initial=0)) >= limits.vocab_size for example in examples
@@ -101,8 +101,8 @@ def untrained_findings(
 ) -> list[Finding]:
     """Markers of the template whose embedding was never trained, as in many base models.
 
-    Adapters leave the table as it is, so the model reads such a marker as noise, and where the
-    output layer is the same table, it cannot come to write it.
+    Adapters do not change the table, so the model reads such a marker as noise. If the output layer
+    shares the table, the model cannot learn to write the marker.
 
     Args:
         markers: text of a marker → its row of the table, (hidden size,).

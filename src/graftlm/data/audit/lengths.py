@@ -61,7 +61,7 @@ def packing_efficiency(lengths: npt.NDArray[np.int32], capacity: int) -> float:
 
 
 def recommended_max_length(lengths: Counter[int]) -> int:
-    """The smallest multiple of 64 that keeps 99.5 % of the rows whole, or all, if near."""
+    """The smallest multiple of 64 that holds 99.5 % of the rows, or all rows if that is close."""
     if not lengths:
         return 0
     total, seen = sum(lengths.values()), 0

@@ -1,4 +1,4 @@
-"""The audit as one HTML page: no scripts, nothing fetched, so it can be mailed or kept."""
+"""The audit as one HTML page without scripts or external files, so that it can be mailed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading one file of rows, whatever its format."""
+"""Readers of files of rows in all formats."""
 
 from graftlm.data.readers.files import READERS, read_file, suffix_of
 from graftlm.data.readers.raw import MAX_ROW, Raw

@@ -1,8 +1,8 @@
 """Arrow and Parquet: tables of typed columns.
 
-Arrow has one type for all values of a column, so that an object that lacks a key which another
-row's has is stored with that key and null. Such nulls inside objects are taken out again:
-otherwise a model would learn to call tools with arguments that nobody gave.
+Arrow has one type for all values of a column. If an object lacks a key of another row's object, it
+is stored with that key and null. The reader removes such nulls inside objects; otherwise a model
+would learn to call tools with arguments that the row does not have.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def read_arrow(name: str, file: BinaryIO) -> Iterator[Raw]:
 def _rows(name: str, batches: Iterable[pa.RecordBatch]) -> Iterator[Raw]:
     number = 0
     for batch in batches:
-        # Offsets that point outside the buffers would end the process, not raise.
+        # Offsets outside the buffers would crash the process instead of raising.
         batch.validate(full=True)
         for start in range(0, batch.num_rows, _ROWS):
             for row in _as_python(batch.slice(start, _ROWS)):
@@ -55,7 +55,7 @@ def _rows(name: str, batches: Iterable[pa.RecordBatch]) -> Iterator[Raw]:
 
 
 def _as_python(batch: pa.RecordBatch) -> list[dict[str, Any]]:
-    """The rows of a batch; a column whose values Python cannot hold is text, or a `RowError`."""
+    """The rows of a batch; values without a Python type become text or a `RowError`."""
     try:
         rows: list[dict[str, Any]] = batch.to_pylist()
     except (ValueError, OverflowError, pa.ArrowException):
@@ -67,7 +67,7 @@ def _as_python(batch: pa.RecordBatch) -> list[dict[str, Any]]:
 
 
 def _values(column: str, values: pa.Array) -> list[Any]:
-    """A column's values, e.g. as text for times in nanoseconds, which Python's do not have."""
+    """A column's values; text if Python has no type for them, such as times in nanoseconds."""
     try:
         return list(values.to_pylist())
     except (ValueError, OverflowError, pa.ArrowException) as error:

@@ -1,8 +1,8 @@
-"""Tables as text: CSV as Excel, pandas and databases write it, with any usual separator.
+"""Tables as text: CSV from Excel, pandas and databases, with any common separator.
 
-Excel writes `;` between fields where the comma is the decimal sign (Vietnam, most of Europe), may
-begin with a line ``sep=;``, and calls tab-separated UTF-16 "Unicode text". The separator is read
-from the header, and where that leaves a choice, from the rows that follow.
+Excel writes `;` between fields if the comma is the decimal sign (Vietnam, most of Europe), may
+begin with a line ``sep=;``, and calls tab-separated UTF-16 "Unicode text". The header determines
+the separator; if it leaves a choice, the following rows do.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NAMES = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a vertical ba
 
 
 def read_separated(usual: str) -> Callable[[str, BinaryIO], Iterator[Raw]]:
-    """A reader of tables whose fields are separated by ``usual``, or by what the header shows."""
+    """A reader of tables whose separator is ``usual``, or the one that the header shows."""
 
     def read(name: str, file: BinaryIO) -> Iterator[Raw]:
         with as_text(file) as text:
@@ -73,7 +73,7 @@ def _bounded(text: TextIO) -> Iterator[str]:
 
 
 def _separator(sample: Sequence[str], usual: str) -> str:
-    """The separator that gives the header most fields and the rows as many as the header."""
+    """The separator with most fields in the header and the same number in the rows."""
 
     def fits(separator: str) -> tuple[bool, float, bool, int]:
         rows = [row for row in csv.reader(sample, delimiter=separator) if row]
@@ -92,8 +92,8 @@ def table_rows(
 
     Args:
         name: the file's.
-        table: (line, fields); rows without any content are none.
-        notes: what to say about the file; travels with the first row.
+        table: (line, fields); rows without content are skipped.
+        notes: notes on the file, attached to the first row.
     """
     header: list[str] | None = None
     for line, fields in table:
@@ -114,7 +114,7 @@ def table_rows(
 
 
 def _row(fields: Sequence[str | None], header: Sequence[str]) -> object:
-    """The row, or what is wrong with its number of fields."""
+    """The row, or an error about its number of fields."""
     surplus = fields[len(header) :]
     if len(fields) < len(header) or any(field and field.strip() for field in surplus):
         return RowError(

@@ -1,4 +1,4 @@
-"""The reader of each kind of file, and what is said when it cannot read one."""
+"""The reader of each kind of file, and its error messages."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _SPREADSHEETS = {".xls", ".xlsb", ".xlsm", ".ods", ".numbers"}
 
 
 def suffix_of(path: Path) -> str:
-    """The suffix that tells the format, without that of the compression."""
+    """The suffix for the format, without that of the compression."""
     name = path.name.lower()
     for compression in _COMPRESSED:
         name = name.removesuffix(compression)
@@ -68,7 +68,7 @@ def read_file(path: Path) -> Iterator[Raw]:
 
 
 def read_stream(name: str, stream: BinaryIO) -> Iterator[Raw]:
-    """The rows of a pipe, whose name tells no format: JSON lines, a JSON array, or CSV."""
+    """The rows of a pipe, which has no suffix: JSON lines, a JSON array, or CSV."""
     buffered, head = peek(stream)
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     first_line = head.split(b"\n", 1)[0]

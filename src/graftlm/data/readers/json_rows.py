@@ -1,4 +1,4 @@
-"""JSON: one object a line, or one array of objects."""
+"""JSON: one object per line, or one array of objects."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["read_json", "read_jsonl"]
 _HOLDERS = ("data", "rows", "examples", "train")
 """Keys under which an object of JSON holds its rows."""
 _MAX_JSON = 1 << 30
-"""Characters of a ``.json`` file, which is read as a whole."""
+"""Maximum characters of a ``.json`` file, which is read as a whole."""
 
 
 def read_jsonl(name: str, file: BinaryIO) -> Iterator[Raw]:
-    """One row a line; blank lines are none."""
+    """One row per line; blank lines are skipped."""
     for number, line in byte_lines(file):
         if isinstance(line, RowError) or not line.isspace():
             yield Raw(name, number, line)
@@ -60,7 +60,7 @@ def read_json(name: str, file: BinaryIO) -> Iterator[Raw]:
 
 
 def _other_keys(value: dict[str, object], key: str) -> tuple[tuple[str, str], ...]:
-    """A note where other parts of the file look like rows too, such as a test split."""
+    """A note if other parts of the file look like rows too, such as a test split."""
     others = [name for name, part in value.items() if name != key and isinstance(part, list)]
     if not others:
         return ()

@@ -1,4 +1,4 @@
-"""Lines of a file, each of a bounded size, in UTF-8 or in what its byte order mark says."""
+"""Lines of a file, each of a bounded size, in UTF-8 or the encoding of the byte order mark."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def as_text(file: BinaryIO) -> TextIO:
 def byte_lines(file: BinaryIO) -> Iterator[tuple[int, bytes | RowError]]:
     """Line numbers from 1, with the lines as UTF-8.
 
-    A line that is longer than `MAX_ROW` is skipped block by block, so that it never lies in memory
-    as a whole; a `RowError` stands in its place.
+    A line longer than `MAX_ROW` is skipped block by block, so that it is never in memory as a
+    whole; a `RowError` replaces it.
     """
     buffered, head = peek(file)
     if head[:2] in _UTF16:
@@ -59,7 +59,7 @@ def byte_lines(file: BinaryIO) -> Iterator[tuple[int, bytes | RowError]]:
 
 
 def too_large(size: int) -> RowError:
-    """What is said about a row of ``size`` bytes."""
+    """The error for a row of ``size`` bytes."""
     return RowError(
         f"the row has {size:,} bytes, expected at most {MAX_ROW:,}; cut it into several rows"
     )

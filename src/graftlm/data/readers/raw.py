@@ -1,4 +1,4 @@
-"""One row as it was read, before anyone knows what it means."""
+"""One row as it was read, before it is interpreted."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from graftlm.data.messages import RowError
 __all__ = ["MAX_ROW", "Raw", "json_problem"]
 
 MAX_ROW = 8 << 20
-"""Bytes of the largest row that is read: tokenising takes up to 220 bytes of memory for each."""
+"""Maximum bytes of a row: tokenising takes up to 220 bytes of memory for each byte."""
 
 
 @dataclass(frozen=True, slots=True)
 class Raw:
-    """One row: where it stands, and its value (bytes: a line of JSON that is not parsed yet).
+    """One row: its position and its value (bytes: a line of JSON that is not parsed yet).
 
-    A line stays bytes so that the process that tokenises it also parses it. A row that cannot be
+    A line stays bytes, so that the process that tokenises it also parses it. A row that cannot be
     read has a `RowError` as its value.
     """
 
@@ -26,7 +26,7 @@ class Raw:
     line: int
     value: Any
     notes: tuple[tuple[str, str], ...] = ()
-    """What the reader noticed: (kind of finding, what was found)."""
+    """The reader's notes: (kind of finding, details)."""
 
     @property
     def where(self) -> str:
@@ -37,7 +37,7 @@ class Raw:
         """The row's value.
 
         Raises:
-            RowError: it could not be read; says what was found.
+            RowError: it could not be read; the message gives the reason.
         """
         if isinstance(self.value, RowError):
             raise self.value
@@ -59,7 +59,7 @@ def _parse_json(line: bytes) -> Any:
 
 
 def json_problem(error: Exception) -> str:
-    """What Python's parser says, including what it says as a plain `ValueError`."""
+    """The message for an error of Python's parser, which may be a plain `ValueError`."""
     if isinstance(error, RecursionError):
         return "JSON nested too deeply"
     if isinstance(error, json.JSONDecodeError):

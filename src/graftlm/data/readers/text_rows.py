@@ -1,4 +1,4 @@
-"""Plain text: a file is one row, or several where it is large."""
+"""Plain text: a file is one row, or several if it is large."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BLOCK = 1 << 20
 
 
 def read_text(name: str, file: BinaryIO) -> Iterator[Raw]:
-    """One row a file; a text of many megabytes is cut between paragraphs, else between lines."""
+    """One row per file; a text of many megabytes is cut between paragraphs or lines."""
     parts: list[str] = []
     size, number, first = 0, 0, 1
     with as_text(file) as text:

@@ -14,7 +14,7 @@ from graftlm.errors import DataError
 __all__ = ["read_workbook"]
 
 _MAX_UNPACKED = 1 << 30
-"""Bytes of XML in a workbook: its texts are held in memory as a whole."""
+"""Maximum bytes of XML in a workbook, because all of its texts are held in memory."""
 
 
 def read_workbook(name: str, file: BinaryIO) -> Iterator[Raw]:
@@ -51,7 +51,7 @@ def read_workbook(name: str, file: BinaryIO) -> Iterator[Raw]:
         yield from table_rows(name, ((n, [*map(_text, cells)]) for n, cells in rows), notes)
     except DataError:
         raise
-    except Exception as error:  # openpyxl raises whatever its XML and zip parsers do
+    except Exception as error:  # openpyxl raises the errors of its XML and zip parsers
         raise DataError(
             f"cannot read {name} as an Excel workbook: {str(error) or type(error).__name__}"
         ) from error
