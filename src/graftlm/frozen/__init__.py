@@ -1,4 +1,4 @@
-"""Frozen weights: how a weight that is not trained is stored."""
+"""Frozen weights: the storage of weights that are not trained."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The contract of a storage format on disk: which tensors of a checkpoint are one stored weight.
+"""The contract of a storage format on disk: which tensors of a checkpoint form one stored weight.
 
-A format that has one names it in `FrozenWeight.checkpoint`. Loading asks every registered format
-whether it `recognises` the `quantization_config` of a config.json, and lets that one open the
-weights.
+A weight format names its disk format in `FrozenWeight.checkpoint`. Loading asks every registered
+format whether it `recognises` the `quantization_config` of a config.json. The format that does
+opens the weights.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class CheckpointFormat(abc.ABC):
     A *prefix* is the name of a module, such as ``model.layers.0.self_attn.q_proj``.
 
     Attributes:
-        title: what a message calls the format, such as ``bitsandbytes NF4``.
+        title: the name of the format in messages, such as ``bitsandbytes NF4``.
     """
 
     title: ClassVar[str]
@@ -69,5 +69,5 @@ class CheckpointFormat(abc.ABC):
         Args:
             settings: how its weights were stored.
             dtype: the type that the model computes in.
-            kept: the linear layers that are stored as they were.
+            kept: the linear layers that are not in the format.
         """

@@ -1,4 +1,4 @@
-"""A dense weight behind the contract of a frozen weight: no storage format, the matrix itself."""
+"""A dense weight with the contract of a frozen weight, without a storage format."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ class DenseWeight(FrozenWeight):
 
     @classmethod
     def quantize(cls, weight: Tensor, settings: StorageSettings) -> Self:
-        """The weight as it is; nothing is rounded."""
+        """The unchanged weight; nothing is rounded."""
         return cls(weight.detach())
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
-        """The weight, in ``dtype`` or its own type; not copied where the type is its own."""
+        """The weight in ``dtype``, by default its own type; a copy only if the type differs."""
         return self.weight.detach() if dtype is None else self.weight.detach().to(dtype)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The one tensor there is."""
+        """The weight as the only tensor."""
         return {"dense": self.weight}
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
@@ -75,7 +75,7 @@ class DenseWeight(FrozenWeight):
     def product_with_update(
         self, x: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scaling: float
     ) -> Tensor:
-        """By one kernel where there is one for the device and the types of both factors."""
+        """By one kernel, if there is one for the device and the types of both factors."""
         weight = self.weight
         if weight.is_contiguous() and has_dense_kernel(x, weight, A, B):
             return ops.lora_linear(x, weight, bias, A, B, scaling)

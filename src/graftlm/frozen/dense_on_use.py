@@ -1,7 +1,7 @@
 """The `weight` of a layer whose weight is stored: dense only while an operation reads it.
 
-Some models read a layer's weight themselves: Mamba-2 asks `in_proj.weight` for its device, Mamba
-multiplies by `dt_proj.weight`. `DenseOnUse` answers for shape, type and device at no cost, and
+Some models read a layer's weight themselves: Mamba-2 reads the device of `in_proj.weight`, Mamba
+multiplies by `dt_proj.weight`. `DenseOnUse` has shape, type and device without dequantising, and
 dequantises for each operation that needs values. Autograd keeps it, not the dense matrix.
 """
 
@@ -55,7 +55,7 @@ class DenseOnUse(Tensor):
         return func(*mapped(_dense, args), **mapped(_dense, kwargs or {}))
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
-        """Names the format; printing values would dequantise them."""
+        """The name of the format; printing values would dequantise them."""
         return f"DenseOnUse({tuple(self.shape)}, format={self.frozen.format})"
 
 

@@ -16,14 +16,14 @@ __all__ = ["FrozenEmbedding", "FrozenOutput"]
 class FrozenEmbedding(MovedModule):
     """A frozen table ``ids (...) → (..., embedding_dim)``.
 
-    There is no attribute `weight` here or in `FrozenOutput`: model code that read one would skip
-    the factor, or the scales of the rows.
+    This class and `FrozenOutput` have no attribute `weight`, because model code that reads it would
+    ignore the factor or the scales of the rows.
 
     Args:
         rows: the table; a tied head holds the same one.
         dtype: type of the result.
         factor: multiplies it (Gemma's √D), rounded to ``dtype`` as transformers does.
-        padding_idx: kept for those who ask; nothing trains.
+        padding_idx: kept for code that reads it; it has no effect, because nothing trains.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class FrozenEmbedding(MovedModule):
         return e if self.factor == 1.0 else e * torch.tensor(self.factor, dtype=self.dtype)
 
     def moved(self, move: Callable[[Tensor], Tensor]) -> None:
-        """The type of the result becomes what that of a plain table would."""
+        """Change the type of the result as for a plain table."""
         self.dtype = move(torch.empty(0, dtype=self.dtype)).dtype
 
     def extra_repr(self) -> str:
@@ -67,7 +67,7 @@ class FrozenOutput(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of all words; of no positions, as in training, without reading the weight."""
+        """Logits of all tokens. For an empty input, as in training, the weight is not read."""
         if not x.numel():
             return x.new_empty(*x.shape[:-1], self.out_features)
         return self.rows.frozen.product(x, self.bias)

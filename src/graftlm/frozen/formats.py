@@ -5,7 +5,7 @@ A format comes from this package, from a call of `register_format`, or from an i
     [project.entry-points."graftlm.weight_formats"]
     affine4 = "my_package.affine4:Affine4"
 
-Only the last reaches the commands, and the processes that they start.
+Only formats of installed packages are available in the commands and the processes that they start.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ __all__ = ["DEFAULT_FORMAT", "format_named", "formats", "register_format"]
 FormatT = TypeVar("FormatT", bound=type[FrozenWeight])
 
 DEFAULT_FORMAT = "nf4"
-"""What `model.weight_format` and `load_model(quantize=…)` are unless they are said."""
+"""The default of `model.weight_format` and `load_model(quantize=…)`."""
 
 RESERVED = ("none", "original")
-"""What the commands call a weight that is in no format."""
+"""The name, in the commands, for a weight without a format."""
 
 ENTRY_POINTS = "graftlm.weight_formats"
 
@@ -43,7 +43,7 @@ def register_format(cls: FormatT) -> FormatT:
     A class of the same module and name may be registered again, as a notebook does.
 
     Raises:
-        ConfigError: the name is taken by another class, or is no name.
+        ConfigError: another class has this name, or the name is invalid.
     """
     name = getattr(cls, "format", None)
     if not isinstance(name, str) or not name.isidentifier() or name in RESERVED:
@@ -68,7 +68,7 @@ def format_named(name: str) -> type[FrozenWeight]:
     """The format known as ``name``.
 
     Raises:
-        ConfigError: there is none; the message lists those there are.
+        ConfigError: there is none; the message lists the known formats.
     """
     if name not in _registered:
         if name in _BUILT_IN:

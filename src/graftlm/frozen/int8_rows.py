@@ -1,11 +1,11 @@
-"""8 bits a weight, a scale for each row: half of what 16 bits take.
+"""8 bits per weight and a scale for each row: half the size of 16 bits.
 
     W_rd ≈ s_r C_rd t_d    t_d = max_r |W_rd|    s_r = max_d |W_rd / t_d| / 127    C rounded, int8
 
-It is meant for the embedding table and the output head, whose rows are words: what is looked up is
-one code row, scaled, and the logit of a word is the product of its code row with h · t, times its
-scale. Without t a few large features, the same for all words, would set the steps of all others:
-t takes the error of Gemma-3-270M's table from 1.9 % to 0.9 %.
+It is made for the embedding table and the output head, whose rows are words. A lookup scales one
+row of codes. The logit of a word is the product of its row of codes with h · t, times its scale.
+Without t, a few features that are large in all words would determine the precision of all others:
+t reduces the error of Gemma-3-270M's table from 1.9 % to 0.9 %.
 (Absmax quantisation by row: arXiv 2208.07339, section 2; features evened out first: 2211.10438.)
 
     W  weight (V, D)      C  codes      s  row_scale      t  feature_scale
@@ -32,9 +32,9 @@ __all__ = ["Int8Rows"]
 
 LARGEST = 127
 TINY = 1e-30
-"""In place of the scale of a row or feature of zeros."""
+"""The scale of a row or feature of zeros."""
 AT_ONCE = 4096
-"""Rows that are quantised, or widened, together: little beside the weight is in memory."""
+"""Rows that are quantised or widened together, so that little additional memory is needed."""
 
 
 @register_format

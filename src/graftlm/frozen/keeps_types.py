@@ -18,7 +18,7 @@ class KeepsTypes(MovedModule):
     """
 
     def moving(self, move: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        """``move``, but for the types of the module's own buffers."""
+        """``move``, without changes of the types of the module's own buffers."""
         stored = {id(buffer) for buffer in self.buffers(recurse=False)}
 
         def keep_type(tensor: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A linear layer over a frozen weight, whatever format it is stored in.
+"""A linear layer over a frozen weight in any storage format.
 
 `y = x · Wᵀ + bias`, with W frozen. The product and its backward pass belong to the weight
 (`FrozenWeight.product`); this module only holds the stored tensors.
@@ -48,7 +48,7 @@ class FrozenLinear(StoredWeight):
 
     @property
     def weight(self) -> DenseOnUse:
-        """For model code that reads it; dequantised by each operation that does. Read-only."""
+        """The weight for model code that reads it; each operation dequantises it. Read-only."""
         return DenseOnUse(self.frozen)
 
     def forward(self, x: Tensor) -> Tensor:

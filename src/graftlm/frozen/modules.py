@@ -1,4 +1,4 @@
-"""What code that walks a model may ask about its frozen weights, whatever their format."""
+"""Questions about the frozen weights of a model, for any format."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["held_as", "linear_format", "shared_weight", "stored_weights"]
 
 
 def stored_weights(model: nn.Module) -> list[FrozenWeight]:
-    """Every weight of ``model`` that is held in a storage format, a shared one once."""
+    """Every weight of ``model`` in a storage format; a shared one is listed once."""
     return [module.frozen for module in model.modules() if isinstance(module, StoredWeight)]
 
 
 def shared_weight(module: nn.Module | None) -> Tensor | StoredWeight | None:
-    """What two modules with one weight have in common: the tensor, or the module that stores it."""
+    """The object that modules with one weight share: the tensor, or the module that stores it."""
     rows = getattr(module, "rows", None)
     if isinstance(rows, StoredWeight):
         return rows
@@ -28,9 +28,9 @@ def shared_weight(module: nn.Module | None) -> Tensor | StoredWeight | None:
 
 
 def linear_format(model: nn.Module) -> str | None:
-    """The format that the linear layers of ``model`` are held in; ``None``: dense.
+    """The format of the linear layers of ``model``; ``None``: dense.
 
-    Of several formats, the one that most layers are held in.
+    If there are several formats, the most frequent one.
     """
     held = collections.Counter(
         module.frozen.format for module in model.modules() if isinstance(module, FrozenLinear)

@@ -48,5 +48,5 @@ class StoredWeight(KeepsTypes):
         return self.frozen.rows(ids)
 
     def moved(self, move: Callable[[Tensor], Tensor]) -> None:
-        """Let go of the tensors from before the move, which would stay in memory."""
+        """Release the tensors from before the move, which would otherwise stay in memory."""
         self._frozen = self.frozen

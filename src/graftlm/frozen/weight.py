@@ -4,9 +4,9 @@
     y = x Wᵀ + b + s · (x Aᵀ) Bᵀ        `product_with_update` (LoRA, arXiv 2106.09685)
 
 A storage format is a subclass of `FrozenWeight`. Four methods are enough: `quantize`, `dequantize`,
-`tensors` and `with_tensors`. The defaults of the others are right but slow; a format with kernels
-of its own overrides the products. `graftlm.frozen.formats.register_format` makes the format known
-by its name. No code outside the folder of a format knows how it lays its tensors out.
+`tensors` and `with_tensors`. The defaults of the others are correct but slow; a format with its own
+kernels overrides the products. `graftlm.frozen.formats.register_format` registers the format under
+its name. Only the folder of a format contains code that depends on the layout of its tensors.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = ["FrozenWeight", "ScaledRows", "StorageSettings", "WeightSettings"]
 
 
 class StorageSettings(Protocol):
-    """What a format may be asked for; `graftlm.ModelConfig` has these attributes."""
+    """The settings of a format; `graftlm.ModelConfig` has these attributes."""
 
     @property
     def block_size(self) -> int:
@@ -92,7 +92,7 @@ class FrozenWeight(abc.ABC):
 
         Args:
             weight: (out, in), float32, bfloat16 or float16.
-            settings: what the user asked for; a format ignores what it does not have.
+            settings: the user's settings; a format ignores those that it does not have.
 
         Raises:
             ConfigError: the format does not have these settings.
@@ -123,7 +123,7 @@ class FrozenWeight(abc.ABC):
         settings: StorageSettings,
         device: torch.device | str,
     ) -> Self:
-        """A stored matrix of this shape whose values mean nothing: what a plan is made of.
+        """A stored matrix of this shape with arbitrary values, for planning.
 
         The default stores zeros. A format whose `quantize` reads values, as a check for NaN does,
         overrides this: a fake tensor has none.
@@ -131,11 +131,11 @@ class FrozenWeight(abc.ABC):
         return cls.quantize(torch.zeros(shape, dtype=dtype, device=device), settings)
 
     def settings(self) -> dict[str, Any]:
-        """The settings by which `quantize` stores a matrix as this one is stored, by name."""
+        """The settings of `quantize` that this matrix was stored with, by name."""
         return {}
 
     def scaled_rows(self, dtype: torch.dtype) -> ScaledRows:
-        """The matrix as the loss without logits reads it; the default widens it to ``dtype``."""
+        """The matrix as the loss without logits needs it; the default widens it to ``dtype``."""
         return ScaledRows(self.dequantize(dtype))
 
     def rows(self, ids: Tensor) -> Tensor:
@@ -177,7 +177,7 @@ class FrozenWeight(abc.ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the stored tensors are."""
+        """The device of the stored tensors."""
         return next(iter(self.tensors().values())).device
 
     @property

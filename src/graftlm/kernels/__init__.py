@@ -30,11 +30,11 @@ DEVICES = [
     for folder in pkgutil.iter_modules(__path__)
     if folder.ispkg and importlib.util.find_spec(f"{__name__}.{folder.name}.implementations")
 ]
-"""The modules that registered kernels; each has ``DEVICE`` and ``status()``."""
+"""The modules that register kernels; each has ``DEVICE`` and ``status()``."""
 
 
 def status() -> dict[str, dict[str, str]]:
-    """What runs on each device that has a folder of kernels, and why."""
+    """The kernels in use on each device that has a folder of kernels, and the reason."""
     return {module.DEVICE: module.status() for module in DEVICES}
 
 

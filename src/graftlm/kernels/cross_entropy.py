@@ -22,7 +22,7 @@ from graftlm.kernels.reference.cross_entropy import Gradients, Head, Walk
 __all__ = ["Gradients", "Head", "Walk", "backward", "check", "forward", "walk_of"]
 
 MAX_DROPPED = 0.05
-"""Probability that the gradient of one position may leave out in all before it is made exact."""
+"""If the gradient of a position leaves out more probability in total, it is computed exactly."""
 
 
 def check(hidden: Tensor, head: Head, targets: Tensor, smoothing: float, tolerance: float) -> None:
@@ -79,16 +79,16 @@ def forward(
     tolerance: float = 1e-6,
     want_grad: bool = True,
 ) -> Walk:
-    """Losses of all positions and, where wanted, their gradients with respect to ``hidden``.
+    """Losses of all positions and, if requested, their gradients with respect to ``hidden``.
 
     Args:
         hidden: (N, D).
         head: the output layer.
         targets: (N,) int64.
         label_smoothing: share of the target spread evenly over the vocabulary.
-        tolerance: entries of the softmax up to it may be left out of the gradient, whose total is
-            then put on the mean row of the weight. It is an upper bound: the reference, which 0
-            selects, leaves nothing out.
+        tolerance: entries of the softmax up to this may be left out of the gradient. Their total is
+            then multiplied by the mean row of the weight. It is an upper bound: the reference,
+            which 0 selects, uses all entries.
         want_grad: also compute the gradient.
 
     Raises:
@@ -107,7 +107,7 @@ def walk_of(
     want_grad: bool,
     mean: Tensor | None = None,
 ) -> Walk:
-    """As `forward`; ``mean`` is the mean row of the weight, if it is known already."""
+    """The same as `forward`; ``mean`` is the mean row of the weight, if already known."""
     arguments = (targets, head.scale, head.softcap or 0.0, label_smoothing, tolerance)
     rest = (*arguments, max_dropped, want_grad)
     weight = (head.weight, head.row_scale, head.bias)
@@ -140,7 +140,7 @@ def _check(
     targets: Tensor,
     *_: Any,
 ) -> None:
-    """What can be checked without reading values; `check` reads the targets too."""
+    """The checks that need no values; `check` also reads the targets."""
     problems = _shape_problems(hidden, Head(weight, bias, row_scale=row_scale), targets)
     if mean is not None and (mean.shape != weight.shape[1:] or mean.dtype != torch.float32):
         problems.append(f"expected mean_row ({weight.shape[1]},) float32, got {tuple(mean.shape)}")
@@ -199,7 +199,7 @@ def _workspace(hidden: Tensor, weight: Tensor, *rest: Any) -> int:
 def _arguments(
     dtype: torch.dtype, rows: int, vocabulary: int, dim: int, tolerance: float
 ) -> tuple[Any, ...]:
-    """A head whose logits spread like a trained model's: flat ones are all kept for a gradient."""
+    """A head whose logits vary as in a trained model; flat logits would all be kept."""
     weight = (draw(vocabulary, dim) / dim**0.5).to(dtype)
     hidden = draw(rows, dim, seed=1, dtype=dtype) * _SPREAD
     targets = torch.arange(rows) * 7 % vocabulary
@@ -212,7 +212,7 @@ _SPREAD = 8.0
 
 
 def _cases() -> list[Case]:
-    loss_and_gradient = (0, 1, 2)  # others say what a kernel left out, which is its own affair
+    loss_and_gradient = (0, 1, 2)  # the other results depend on the kernel
     hidden, weight, *_ = plain = _arguments(torch.float32, 70, 5000, 64, 1e-6)
     codes = (30 * weight).clamp(-127, 127).to(torch.int8)
     scale = draw(5000, seed=2).abs() / 4

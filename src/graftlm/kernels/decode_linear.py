@@ -1,7 +1,7 @@
-"""The product of a few rows with a large dense weight, which is read once: the logits of a token.
+"""The product of a few rows with a large dense weight, such as the logits of a token.
 
-PyTorch's own product in 16 bits reorders the whole weight first, in every call. For a vocabulary of
-262,144 words that is half the time of a token.
+The kernel reads the weight once. PyTorch's 16-bit product first reorders the whole weight in every
+call, which for a vocabulary of 262,144 words is half the time of a token.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from graftlm.kernels.products import draw
 __all__ = ["MOST_ROWS", "few_rows_linear", "has_kernel"]
 
 MOST_ROWS = 32
-"""With more rows than this the arithmetic takes longer than the reading."""
+"""With more rows than this, arithmetic takes longer than reading the weight."""
 
 
 def few_rows_linear(x: Tensor, weight: Tensor, row_scale: Tensor | None = None) -> Tensor:

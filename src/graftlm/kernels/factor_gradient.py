@@ -1,4 +1,4 @@
-"""The gradient of one factor of a low-rank update: thin and wide, summed over their rows.
+"""The gradient of one factor of a low-rank update: a product of a thin and a wide matrix.
 
     dA = vᵀ x     [r, in]        dB = s · dyᵀ u     [out, r]
 
@@ -29,7 +29,7 @@ def factor_gradient(
         thin: (..., r).
         wide: (..., n), of the same type and leading dimensions.
         scaling: a factor.
-        turned: give the transpose.
+        turned: return the transpose.
         compute: the arithmetic; see `graftlm.kernels.products.compute_type`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""LoRA beside a frozen weight as one product (arXiv 2106.09685), dense or in 4 bits (2305.14314).
+"""LoRA and a frozen weight, dense or in 4 bits, in one product (arXiv 2106.09685, 2305.14314).
 
     u = x Aᵀ                       (..., r)     kept for the backward pass: it is thin
     y = x Wᵀ + b + s · u Bᵀ        (..., out)
@@ -85,7 +85,7 @@ def has_dense_kernel(x: Tensor, w: Tensor, A: Tensor, B: Tensor) -> bool:
 
 
 def factor_type(x: Tensor) -> torch.dtype:
-    """The type to multiply thin factors in: 16 bits only where that is not slower than float32."""
+    """The type for products of thin factors: 16 bits only if that is not slower than float32."""
     slow = x.device.type == "cpu" and not (x.dtype == torch.bfloat16 and fast_bfloat16())
     return torch.float32 if slow and x.dtype != torch.float64 else x.dtype
 
@@ -244,7 +244,7 @@ def _shaped(x: Tensor, features: int, A: Tensor) -> Result:
 
 
 def _flops(x: Tensor, *rest: Any) -> int:
-    """The frozen product, and the two thin ones beside it."""
+    """The frozen product and the two thin ones."""
     A, B = rest[-4], rest[-3]
     rank, in_features = A.shape
     out_features = B.shape[0]

@@ -1,7 +1,7 @@
-"""The low-rank product of LoRA (arXiv 2106.09685) as one autograd function, beside any base.
+"""The low-rank product of LoRA (arXiv 2106.09685) as one autograd function, for any base.
 
-It serves where no kernel multiplies base and update together (`kernels/lora_linear.py`): with
-dropout, over GPT-2's `Conv1D`, on other devices.
+It is used if no kernel computes base and update together (`kernels/lora_linear.py`): with dropout,
+for GPT-2's `Conv1D`, and on other devices.
 
     u = x Aᵀ                       (N, r)      the cheap order: r is thin
     y = y₀ + s · u Bᵀ              (N, out)    added in place to the base's output y₀
@@ -9,13 +9,12 @@ dropout, over GPT-2's `Conv1D`, on other devices.
     ∂L/∂B = s · (∂L/∂y)ᵀ u         [out, r]    v = s · (∂L/∂y) B           (N, r)
     ∂L/∂A = vᵀ x                   [r, in]     ∂L/∂x = v A (+ the base's)  (N, in)
 
-What is kept for the backward pass: x, which the layer's neighbours keep anyway, as it is and not as
-a float32 copy, and u, which is thin. Written as separate operations, autograd would keep a float32
-copy of x for every adapter and allocate the update beside y₀; for a model of bfloat16 activations
-that is most of what a LoRA step stores.
+The backward pass needs x in its own type, which other layers keep anyway, and u, which is thin. As
+separate operations, autograd would keep a float32 copy of x for every adapter and allocate the
+update in addition to y₀. With bfloat16 activations that is most of the memory of a LoRA step.
 
-The factors are multiplied in the type of x where the processor has instructions for it, else in
-float32; A, B and their gradients stay float32.
+The factors are multiplied in the type of x if the processor has instructions for it, otherwise in
+float32. A, B and their gradients stay float32.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ __all__ = ["add_low_rank"]
 
 
 def add_low_rank(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
-    """``y + scaling · (x Aᵀ) Bᵀ``, in place where ``y`` may be written to.
+    """``y + scaling · (x Aᵀ) Bᵀ``, in place if ``y`` may be changed.
 
     Args:
         y: (..., out), the base's output.

@@ -1,8 +1,8 @@
-"""The blocks of an attention mask: runs of positions that see each other and nobody else.
+"""The blocks of an attention mask: runs of positions that attend only to each other.
 
-Sequences laid end to end give a mask of blocks along the diagonal. What lies outside of them need
-not be computed: n sequences of L / n positions cost an n-th of the L × L products. The blocks are
-read from the mask itself, so no pair of positions is left out that the mask lets through.
+Sequences laid end to end give a mask of blocks along the diagonal. The rest need not be computed: n
+sequences of L / n positions need an n-th of the L × L products. The blocks are read from the mask
+itself, so every pair of positions that the mask allows is computed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LEAST = 32
 
 
 class Block(NamedTuple):
-    """Positions [start, stop) that see no others; ``causal``: each sees all up to itself."""
+    """Positions [start, stop) that attend to no others; ``causal``: each only up to itself."""
 
     start: int
     stop: int
@@ -33,12 +33,12 @@ _known: Any = WeakIdKeyDictionary()
 
 
 def blocks(mask: Tensor) -> tuple[Block, ...]:
-    """Cut the positions of a mask into as many blocks as there can be of `LEAST` or more.
+    """Cut the positions of a mask into as many blocks as possible of at least `LEAST`.
 
-    The answer is kept as long as the mask is: all layers of a model are given the same one.
+    The result is cached as long as the mask lives, because all layers of a model get the same mask.
 
     Args:
-        mask: bool, (B, H, L, L); position i of row b and head h sees j where it is true.
+        mask: bool, (B, H, L, L); true if position i of row b and head h attends to j.
     """
     if mask.is_inference():  # such a tensor has no version, so a change would not be noticed
         return _blocks(mask)
@@ -50,7 +50,7 @@ def blocks(mask: Tensor) -> tuple[Block, ...]:
 
 def _blocks(mask: Tensor) -> tuple[Block, ...]:
     length = mask.shape[-1]
-    # Also the answer for a mask too large to be followed in a plan.
+    # This is also the result for a mask that is too large to have values in a plan.
     if bool(mask.all()):
         return (Block(0, length, length == 1),)
     place = torch.arange(length)
@@ -58,7 +58,7 @@ def _blocks(mask: Tensor) -> tuple[Block, ...]:
     someone = seen.any(1)
     first = torch.where(someone, seen.to(torch.uint8).argmax(1), place)
     last = torch.where(someone, length - 1 - seen.flip(1).to(torch.uint8).argmax(1), place)
-    # Between i - 1 and i lies a border if nobody before it sees past it, and nobody after, back.
+    # There is a border between i - 1 and i if no position attends across it, in either direction.
     before = last.cummax(0).values[:-1] < place[1:]
     after = first.flip(0).cummin(0).values.flip(0)[1:] >= place[1:]
     borders = [int(border) + 1 for border in (before & after).nonzero().flatten()]

@@ -1,10 +1,10 @@
-"""The mean row of an output layer, kept as long as the layer stays what it is.
+"""The mean row of an output layer, cached until the layer changes.
 
     w̄ = 1/V · Σ_v w_v
 
-A sparse gradient of the loss puts on it what it leaves out of the softmax (csrc/cross_entropy.hpp),
-and label smoothing needs it too. Computing it reads the whole weight, a third of a gigabyte for
-Gemma's 262,144 words, which would be a noticeable part of a short step if every step did it.
+A sparse gradient of the loss uses it for the softmax entries that it leaves out
+(csrc/cross_entropy.hpp), and label smoothing needs it too. Computing it reads the whole weight, a
+third of a gigabyte for Gemma's 262,144 words, which is a noticeable part of a short step.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ _known: Any = WeakIdKeyDictionary()
 def mean_row(weight: Tensor, row_scale: Tensor | None = None) -> Tensor:
     """The mean of all rows.
 
-    A change of the weight is noticed if autograd notices it (its version), or if its memory or type
-    is another one. A change in place through ``weight.data`` is not.
+    A change of the weight is detected by autograd's version of it, or by other memory or another
+    type. A change in place through ``weight.data`` is not detected.
 
     Args:
         weight: (V, D), of any floating-point type, or int8 with ``row_scale``.
-        row_scale: (V,): row r is that times what ``weight`` holds.
+        row_scale: (V,): row r of the layer is ``row_scale[r] * weight[r]``.
 
     Returns:
-        (D,) float32; not to be written to.
+        (D,) float32; do not change it.
 
     Raises:
         ModelError: the scales do not fit.
     """
     weight_now, scale_now = _state(weight), None if row_scale is None else _state(row_scale)
-    if weight_now == () or scale_now == ():  # nobody can say whether they were changed
+    if weight_now == () or scale_now == ():  # a change could not be detected
         return _computed(weight, row_scale)
     known = _known.get(weight)
     if known is None or known[0] is not row_scale or known[1:3] != (weight_now, scale_now):
@@ -53,7 +53,7 @@ def mean_row(weight: Tensor, row_scale: Tensor | None = None) -> Tensor:
 
 
 def _state(t: Tensor) -> tuple[object, ...]:
-    """What changes with the tensor; empty if it cannot be told."""
+    """Values that change if the tensor changes; empty if that cannot be detected."""
     if type(t) not in (Tensor, nn.Parameter) or t.is_inference():
         return ()
     return version_of(t), t.data_ptr(), t.dtype, t.shape

@@ -1,11 +1,11 @@
-"""An operator: all that the project knows of one computation, in one registration.
+"""An operator: one registration with all information about one computation.
 
 To add an operator, make an `Operator`; it registers itself here and with `torch.library`. To add a
 kernel for a device, call `implement`. Planning reads the cost, `graftlm doctor` runs the cases.
 
-What runs a call on a device is the first of these that there is:
+The first of these that exists runs a call on a device:
 
-1. a kernel that somebody registered with `torch.library` for the device;
+1. a kernel that other code registered with `torch.library` for the device;
 2. the newest implementation (`implement`) that accepts the arguments;
 3. the reference.
 
@@ -45,10 +45,10 @@ def _none(*arguments: Any) -> int:
 
 
 class Case(NamedTuple):
-    """Arguments to check an operator with.
+    """Arguments for a check of an operator.
 
     Attributes:
-        label: what is particular about them.
+        label: the special property of this case.
         arguments: all arguments of the schema, on the CPU.
         bound: the relative error allowed against the reference; 0: every bit must agree.
         outputs: which of several results to compare; ``None``: all.
@@ -61,7 +61,7 @@ class Case(NamedTuple):
 
 
 class Timing(NamedTuple):
-    """A call to measure this machine's speed by, and the floating-point operations it does."""
+    """A call that measures this machine's speed, and its number of floating-point operations."""
 
     call: Callable[[], Any]
     flops: int
@@ -181,7 +181,7 @@ class Operator:
         return None
 
     def registered_outside(self, first: Tensor) -> bool:
-        """Whether somebody registered a kernel with `torch.library` for the device of ``first``."""
+        """Whether other code registered a `torch.library` kernel for the device of ``first``."""
         device = "cpu" if first.is_cpu else first.device.type
         if device == "meta":  # where the dispatcher has the operator's own fake
             return False
@@ -203,7 +203,7 @@ class Operator:
         return "reference" if chosen is None else chosen.label
 
     def nbytes(self, arguments: Sequence[Any], result: Any) -> int:
-        """Bytes read and written: those of all tensors that go in and come out."""
+        """Bytes read and written: the size of all input and output tensors."""
         leaves = tree_leaves((arguments, result))
         return sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor))
 
@@ -240,7 +240,7 @@ def implement(
         device: a device type, such as ``cuda``.
         function: takes and returns what the operator's schema says. Its results share no memory
             with each other or with the arguments.
-        accepts: whether it takes the given arguments; others are left to what was there before.
+        accepts: whether it takes the given arguments; if not, the previous kernel runs.
         workspace: bytes it holds while it runs; planning counts them.
         label: its name in `graftlm doctor`; by default where it is defined.
 
@@ -264,7 +264,7 @@ def implement(
 
 
 def withdraw(implementation: Implementation) -> None:
-    """Take back what `implement` added."""
+    """Remove an implementation that `implement` added."""
     _OPERATORS[implementation.operator]._implementations[implementation.device].remove(
         implementation
     )

@@ -1,4 +1,4 @@
-"""The functions that layers call, by the names they go by; each stands beside its operator."""
+"""The functions that layers call; each is defined in the file of its operator."""
 
 from graftlm.kernels.lora_linear import lora_linear
 from graftlm.kernels.nf4_convert import dequantize, quantize

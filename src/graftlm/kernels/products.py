@@ -1,4 +1,4 @@
-"""What the operators on a frozen weight share: its schema, its checks, and their arithmetic.
+"""Shared code of the operators on a frozen weight: schema, checks and arithmetic.
 
 An operator takes a stored 4-bit weight as its tensors and sizes:
 
@@ -127,12 +127,12 @@ def check_factor(
 
 
 def rows_of(x: Tensor) -> int:
-    """How many vectors ``x`` (..., features) holds."""
+    """The number of vectors in ``x`` (..., features)."""
     return math.prod(x.shape[:-1])
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Normal values for a case: the same ones each time."""
+    """Normally distributed values for a case, always the same."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 

@@ -1,4 +1,4 @@
-"""What runs the operators here, and whether it is right: for `graftlm doctor`."""
+"""Checks the kernels of this machine against their references, for `graftlm doctor`."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ __all__ = ["selfcheck"]
 def selfcheck() -> list[dict[str, Any]]:
     """Run every operator and its reference on the same arguments; compare them, and time both.
 
-    Every operator is checked on the CPU, and on each other device of this machine for which it has
-    a kernel, from whoever registered it.
+    Every operator is checked on the CPU, and on each other device of this machine for which a
+    kernel is registered.
 
     Returns:
         A row a case: ``operator``, ``case``, ``device``, ``runs`` (what ran it), ``result`` (``ok``

@@ -1,4 +1,4 @@
-"""4-bit NormalFloat (arXiv 2305.14314), by the fastest kernels this machine has.
+"""4-bit NormalFloat (arXiv 2305.14314), with the fastest kernels for this machine.
 
 `graftlm.kernels.nf4` holds the same functions in plain PyTorch: the reference.
 """

@@ -9,9 +9,9 @@ For a module called `prefix`, in a safetensors file or a `state_dict`:
     prefix.weight.nested_quant_map                float32 [256]             the dynamic map
     prefix.weight.quant_state.bitsandbytes__nf4   uint8 [k]                 UTF-8 JSON, `_State`
 
-The codes, the maxima and the nested maxima are the same tensors on both sides, so memory-mapped
-ones stay mapped. The two maps are constants of this package; a file whose map says otherwise would
-decode to other weights here, and is refused.
+The codes, the maxima and the nested maxima are the same tensors in both forms, so memory-mapped
+ones stay mapped. The two maps are constants of this package. A file with another map would decode
+to wrong weights here, so it is refused.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Kernels for the CPU, in C++ (csrc/README.md): each is handed its tensors and registered here.
+"""Kernels for the CPU, in C++ (csrc/README.md): this folder calls and registers them.
 
 `implementations` registers them. The rest of graftlm does not import this folder; it asks an
 operator whether it has a kernel.

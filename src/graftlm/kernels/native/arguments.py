@@ -1,6 +1,6 @@
-"""Weights and updates as the extension wants them: addresses, types and sizes.
+"""Weights and updates in the form of the extension: addresses, types and sizes.
 
-Each object keeps the tensors whose addresses it gives alive until the call is over.
+Each object keeps its tensors alive, so that their addresses are valid until the call is over.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class LowRank(NamedTuple):
 
 
 def address(tensor: Tensor | None) -> int:
-    """Where a tensor's memory is; 0 for none."""
+    """The address of a tensor's memory; 0 for ``None``."""
     return 0 if tensor is None else tensor.data_ptr()
 
 
@@ -77,7 +77,7 @@ class Frozen:
         if isinstance(w, Tensor):
             dense = w.detach().contiguous()
             self.alive: object = dense
-            # A block size of 0 says that the first address is that of a dense weight.
+            # A block size of 0 means that the first address is that of a dense weight.
             self.arguments = (dense.data_ptr(), 0, 0, 0, 0, *w.shape, 0, TYPES[w.dtype])
         else:
             stored = Stored(w, *w.shape)

@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-"""Numbers of the types in C++ (`DType`); a test compares them."""
+"""The numbers of the types in C++ (`DType`); a test compares them."""
 WEIGHT_TYPES = TYPES | {torch.int8: 3}
 """Also of weights whose rows have a scale each."""
 COMPUTE = {"float32": 0, "bfloat16": 1, "bfloat16x3": 2}
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 @functools.cache
 def _load() -> tuple[types.ModuleType | None, str]:
-    """The extension, or ``None`` and why. Its absence is logged once: it makes runs slow."""
+    """The extension, or ``None`` and the reason. Logs its absence once, because runs are slow."""
     if os.environ.get("GRAFTLM_NATIVE") == "0":
         return None, "GRAFTLM_NATIVE=0"
     try:
@@ -64,12 +64,12 @@ def extension() -> types.ModuleType | None:
 
 
 def absence() -> str:
-    """Why there is no extension; empty if there is one."""
+    """The reason why there is no extension; empty if there is one."""
     return _load()[1]
 
 
 def kernels() -> types.ModuleType:
-    """The compiled module, where `takes` said that there is one."""
+    """The compiled module; call it only if `takes` returned true."""
     module = extension()
     assert module is not None, "ask takes() first"
     return module
@@ -92,7 +92,7 @@ def takes(tensor: Tensor, dtype: torch.dtype | None = None) -> bool:
 
 
 def takes_rows(weight: Tensor, row_scale: Tensor | None) -> bool:
-    """Whether the kernels read this weight: as it is, or in 8 bits with its scales."""
+    """Whether the kernels can read this weight: without scales, or in 8 bits with scales."""
     if row_scale is None:
         return takes(weight)
     scaled = row_scale.dtype == torch.float32 and row_scale.shape == weight.shape[:1]

@@ -1,4 +1,4 @@
-"""Linear cross-entropy (csrc/cross_entropy.hpp says how), and the gradients its walk leaves out."""
+"""Linear cross-entropy (csrc/cross_entropy.hpp), and the gradients that the kernel leaves out."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from graftlm.kernels.reference.cross_entropy import Head, Walk
 __all__ = ["register"]
 
 _CLOSER = 100.0
-"""A position that drops too much is walked again with a tolerance this much lower."""
+"""A position that drops too much is computed again with a tolerance lower by this factor."""
 _KEPT_SHARE = 0.08
 """Share of the softmax that is kept, for planning: about 1 % in a trained model at the default
 tolerance, 5 to 10 % in one that reads such text for the first time."""
@@ -45,7 +45,7 @@ def _takes(
     tolerance: float,
     *_: Any,
 ) -> bool:
-    """A tolerance of 0 asks for what only the reference does.
+    """Whether the kernel accepts the arguments. Only the reference supports a tolerance of 0.
 
     Label smoothing under a softcap needs the mean of the capped logits, which is another walk.
     """
@@ -138,14 +138,14 @@ def _completed(
 ) -> Walk:
     """Fill in the gradients the kernel left out, in place.
 
-    A position whose kept entries weigh too little (``dropped`` says how little) is walked again
-    with a lower tolerance. A position that keeps entries everywhere (``dropped`` above 1) is flat,
-    as all are in a model that has not learned yet, and gets the exact product.
+    A position that dropped too much probability (``dropped``) is computed again with a lower
+    tolerance. A position that keeps entries everywhere (``dropped`` above 1) has flat logits, as in
+    an untrained model, and gets the exact product.
     """
     assert walk.grad_hidden is not None
     kept, dense = walk.kept, 0
     missing = ~(walk.dropped <= max_dropped)
-    # A position that is not a number stays so at every tolerance: it is not walked again.
+    # A NaN position stays NaN at every tolerance, so it is not computed again.
     flat = missing & ~((walk.dropped <= 1) & walk.lse.isfinite())
     at = (missing & ~flat).nonzero().squeeze(1)
     if len(at):

@@ -1,4 +1,4 @@
-"""Registers every kernel of this folder, and says what they run on."""
+"""Registers every kernel of this folder, and reports what they run on."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ __all__ = ["DEVICE", "status"]
 
 DEVICE = "cpu"
 
-# Of two that accept a call, the one registered last runs it: PyTorch's attention is what is left.
+# The last registered kernel that accepts a call runs it, so PyTorch's attention is the last choice.
 for module in (torch_attention, convert, linear, elementwise, attention, cross_entropy):
     module.register()
 
 
 def status() -> dict[str, str]:
-    """What runs on the CPU, why, and the arithmetic of products by the type of their input."""
+    """The kernels in use on the CPU, the reason, and the arithmetic of products by input type."""
     module = compiled.extension()
     if module is None:
         return {"runs": "PyTorch reference", "because": compiled.absence()}

@@ -1,8 +1,8 @@
 """Products with a frozen weight (csrc/linear.cpp, csrc/factor_gradient.cpp).
 
 `linear` and `linear_backward` of the extension take 21 arguments. nanobind needs 0.6 µs to read
-them by position and 3 µs by name, so they alone are passed by position; `ARGUMENTS` says the order,
-and a test compares it with C++.
+them by position and 3 µs by name, so only these two are called by position. `ARGUMENTS` states the
+order, and a test compares it with C++.
 """
 
 from __future__ import annotations

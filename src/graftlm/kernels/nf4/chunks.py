@@ -1,4 +1,4 @@
-"""How a flattened weight is walked: a bounded number of whole blocks at a time."""
+"""Cuts a flattened weight into parts: a bounded number of whole blocks at a time."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def spans(numel: int, block_size: int) -> Iterator[tuple[slice, slice, slice, in
     """Cut ``numel`` elements into runs of whole blocks; a short last block is a run of its own.
 
     Yields:
-        ``(elements, bytes, blocks, width)``: where the run lies in the weight, in the codes and in
-        the block maxima, and the length of its blocks (shorter than ``block_size`` at the end).
+        ``(elements, bytes, blocks, width)``: the range of the run in the weight, in the codes and
+        in the block maxima, and the length of its blocks (the last may be shorter).
     """
     whole = numel - numel % block_size
     for start in range(0, whole, SPAN):

@@ -13,7 +13,7 @@ __all__ = ["NF4Weight"]
 
 @dataclasses.dataclass(frozen=True)
 class NF4Weight:
-    """A tensor in 4-bit NormalFloat, laid out as bitsandbytes lays it out.
+    """A tensor in 4-bit NormalFloat, in the layout of bitsandbytes.
 
     The weight is flattened row-major and cut into blocks of ``block_size`` elements; blocks may
     cross rows, and the last one may be short. With ``n = numel``, ``b = ceil(n / block_size)``:
@@ -62,7 +62,7 @@ class NF4Weight:
 
     @property
     def device(self) -> torch.device:
-        """Where the codes live."""
+        """The device of the codes."""
         return self.codes.device
 
     def to(self, device: torch.device | str) -> NF4Weight:

@@ -1,6 +1,7 @@
-"""Operators in plain PyTorch: what every kernel is compared with, and what runs without one.
+"""Operators in plain PyTorch. Kernels are compared with them; without a kernel they run.
 
-Short references stand beside their operator. The NF4 format has its own folder, `kernels/nf4`.
+Short references are in the file of their operator. The NF4 format has its own folder,
+`kernels/nf4`.
 """
 
 __all__: list[str] = []

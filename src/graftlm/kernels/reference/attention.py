@@ -5,7 +5,7 @@
     dV = Pᵀ dY               dS = P ∘ (dY Vᵀ − rowsum(dY ∘ Y))
     dQ = s · dS K            dK = s · dSᵀ Q
 
-A position that sees nothing has lse = −∞, a result of zero and no gradient.
+A position that attends to nothing has lse = −∞, a result of zero and no gradient.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def backward(
 
 
 def empty_result(q: Tensor) -> tuple[Tensor, Tensor]:
-    """Room for y, positions before heads in memory as the next layer wants it, and for lse."""
+    """Empty tensors for y, with positions before heads in memory for the next layer, and lse."""
     rows, heads, length, size = q.shape
     y = q.new_empty(rows, length, heads, size).transpose(1, 2)
     return y, q.new_empty(rows, heads, length, dtype=torch.float32)
@@ -125,5 +125,5 @@ def _scores(query: Tensor, key: Tensor, mask: Tensor | None, scale: float, block
 
 
 def _probabilities(scores: Tensor, lse: Tensor) -> Tensor:
-    """P; zero for a position that sees nothing, where −∞ − (−∞) would not be a number."""
+    """P; zero for a position that attends to nothing, where −∞ − (−∞) would be NaN."""
     return (scores - lse.masked_fill(lse == float("-inf"), 0.0)[..., None]).exp()

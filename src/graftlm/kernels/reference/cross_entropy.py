@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 TILE_ELEMENTS = 1 << 22
-"""Logits alive at a time: 16 MB in float32, which a last-level cache or little more can hold."""
+"""Logits in memory at a time: 16 MB in float32, about the size of a last-level cache."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,13 +81,13 @@ class Head:
 
 @dataclasses.dataclass(frozen=True)
 class Walk:
-    """What one walk over the vocabulary gives, a row per position.
+    """The result of one pass over the vocabulary, a row per position.
 
     Attributes:
         loss: (N,).
         lse: (N,) log Σ exp(z).
-        grad_hidden: (N, D), or ``None`` where it was not asked for.
-        kept: entries of the softmax that ``grad_hidden`` is made of, over all positions.
+        grad_hidden: (N, D), or ``None`` if it was not requested.
+        kept: number of softmax entries used for ``grad_hidden``, over all positions.
         dropped: (N,) probability left out of ``grad_hidden``; exact, zero for an exact gradient.
         dense: positions whose gradient needed the exact product.
     """
@@ -102,7 +102,7 @@ class Walk:
 
 @dataclasses.dataclass(frozen=True)
 class Gradients:
-    """Gradients of the summed loss; ``None`` where not asked for."""
+    """Gradients of the summed loss; ``None`` if not requested."""
 
     hidden: Tensor | None
     weight: Tensor | None
@@ -110,7 +110,7 @@ class Gradients:
 
 
 def compute_dtype(hidden: Tensor) -> torch.dtype:
-    """Products run in float32, or in float64 where the hidden states are."""
+    """The type of products: float32, or float64 for float64 hidden states."""
     return torch.float64 if hidden.dtype == torch.float64 else torch.float32
 
 

@@ -1,4 +1,4 @@
-"""LoRA beside a frozen weight in plain PyTorch (arXiv 2106.09685); W is dense or stored in 4 bits.
+"""LoRA on a frozen weight in plain PyTorch (arXiv 2106.09685); W is dense or stored in 4 bits.
 
 u = x Aᵀ                       (..., r)
 y = x Wᵀ + b + s · u Bᵀ        (..., out)
