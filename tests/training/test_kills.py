@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pathlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,17 @@ class Killed(BaseException):
     """Not an error: nothing that handles errors may handle it."""
 
 
+def patch_event(
+    patch: pytest.MonkeyPatch, name: str, changed: Callable[[Callable[..., Any]], Any]
+) -> None:
+    """Change a function of `os`, also where pathlib of Python 3.10 holds it from its import on."""
+    new = changed(getattr(os, name))
+    patch.setattr(os, name, new)
+    accessor = getattr(pathlib, "_normal_accessor", None)
+    if hasattr(accessor, name):
+        patch.setattr(accessor, name, new)
+
+
 @contextlib.contextmanager
 def killed_at(event: int) -> Iterator[Callable[[], int]]:
     """Die before this file-system event, and do nothing more, as a killed process does nothing."""
@@ -44,7 +56,7 @@ def killed_at(event: int) -> Iterator[Callable[[], int]]:
 
     with pytest.MonkeyPatch.context() as patch:
         for name in EVENTS:
-            patch.setattr(os, name, dying(getattr(os, name)))
+            patch_event(patch, name, dying)
         yield lambda: seen
 
 
@@ -132,7 +144,7 @@ def test_an_error_in_the_middle_of_a_replacement_puts_the_old_folder_back(
             raise OSError(5, "Input/output error")
         real(*args, **kwargs)
 
-    monkeypatch.setattr(os, "rename", failing)
+    patch_event(monkeypatch, "rename", lambda _: failing)
     with (
         pytest.raises(ResourceError, match="Input/output error"),
         atomic_folder(target, replace=True) as temporary,

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import filelock
 import pytest
 
 import graftlm
@@ -161,6 +162,34 @@ def test_a_folder_that_stays_without_a_run_is_not_left_behind(tmp_path: Path) ->
     with pytest.raises(KeyboardInterrupt), locked(tmp_path / "a" / "b"):
         raise KeyboardInterrupt
     assert not list(tmp_path.iterdir())
+
+
+def test_the_lock_is_released_last_and_whatever_happens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lock file that is deleted after the release may be the lock of another process."""
+    there: list[bool] = []
+    release, unlink = filelock.FileLock.release, Path.unlink
+
+    def noting(self: Any, *arguments: Any, **named: Any) -> None:
+        there.append(Path(self.lock_file).exists())
+        release(self, *arguments, **named)
+
+    def failing(self: Path, *arguments: Any, **named: Any) -> None:
+        if self.name == ".running":
+            raise PermissionError(13, "Permission denied")
+        unlink(self, *arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(filelock.FileLock, "release", noting)
+        with locked(tmp_path / "run"):
+            pass
+        assert there[0] is False
+        patch.setattr(Path, "unlink", failing)
+        with pytest.raises(PermissionError), locked(tmp_path / "run"):
+            pass
+    with locked(tmp_path / "run"):
+        pass
 
 
 def test_a_relative_folder_is_the_one_of_the_start(

@@ -95,12 +95,11 @@ class ActiveRun:
                         telling.callback(hook.failed, self, error)
                 raise
 
-    def begin(self, resume: bool, extended: bool) -> None:
+    def begin(self, resume: bool) -> None:
         """Restore the last checkpoint, or start; then let the objective measure the rows.
 
         Args:
             resume: whether there is a checkpoint.
-            extended: whether the run had finished and now has more steps.
 
         Raises:
             ArtifactError: ``resume`` without a usable checkpoint.
@@ -116,8 +115,6 @@ class ActiveRun:
                 )
             self.state = checkpoint.restore(folder, self.run.model, self.optimizer)
             self.saved_step = self.state.step
-        if extended:
-            self.state.finished, self.state.stale_evaluations = False, 0
         self.measured = measure_rows(self.run, resume)
 
     def micro_batches(self) -> list[Any]:

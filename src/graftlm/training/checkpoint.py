@@ -20,9 +20,11 @@ restores a checkpoint that a kill left in a hidden folder.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import safetensors.torch
@@ -35,7 +37,7 @@ from graftlm.errors import ArtifactError
 from graftlm.files import atomic_folder, recover, remove_folder, write_json
 from graftlm.system.placement import placement_of
 
-__all__ = ["TrainState", "latest", "prune", "restore", "save", "save_counters"]
+__all__ = ["TrainState", "latest", "prune", "reopen", "restore", "save", "save_counters"]
 
 _HIDDEN = re.compile(r"\.(step-\d+)\.")
 
@@ -84,27 +86,35 @@ def save_counters(folder: Path, state: TrainState) -> None:
     write_json(folder / "state.json", dataclasses.asdict(state))
 
 
+def reopen(folder: Path) -> None:
+    """Record that the finished run of this checkpoint takes more steps.
+
+    Raises:
+        ArtifactError: the counters are missing or corrupt.
+    """
+    with _errors_named(folder):
+        state = _state_in(folder)
+    save_counters(folder, dataclasses.replace(state, finished=False, stale_evaluations=0))
+
+
 def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainState:
     """Load the state in ``folder`` into the model, the optimiser and the random generators.
 
     Raises:
         ArtifactError: a file is missing or corrupt, or belongs to another model.
     """
-    try:
-        state = TrainState(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
+    adapters = lora_modules(model)
+    with _errors_named(folder):
+        state = _state_in(folder)
         moments = safetensors.torch.load_file(folder / "optimizer.safetensors")
         rng = safetensors.torch.load_file(folder / "rng.safetensors")
-        if not lora_modules(model):
+        if not adapters:
             _copy_exactly(
                 _trainable(model), safetensors.torch.load_file(folder / "weights.safetensors")
             )
-    except (OSError, ValueError, TypeError, safetensors.SafetensorError) as error:
-        raise ArtifactError(
-            f"the checkpoint {folder} cannot be read: {error}. "
-            "Remove it to resume from the one before, or start again without --resume."
-        ) from error
-    if lora_modules(model):
-        load_adapter(model, folder)
+    if adapters:
+        # The one that `save` wrote; the model may have others.
+        load_adapter(model, folder, name=next(iter(adapters.values())).name)
     _load_optimizer_tensors(model, optimizer, moments)
     placement_of(model).set_rng_state(rng)
     return state
@@ -130,6 +140,22 @@ def prune(folder: Path, keep: int, best_step: int | None) -> None:
     for step in sorted(steps)[:-keep]:
         if step != best_step:
             remove_folder(steps[step])
+
+
+@contextlib.contextmanager
+def _errors_named(folder: Path) -> Iterator[None]:
+    """Turn the errors of reading the checkpoint ``folder`` into an `ArtifactError`."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError, safetensors.SafetensorError) as error:
+        raise ArtifactError(
+            f"the checkpoint {folder} cannot be read: {error}. "
+            "Remove it to resume from the one before, or start again without --resume."
+        ) from error
+
+
+def _state_in(folder: Path) -> TrainState:
+    return TrainState(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
 
 
 def _steps_in(folder: Path) -> dict[int, Path]:

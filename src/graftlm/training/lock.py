@@ -50,9 +50,12 @@ def locked(out: Path) -> Iterator[Path]:
         _say_who(out)
         yield out
     finally:
-        (out / ".running").unlink(missing_ok=True)
-        lock.release()
-        _remove_if_empty(out, new)
+        try:
+            (out / ".running").unlink(missing_ok=True)
+            # Before the release: afterwards the file may be the lock of another process.
+            _remove_if_empty(out, new)
+        finally:
+            lock.release()
 
 
 def _missing(out: Path) -> list[Path]:
@@ -77,7 +80,8 @@ def _holder(out: Path) -> str:
 def _remove_if_empty(out: Path, new: list[Path]) -> None:
     """Remove the folders that were created for a run that wrote nothing."""
     if not (out / "config.yaml").exists():
-        (out / ".lock").unlink(missing_ok=True)
-        for folder in new:
-            with contextlib.suppress(OSError):  # another process has written a file there
+        # Another process may have written a file there; Windows keeps a file that is open.
+        with contextlib.suppress(OSError):
+            (out / ".lock").unlink(missing_ok=True)
+            for folder in new:
                 folder.rmdir()

@@ -25,7 +25,6 @@ def fit(
     run: Run,
     *,
     resume: bool = False,
-    extended: bool = False,
     progress: bool = True,
     hooks: Sequence[Hook] = (),
 ) -> RunResult:
@@ -36,7 +35,6 @@ def fit(
     Args:
         run: the run.
         resume: continue from the last checkpoint.
-        extended: the run had finished and now has more steps.
         progress: draw the progress line on stderr.
         hooks: the user's hooks, see `graftlm.training.hooks.hook`.
 
@@ -47,9 +45,9 @@ def fit(
     parameters = [p for p in run.model.parameters() if p.requires_grad]
     called = hooks_of(run, progress=progress, others=hooks)
     active = ActiveRun(run, adamw(run, parameters), parameters, called)
-    active.begin(resume, extended)
-    run.model.train()
     with active.closing_hooks():
+        active.begin(resume)
+        run.model.train()
         with stop_on_signal() as active.stop_requested:
             active.tell("run_begins")
             while not active.over:

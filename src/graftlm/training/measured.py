@@ -56,4 +56,6 @@ def measure_rows(run: Run, resume: bool) -> dict[str, dict[str, Tensor]]:
     if flat:
         with atomic_write(path) as temporary:
             safetensors.torch.save_file(flat, temporary)
+    else:
+        path.unlink(missing_ok=True)  # of a run that ended before its first checkpoint
     return found

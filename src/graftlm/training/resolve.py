@@ -7,7 +7,8 @@ value for each. Only this file decides these values:
     train.learning_rate           2e-4 for LoRA and QLoRA, 2e-5 for full fine-tuning
     train.micro_batch_tokens      the best size for the device; 0 (whole batches) on a GPU
     train.steps                   as many as train.epochs takes over the rows
-    model.dtype                   the checkpoint's; float32 for full fine-tuning
+    model.dtype                   the checkpoint's; float32 for full fine-tuning; of a model in
+                                  hand, its own
     model.embeddings              keep, unless a plan has said int8
     data.chat_template            the template in force: ``own``, or a built-in's name
     method                        a plan's to say (`needs_plan`)
@@ -70,12 +71,14 @@ class Facts:
         dtype: the requested type of the weights, or that of the checkpoint.
         chat_template: name of the template in use.
         positions_at_once: the device's best size of a micro-batch; ``None``: whole batches.
+        in_hand: whether the model was loaded by the caller, so that ``dtype`` is its type.
     """
 
     sequences: int
     dtype: str
     chat_template: str
     positions_at_once: int | None
+    in_hand: bool = False
 
 
 def facts_of(
@@ -84,6 +87,8 @@ def facts_of(
     tokenizer: Any,
     dtype: str,
     placement: Placement,
+    *,
+    in_hand: bool = False,
 ) -> Facts:
     """The facts of a run on this machine with these rows."""
     return Facts(
@@ -91,6 +96,7 @@ def facts_of(
         dtype=dtype,
         chat_template=template_name(tokenizer, request.data.chat_template),
         positions_at_once=placement.positions_at_once(),
+        in_hand=in_hand,
     )
 
 
@@ -116,7 +122,8 @@ def resolve(request: RunConfig, facts: Facts) -> ResolvedConfig:
         raise ValueError(f"a plan must come first: {', '.join(needs_plan(request))}")
     closed, train = with_method(request, request.method), request.train
     tree = closed.model_dump()
-    tree["model"]["dtype"] = "float32" if request.method == "full" else facts.dtype
+    loads_float32 = request.method == "full" and not facts.in_hand
+    tree["model"]["dtype"] = "float32" if loads_float32 else facts.dtype
     tree["data"]["chat_template"] = facts.chat_template
     tree["train"]["learning_rate"] = learning_rate_of(request, request.method)
     if train.micro_batch_tokens is None:

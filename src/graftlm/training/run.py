@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from graftlm.config import ResolvedConfig
 from graftlm.data.pack import lengths_of
 from graftlm.data.sampler import batches as epoch_batches
 from graftlm.system.placement import Placement, placement_of
-from graftlm.training.objective import Objective, objective_named
+from graftlm.training.objective import Objective
 
 __all__ = ["Run", "RunResult", "recompute_activations"]
 
@@ -58,6 +57,7 @@ class Run:
         examples: the training rows, such as `Example`.
         eval_examples: the held-out rows; may be empty.
         config: the settings.
+        objective: the objective of `train.objective`.
         out: the run folder.
         total_parameters: as `graftlm.add_lora` counts them (a 4-bit weight counts as one).
     """
@@ -67,18 +67,16 @@ class Run:
     examples: Sequence[Any]
     eval_examples: Sequence[Any]
     config: ResolvedConfig
+    objective: Objective
     out: Path
     total_parameters: int
+    _orders: dict[int, list[list[int]]] = dataclasses.field(default_factory=dict, init=False)
+    """The order of the rows in the last two epochs asked for."""
 
     @property
     def placement(self) -> Placement:
         """The device and rank of the model."""
         return placement_of(self.model)
-
-    @functools.cached_property
-    def objective(self) -> Objective:
-        """The objective of `train.objective`."""
-        return objective_named(self.config.train.objective)(self.config.train)
 
     @property
     def total_steps(self) -> int:
@@ -103,17 +101,19 @@ class Run:
             batches += self.objective.batches(self.model, rows, known)
         return batches
 
-    @functools.lru_cache(maxsize=2)  # noqa: B019 - a run lives as long as its process
     def _order(self, epoch: int) -> list[list[int]]:
-        lengths = lengths_of(self.examples)
-        settings = self.config.train
-        return epoch_batches(
-            lengths,
-            settings.batch_size,
-            settings.seed,
-            epoch,
-            group_by_length=self.config.data.group_by_length,
-        )
+        if epoch not in self._orders:
+            if len(self._orders) > 1:
+                del self._orders[min(self._orders)]
+            settings = self.config.train
+            self._orders[epoch] = epoch_batches(
+                lengths_of(self.examples),
+                settings.batch_size,
+                settings.seed,
+                epoch,
+                group_by_length=self.config.data.group_by_length,
+            )
+        return self._orders[epoch]
 
 
 def recompute_activations(model: Any) -> None:

@@ -80,15 +80,24 @@ def begin_run(
     config: RunConfig,
     origin: Mapping[str, Any],
     rows: Mapping[str, Any] | None = None,
+    *,
+    extended: bool = False,
 ) -> None:
     """Write the settings and the origin of the result.
+
+    An extended run is no longer finished. Its checkpoint must say so before the settings name the
+    new number of steps: if this process then dies, the next one makes the missing steps.
 
     Args:
         out: the run folder.
         config: the settings.
         origin: from `origin_of`.
         rows: the record of the rows, with the prompt form.
+        extended: the run had finished and now has more steps.
     """
+    last = checkpoint.latest(out / "checkpoints") if extended else None
+    if last is not None:
+        checkpoint.reopen(last)
     with atomic_write(out / "config.yaml") as temporary:
         temporary.write_text(
             yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),

@@ -61,7 +61,7 @@ def train_step(
 
     Args:
         model: in training mode.
-        batches: at least one; their total count is at least one.
+        batches: at least one.
         optimizer: the optimiser of ``parameters``.
         parameters: the trainable parameters.
         max_grad_norm: gradients with a larger global norm are scaled down to it.
@@ -69,12 +69,20 @@ def train_step(
         stop_requested: called between micro-batches.
 
     Raises:
-        TrainingError: the loss or the gradient is not finite; the weights are unchanged.
+        TrainingError: the loss or the gradient is not finite, or the batches have nothing to
+            learn; the weights are unchanged.
         Interrupted: ``stop_requested()`` was true; the weights are unchanged.
     """
     placement = placement_of(model)
     counts = [objective.count(batch) for batch in batches]
     total = placement.sum_over_ranks(sum(counts))
+    if not total:
+        raise TrainingError(
+            f"the rows of this step have nothing to learn: the objective {objective.name!r} counts "
+            f"0 in their {sum(batch.tokens for batch in batches)} tokens, expected at least 1. "
+            "Leave out the rows without a supervised token, or raise train.batch_size. The weights "
+            "are as they were before this step."
+        )
     loss_sum = 0.0
     optimizer.zero_grad(set_to_none=True)
     for batch, count in zip(batches, counts, strict=True):

@@ -44,7 +44,7 @@ from graftlm.training.hooks import Hook
 from graftlm.training.hooks.tensorboard import require_tensorboard
 from graftlm.training.lock import locked
 from graftlm.training.loop import fit
-from graftlm.training.objective import objective_named
+from graftlm.training.objective import Objective, objective_named
 from graftlm.training.origin import origin_of
 from graftlm.training.resolve import (
     Plan,
@@ -58,7 +58,6 @@ from graftlm.training.resolve import (
 from graftlm.training.rows import packed, read_rows, require_examples
 from graftlm.training.run import Run, RunResult, recompute_activations
 from graftlm.training.run_folder import (
-    GoesOn,
     begin_run,
     check_folder,
     require_same_run,
@@ -98,7 +97,7 @@ def run(
     require_complete(config)
     format_named(config.model.weight_format)  # refuses unregistered names early
     adapter_classes(config.lora.variant)
-    objective = objective_named(config.train.objective)(config.train)
+    objective_named(config.train.objective)
     return_freed_memory()
     with locked(Path(config.out).absolute()) as out:
         begun = run_in(out) if resume else None
@@ -123,28 +122,23 @@ def run(
             if request.data.max_length != asked.data.max_length:
                 data = request.data
                 rows, held = read_rows(tokenizer, data, data.train, data.eval)
+        dtype, sequences = dtype_in(base, request.model), packed(rows, request.data)
+        settings = resolve(
+            request, facts_of(request, sequences, tokenizer, dtype, placement_for("auto"))
+        )
+        objective = objective_named(settings.train.objective)(settings.train)
         examples = require_examples(objective, rows), objective.examples_in(held)
         check_rows(*examples, tokenizer, request.data, model_config_in(base), base)
         origin = origin_of(request, base, rows, held)
         record = record_of_rows(rows, request.data)
         saved = trained_tokenizer(tokenizer, rows, request.data)
-        rows = packed(rows, request.data)
-        dtype = dtype_in(base, request.model)
-        settings = resolve(
-            request, facts_of(request, rows, tokenizer, dtype, placement_for("auto"))
-        )
         goes_on = "anew" if begun is None else require_same_run(out, begun, settings, origin)
         with StoredTokenizer(saved) as stored:
             del tokenizer, saved
             release_freed_memory()
-            task = _task(adapted_model(settings), stored, settings, rows, held)
-            begin_run(out, settings, origin, record)
-            return _fit(task, goes_on, progress, hooks)
-
-
-def _fit(task: Run, goes_on: GoesOn, progress: bool, hooks: Sequence[Hook]) -> RunResult:
-    resume, extended = goes_on != "anew", goes_on == "extended"
-    return fit(task, resume=resume, extended=extended, progress=progress, hooks=hooks)
+            task = _task(adapted_model(settings), stored, settings, sequences, held, objective)
+            begin_run(out, settings, origin, record, extended=goes_on == "extended")
+            return fit(task, resume=goes_on != "anew", progress=progress, hooks=hooks)
 
 
 def adapted_model(config: RunConfig) -> PreTrainedModel:
@@ -203,9 +197,10 @@ def train(
         lora=lora_config(model) if lora_modules(model) else LoRAConfig(),
         train=config or TrainConfig(),
     )
-    if problems := contradictions(request):
+    # The model's settings describe the model in hand; they ask for nothing.
+    if problems := contradictions(request.model_copy(update={"model": ModelConfig()})):
         raise ConfigError(problems)
-    objective = objective_named(request.train.objective)(request.train)
+    objective_named(request.train.objective)
     with locked(Path(out).absolute()) as folder:
         begun = run_in(folder) if resume else None
         if begun is None:
@@ -217,20 +212,20 @@ def train(
         rows, held = read_rows(tokenizer, request.data, data, eval_data)
         if request.train.eval_steps and not held:
             raise ConfigError("train.eval_steps needs rows to measure on: pass them as eval_data")
+        dtype, sequences = request.model.dtype, packed(rows, request.data)
+        facts = facts_of(request, sequences, tokenizer, dtype, placement_of(model), in_hand=True)
+        settings = resolve(request, facts)
+        objective = objective_named(settings.train.objective)(settings.train)
         examples = require_examples(objective, rows), objective.examples_in(held)
         check_rows(*examples, tokenizer, request.data, model.config.to_dict())
         origin = origin_of(request, None, rows, held)
         record = record_of_rows(rows, request.data)
         saved = trained_tokenizer(tokenizer, rows, request.data)
-        rows = packed(rows, request.data)
-        settings = resolve(
-            request, facts_of(request, rows, tokenizer, request.model.dtype, placement_of(model))
-        )
         goes_on = "anew" if begun is None else require_same_run(folder, begun, settings, origin)
-        task = _task(model, saved, settings, rows, held)
-        begin_run(folder, settings, origin, record)
+        task = _task(model, saved, settings, sequences, held, objective)
+        begin_run(folder, settings, origin, record, extended=goes_on == "extended")
         task.placement.seed(settings.train.seed)
-        return _fit(task, goes_on, progress, hooks)
+        return fit(task, resume=goes_on != "anew", progress=progress, hooks=hooks)
 
 
 def _task(
@@ -239,6 +234,7 @@ def _task(
     config: ResolvedConfig,
     examples: Sequence[Any],
     eval_examples: Sequence[Any],
+    objective: Objective,
 ) -> Run:
     """The run, ready to start. Refuses a run whose result could not be written."""
     require_left_to_right(model)
@@ -252,6 +248,7 @@ def _task(
         examples=examples,
         eval_examples=eval_examples,
         config=config,
+        objective=objective,
         out=Path(config.out).absolute(),
         total_parameters=count_parameters(model)[1],
     )
