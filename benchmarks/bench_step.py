@@ -116,21 +116,21 @@ def counted(step: Callable[[], Any]) -> int:
     """Floating-point operations of the products of a step."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    from graftlm.planning.cost import Work
+    from graftlm.planning.cost import Cost
 
-    work = Work()
+    cost = Cost()
 
     class Counter(TorchDispatchMode):
         def __torch_dispatch__(
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
             result = func(*args, **(kwargs or {}))
-            work.add(func, args, kwargs or {}, result)
+            cost.add(func, args, kwargs or {}, result)
             return result
 
     with Counter():
         step()
-    return sum(work.flops.values())
+    return sum(cost.flops.values())
 
 
 def worker(arguments: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from graftlm.planning import calibration
 from graftlm.planning.calibration import Calibration, calibrate
-from graftlm.planning.cost import Work
+from graftlm.planning.cost import Cost
 
 QUIET = Calibration({"matmul float32": 1e9}, 1e9, 1e-6, spread=0.1, share=0.97)
 BUSY = dataclasses.replace(QUIET, share=0.5)
@@ -30,9 +30,9 @@ def test_figures_of_a_busy_machine_are_used_once_and_not_kept(
 
 
 def test_a_busy_machine_makes_the_time_less_certain() -> None:
-    work = Work()
-    work.flops["matmul float32"] = 10**9
-    (quiet, sure), (busy, unsure) = QUIET.seconds(work), BUSY.seconds(work)
+    cost = Cost()
+    cost.flops["matmul float32"] = 10**9
+    (quiet, sure), (busy, unsure) = QUIET.seconds(cost), BUSY.seconds(cost)
     assert quiet == busy == pytest.approx(1.0)
     assert unsure > busy > sure
 

@@ -12,22 +12,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from graftlm.kernels.attention import attention
 from graftlm.kernels.mask_blocks import Block
-from graftlm.planning.cost import Work, workspace_bytes
+from graftlm.planning.cost import Cost, workspace_bytes
 
 LENGTH, SIZE, HEADS = 64, 16, 2
 
 
 class Counted(TorchDispatchMode):
-    """Adds every call to `work`, and keeps what operators of attention hold while they run."""
+    """Adds every call to `cost`, and keeps what operators of attention hold while they run."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.work = Work()
+        self.cost = Cost()
         self.held: list[int] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        self.work.add(func, args, kwargs or {}, result)
+        self.cost.add(func, args, kwargs or {}, result)
         if "attention" in func._schema.name:
             self.held.append(workspace_bytes(func, args, kwargs or {}, torch.device("cpu")))
         return result
@@ -42,9 +42,9 @@ def counted(attend: Any) -> Counted:
 
 
 def flops(attend: Any) -> int:
-    work = counted(attend).work
-    assert set(work.flops) == {"attention float32"}
-    return work.flops["attention float32"]
+    cost = counted(attend).cost
+    assert set(cost.flops) == {"attention float32"}
+    return cost.flops["attention float32"]
 
 
 def test_a_causal_one_is_half_of_one_to_all() -> None:

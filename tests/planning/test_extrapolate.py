@@ -55,8 +55,8 @@ def test_a_deep_model_continued_equals_the_deep_model_traced(
     assert continued.resident == traced.resident
     assert continued.trainable_parameters == traced.trainable_parameters
     assert continued.weight_bytes == traced.weight_bytes
-    assert continued.work.flops == traced.work.flops
-    assert continued.work.calls == traced.work.calls
+    assert continued.cost.flops == traced.cost.flops
+    assert continued.cost.calls == traced.cost.calls
 
 
 def test_a_pattern_of_layers_is_kept_whole() -> None:

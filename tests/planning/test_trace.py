@@ -109,7 +109,7 @@ def test_every_family_is_traced(family: str) -> None:
             tiny_config(family), settings(method), BatchShape(2, 24, padded=True), torch.bfloat16
         )
         assert trace.peak.nbytes > trace.resident >= trace.weight_bytes > 0
-        assert sum(trace.work.flops.values()) > 0
+        assert sum(trace.cost.flops.values()) > 0
 
 
 def test_more_of_anything_takes_more() -> None:
@@ -123,23 +123,23 @@ def test_more_of_anything_takes_more() -> None:
 
 
 def test_work_follows_the_tokens_and_the_passes() -> None:
-    one = traced(settings()).work
-    accumulated = traced(settings(), BatchShape(2, 96, passes=4)).work
+    one = traced(settings()).cost
+    accumulated = traced(settings(), BatchShape(2, 96, passes=4)).cost
     assert sum(accumulated.flops.values()) == 4 * sum(one.flops.values())
-    recomputed = traced(settings(gradient_checkpointing=True)).work
+    recomputed = traced(settings(gradient_checkpointing=True)).cost
     assert sum(recomputed.flops.values()) > 1.2 * sum(one.flops.values())
 
 
 def test_only_supervised_tokens_reach_the_output_layer() -> None:
     few, all_of_them = (
-        traced(settings(), BatchShape(4, 96, supervised=n)).work.flops["cross_entropy float32"]
+        traced(settings(), BatchShape(4, 96, supervised=n)).cost.flops["cross_entropy float32"]
         for n in (10, None)
     )
     assert all_of_them == few * (4 * 95) // 10
 
 
 def test_lora_is_traced_through_its_own_product() -> None:
-    flops = traced(settings("lora")).work.flops
+    flops = traced(settings("lora")).cost.flops
     assert flops["nf4_linear float32"] > 10 * flops.get("matmul float32", 0)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from graftlm.cache import once
 from graftlm.files import write_json
-from graftlm.planning.cost import Work
+from graftlm.planning.cost import Cost
 from graftlm.system import cpu_flags, versions
 
 __all__ = ["Calibration", "calibrate"]
@@ -57,10 +57,10 @@ class Calibration:
     spread: float
     share: float
 
-    def seconds(self, work: Work) -> tuple[float, float]:
-        """The time of ``work`` and its uncertainty, both in seconds."""
-        total = work.nbytes / self.bandwidth + work.calls * self.call_seconds
-        for kind, flops in work.flops.items():
+    def seconds(self, cost: Cost) -> tuple[float, float]:
+        """The time of ``cost`` and its uncertainty, both in seconds."""
+        total = cost.nbytes / self.bandwidth + cost.calls * self.call_seconds
+        for kind, flops in cost.flops.items():
             total += flops / self._rate(kind)
         missed = 1 / self.share - 1 if self.share < QUIET else 0.0
         return total, total * (MODEL_ERROR**2 + self.spread**2 + missed**2) ** 0.5

@@ -19,12 +19,12 @@ from graftlm._compat.torch_operator import UNSAFE_VIEW, packet_of, schema_name
 from graftlm._compat.tracing import tree_leaves
 from graftlm.kernels import Operator, operators
 
-__all__ = ["Work", "product_kind", "workspace_bytes"]
+__all__ = ["Cost", "product_kind", "workspace_bytes"]
 
 aten = torch.ops.aten
 
 
-class Work:
+class Cost:
     """The work of a step, summed.
 
     Attributes:
@@ -38,14 +38,14 @@ class Work:
         self.nbytes = 0
         self.calls = 0
 
-    def plus(self, other: Work, factor: float = 1.0) -> Work:
-        """This work plus ``factor`` times another."""
-        work = Work()
+    def plus(self, other: Cost, factor: float = 1.0) -> Cost:
+        """This cost plus ``factor`` times another."""
+        cost = Cost()
         kinds = self.flops.keys() | other.flops.keys()
-        work.flops.update({k: int(self.flops[k] + factor * other.flops[k]) for k in kinds})
-        work.nbytes = int(self.nbytes + factor * other.nbytes)
-        work.calls = int(self.calls + factor * other.calls)
-        return work
+        cost.flops.update({k: int(self.flops[k] + factor * other.flops[k]) for k in kinds})
+        cost.nbytes = int(self.nbytes + factor * other.nbytes)
+        cost.calls = int(self.calls + factor * other.calls)
+        return cost
 
     def add(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         """Count one call."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from graftlm.config import LoRAConfig
-from graftlm.planning.cost import Work
+from graftlm.planning.cost import Cost
 from graftlm.planning.timeline import COMPONENTS, Peak
 
 if TYPE_CHECKING:
@@ -40,14 +40,14 @@ class Trace:
     Attributes:
         peaks: the peak memory at each place of the step, tensors only.
         resident: bytes in use between two steps.
-        work: floating-point operations and bytes moved by one step.
+        cost: floating-point operations and bytes moved by one step.
         trainable_parameters: the number of trainable parameters.
         weight_bytes: the size of the base model in its storage format.
     """
 
     peaks: dict[str, Peak]
     resident: int
-    work: Work
+    cost: Cost
     trainable_parameters: int
     weight_bytes: int
 
@@ -74,7 +74,7 @@ class Trace:
         return Trace(
             peaks=peaks,
             resident=line(self.resident, other.resident),
-            work=self.work.plus(other.work.plus(self.work, -1), factor),
+            cost=self.cost.plus(other.cost.plus(self.cost, -1), factor),
             trainable_parameters=line(self.trainable_parameters, other.trainable_parameters),
             weight_bytes=line(self.weight_bytes, other.weight_bytes),
         )

@@ -181,7 +181,7 @@ class Planner:
             components = {name: components.get(name, 0) for name in held}
             components["temporary"] = max(0, loading - sum(components.values()))
             peak, peak_at = loading, "loading"
-        seconds = self._speed.seconds(trace.work) if self._speed else (None, None)
+        seconds = self._speed.seconds(trace.cost) if self._speed else (None, None)
         return Option(
             **dataclasses.asdict(setting),
             rows=shape.rows,

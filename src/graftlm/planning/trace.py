@@ -195,7 +195,7 @@ def trace_in_full(
     return Trace(
         peaks=tracker.timeline.peaks(depth),
         resident=resident,
-        work=tracker.work.plus(tracker.work, shape.passes / len(batches) - 1),
+        cost=tracker.cost.plus(tracker.cost, shape.passes / len(batches) - 1),
         trainable_parameters=sum(p.numel() for p in parameters),
         weight_bytes=tracker.timeline.total("weights", "quantization_state"),
     )

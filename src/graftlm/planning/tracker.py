@@ -19,7 +19,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from graftlm._compat.torch_operator import READS_A_VALUE, is_mutable
 from graftlm._compat.tracing import TorchDispatchMode, in_backward_pass, tree_leaves
-from graftlm.planning.cost import Work, workspace_bytes
+from graftlm.planning.cost import Cost, workspace_bytes
 from graftlm.planning.timeline import Allocation, Timeline
 from graftlm.planning.values import StepValues
 
@@ -41,7 +41,7 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, device: torch.device, most_calls: int | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.timeline = Timeline()
-        self.work = Work()
+        self.cost = Cost()
         self._values = StepValues(device)
         self._device, self._most_calls = device, most_calls
         self._seen: Any = WeakIdKeyDictionary()
@@ -131,8 +131,8 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.timeline.born(temporary)
             self.timeline.died(temporary, self.phase)
         if self._phase != "setup":
-            self.work.add(func, args, kwargs, result)
-            if self._most_calls is not None and self.work.calls > self._most_calls:
+            self.cost.add(func, args, kwargs, result)
+            if self._most_calls is not None and self.cost.calls > self._most_calls:
                 raise TooManyCallsError
         return result
 
