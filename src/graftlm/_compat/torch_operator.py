@@ -1,7 +1,8 @@
 """What a torch operator says of itself, and PyTorch's operators that have private names.
 
 Seen in torch 2.13: `OpOverload._schema`, `OpOverload._overloadpacket`, `aten._unsafe_view`,
-`aten._local_scalar_dense`, `aten._index_put_impl_`, `aten._unsafe_index_put`.
+`aten._local_scalar_dense`, `aten._index_put_impl_`, `aten._unsafe_index_put`,
+`aten._grouped_mm`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 __all__ = [
+    "GROUPED_PRODUCT",
     "INDEXED_WRITES",
     "READS_A_VALUE",
     "UNSAFE_VIEW",
@@ -21,6 +23,8 @@ __all__ = [
 ]
 
 UNSAFE_VIEW = torch.ops.aten._unsafe_view.default
+GROUPED_PRODUCT = torch.ops.aten._grouped_mm.default
+"""Rows of each group times a matrix of its own: the experts of a layer."""
 READS_A_VALUE = torch.ops.aten._local_scalar_dense.default
 """What `tensor.item()` calls."""
 INDEXED_WRITES = (

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from graftlm._compat.torch_attention import cpu_attention, cpu_attention_backward
-from graftlm._compat.torch_operator import UNSAFE_VIEW, packet_of, schema_name
+from graftlm._compat.torch_operator import GROUPED_PRODUCT, UNSAFE_VIEW, packet_of, schema_name
 from graftlm._compat.tracing import tree_leaves
 from graftlm.kernels import Operator, operators
 
@@ -103,6 +103,8 @@ def _flops(func: Any, args: Any, kwargs: Any, result: Any) -> int:
     if func is cpu_attention_backward:
         flops = sdpa_backward_flop_count(*(tensor.shape for tensor in args[:4]))  # type: ignore[no-untyped-call]
         return int(flops) // (2 if _causal(args, kwargs, 7) else 1)
+    if func is GROUPED_PRODUCT:
+        return 2 * int(args[0].numel()) * int(result.shape[-1])
     formula = flop_registry.get(packet_of(func))
     return 0 if formula is None else int(formula(*args, **kwargs, out_val=result))
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from graftlm._compat.torch_operator import INDEXED_WRITES, argument_names
+from graftlm._compat.torch_operator import GROUPED_PRODUCT, INDEXED_WRITES, argument_names
 from graftlm._compat.tracing import (
     ASKS_FOR_VALUES,
     FakeTensor,
@@ -101,7 +101,7 @@ class StepValues:
         """
         if func in _CONVOLVES:
             stand_in: dict[str, Any] = {"device": torch.device("cpu")}
-        elif func is aten._grouped_mm.default:
+        elif func is GROUPED_PRODUCT:
             stand_in = {"dtype": torch.bfloat16}
         else:
             return func(*args, **kwargs)
