@@ -10,7 +10,7 @@ import typer
 from graftlm.cli._shared import JsonOption, ModelArgument, say, stderr_console
 
 if TYPE_CHECKING:
-    from graftlm.planning import Option, Plan
+    from graftlm.planning import Option, Plan, Verified
 
 __all__ = ["plan"]
 
@@ -58,6 +58,7 @@ def plan(
 
     Traces one real training step of the model without computing it, so it works for models far
     larger than this machine. Nothing but the model's config and the data is read.
+    Exits with 1 if a setting that --verify runs fails.
     """
     from graftlm.config import load_run_config, parse_override
 
@@ -97,6 +98,8 @@ def plan(
         say(found.to_json(), True, "")
     else:
         _print(found)
+    if any(entry.failure for entry in found.verified):
+        raise typer.Exit(1)
 
 
 def _print(found: Plan) -> None:
@@ -115,6 +118,9 @@ def _print(found: Plan) -> None:
         for name, size in peak.components.items()
         if size >= 0.005 * peak.predicted_peak_bytes
     )
+    for entry in found.verified:
+        if entry.failure:
+            console.print(f"Not measured: {entry.failure}", markup=False)
     console.print(f"{'Nothing fits' if chosen.missing else 'Recommended'}: {chosen.why}.")
     console.print(f"Its peak, at {peak.peak_at}: {parts}.")
     console.print(MEMORY_OF)
@@ -165,11 +171,19 @@ def _verified_table(found: Plan) -> Any:
             "yes" if entry.option.gradient_checkpointing else "no",
             entry.option.embeddings,
             format_size(entry.option.predicted_peak_bytes),
-            format_size(entry.measured.peak_bytes),
-            f"{entry.error:+.1%}",
-            f"{entry.measured.seconds_per_step:.2f} s",
+            *_measured(entry),
         )
     return table
+
+
+def _measured(entry: Verified) -> tuple[str, str, str]:
+    """The cells of a run: its peak, the error of the prediction, the time of a step."""
+    from graftlm.planning import format_size
+
+    if entry.measured is None or entry.error is None:
+        return "failed", "–", "–"
+    seconds = entry.measured.seconds_per_step
+    return format_size(entry.measured.peak_bytes), f"{entry.error:+.1%}", f"{seconds:.2f} s"
 
 
 def _time(option: Option) -> str:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from graftlm.config import Embeddings, RunConfig, contradictions
+from graftlm.config import Embeddings, RunConfig, TrainConfig, contradictions
 from graftlm.errors import ConfigError, ModelError, ResourceError, TargetError
+from graftlm.planning.command import command
 from graftlm.planning.planner import METHODS, Method, Option, Planner, Setting, as_setting
 from graftlm.planning.recommend import Recommendation, recommend
 from graftlm.planning.sizes import parse_size
 from graftlm.planning.verify import Verified, verified
+from graftlm.system.placement import DEVICES, Placement
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -33,7 +34,7 @@ class Plan:
         recommendation: the recommended option.
         command: the `graftlm train` command that runs it; ``None`` for a device that `train` does
             not use.
-        verified: the options that were run, if requested.
+        verified: the options that were run, if requested; also those whose run failed.
     """
 
     model: str
@@ -59,13 +60,7 @@ class Plan:
                 "command": None if chosen.missing else self.command,
             },
             "verified": [
-                {
-                    **dataclasses.asdict(entry.option),
-                    "measured_peak_bytes": entry.measured.peak_bytes,
-                    "measured_seconds_per_step": entry.measured.seconds_per_step,
-                    "error": entry.error,
-                }
-                for entry in self.verified
+                {**dataclasses.asdict(entry.option), **entry.to_json()} for entry in self.verified
             ],
         }
 
@@ -95,16 +90,22 @@ def make_plan(
         progress: is called with a description of the current work.
 
     Raises:
-        ConfigError: a size, device or method is invalid.
+        ConfigError: a size, device or method is invalid, or the objective is not `next_token`.
         ModelError: the model cannot be found, or is not a causal language model.
     """
     problems = [f"method {m!r}: expected full, lora or qlora" for m in methods if m not in METHODS]
     if not methods:
         problems.append("no method to consider: expected some of full, lora, qlora")
-    if device not in ("cpu", "cuda"):
-        problems.append(f"device {device!r}: expected cpu or cuda")
-    if verify and device != "cpu":
+    if device not in DEVICES:
+        problems.append(f"device {device!r}: expected {' or '.join(DEVICES)}")
+    elif verify and not Placement.on(device).runs_on_cpu:
         problems.append(f"a plan for {device} cannot be verified: training runs on the CPU")
+    objective = config.train.objective
+    if objective != (planned := TrainConfig().objective):
+        problems.append(
+            f"train.objective={objective}: a plan knows the memory of {planned} only. Train without "
+            "one: leave out memory, and say what is auto (method, train.gradient_checkpointing)"
+        )
     if problems:
         raise ConfigError(problems)
     limit = _limit(memory, device)
@@ -155,7 +156,7 @@ def make_plan(
         limit,
         tuple(options),
         chosen,
-        command(config, chosen.option) if device == "cpu" else None,
+        command(config, chosen.option) if Placement.on(device).runs_on_cpu else None,
         tuple(runs),
     )
 
@@ -220,38 +221,9 @@ def choose(
     return setting.applied(config)
 
 
-def command(config: RunConfig, option: Option) -> str:
-    """The command that trains with ``option``."""
-    data = config.data.train if isinstance(config.data.train, str) else ""
-    words = ["graftlm", "train", "--model", config.model.name, "--data", data or "DATA"]
-    words += ["--method", option.method]
-    defaults = RunConfig()
-    for name, value, default in (
-        ("train.batch_size", config.train.batch_size, defaults.train.batch_size),
-        (
-            "train.gradient_accumulation_steps",
-            config.train.gradient_accumulation_steps,
-            defaults.train.gradient_accumulation_steps,
-        ),
-        ("train.micro_batch_tokens", option.micro_batch_tokens, defaults.train.micro_batch_tokens),
-        ("train.gradient_checkpointing", option.gradient_checkpointing, False),
-        ("data.max_length", option.max_length, defaults.data.max_length),
-        ("lora.rank", config.lora.rank, defaults.lora.rank),
-        ("model.embeddings", option.embeddings, "keep"),
-        ("model.weight_format", config.model.weight_format, defaults.model.weight_format),
-        ("model.block_size", config.model.block_size, defaults.model.block_size),
-        ("model.double_quant", config.model.double_quant, defaults.model.double_quant),
-    ):
-        if value != default:
-            words += ["--set", f"{name}={str(value).lower()}"]
-    return shlex.join(words)
-
-
 def _limit(memory: str | int | None, device: str) -> int:
     if memory is not None:
         return parse_size(memory)
-    from graftlm.system.placement import Placement
-
     return Placement.on(device).free_memory()
 
 

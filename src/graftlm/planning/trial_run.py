@@ -29,6 +29,16 @@ STEPS = 3
 """Steps. The moments exist after the first; the second and third are in the steady state."""
 LIMIT_SECONDS = 600
 """A trial run that takes longer is stopped."""
+ONLY_STEPS = {
+    "objective": "next_token",
+    "eval_steps": 0,
+    "early_stopping_patience": 0,
+    "save_steps": 0,
+    "tensorboard": False,
+}
+"""Settings of training that a trial run sets: it measures steps and nothing between them."""
+ONLY_ROWS = {"eval": "", "eval_fraction": 0.0, "group_by_length": False}
+"""Settings of the data that a trial run sets: its rows come from a text, and all are trained on."""
 TEXT = 20_000
 """Characters of the text from which the rows are cut."""
 
@@ -159,11 +169,9 @@ def _answer(request: dict[str, Any]) -> Measured:
                 ids=[i % known for i in ids],
                 config=config,
             ),
-            config.train.model_copy(update={"steps": request["steps"], "save_steps": 0}),
+            config.train.model_copy(update={**ONLY_STEPS, "steps": request["steps"]}),
             out=config.out,
-            data_config=config.data.model_copy(
-                update={"group_by_length": False, "chat_template": template}
-            ),
+            data_config=config.data.model_copy(update={**ONLY_ROWS, "chat_template": template}),
             progress=False,
         )
         lines = (Path(config.out) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()

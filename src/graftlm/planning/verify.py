@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 from graftlm.config import RunConfig
+from graftlm.errors import TrainingError
 from graftlm.planning.planner import Option
 from graftlm.planning.trace import BatchShape
 from graftlm.planning.trial_run import LIMIT_SECONDS, STEPS, Measured, run_trial
@@ -18,21 +20,40 @@ SLOW_STEP = 20.0
 
 @dataclasses.dataclass(frozen=True)
 class Verified:
-    """The comparison of a real run with its prediction."""
+    """The comparison of a real run with its prediction.
+
+    Attributes:
+        option: what was run.
+        measured: its memory and time; ``None`` if the run failed.
+        failure: why it failed; ``None`` if it did not.
+    """
 
     option: Option
-    measured: Measured
+    measured: Measured | None
+    failure: str | None = None
 
     @property
-    def error(self) -> float:
-        """Relative error of the prediction."""
+    def error(self) -> float | None:
+        """Relative error of the predicted peak; ``None`` if the run failed."""
+        if self.measured is None:
+            return None
         return self.option.predicted_peak_bytes / self.measured.peak_bytes - 1
+
+    def to_json(self) -> dict[str, Any]:
+        """What the run adds to the prediction in `graftlm plan --json`."""
+        measured = self.measured
+        return {
+            "measured_peak_bytes": measured and measured.peak_bytes,
+            "measured_seconds_per_step": measured and measured.seconds_per_step,
+            "error": self.error,
+            "failure": self.failure,
+        }
 
 
 def verified(
     config: RunConfig, option: Option, shape: BatchShape, progress: Callable[[str], None]
 ) -> Verified:
-    """Run ``option`` for a few steps; for two if a step is slow.
+    """Run ``option`` for a few steps; for two if a step is slow. A failure is in the result.
 
     Args:
         config: the run's settings.
@@ -44,11 +65,14 @@ def verified(
     name = f"running {option.method}, {option.rows} × {option.length}, {steps} steps"
     progress(f"{name}, stopped after {LIMIT_SECONDS} s at the latest")
     length = option.length // shape.sequences if shape.rows == 1 else option.length
-    measured = run_trial(
-        option.setting.applied(config),
-        length,
-        shape.padded,
-        steps=steps,
-        progress=lambda where: progress(f"{name}: {where} (of {LIMIT_SECONDS} s)"),
-    )
+    try:
+        measured = run_trial(
+            option.setting.applied(config),
+            length,
+            shape.padded,
+            steps=steps,
+            progress=lambda where: progress(f"{name}: {where} (of {LIMIT_SECONDS} s)"),
+        )
+    except TrainingError as error:  # the plan and the other runs are still worth having
+        return Verified(option, None, str(error))
     return Verified(option, measured)

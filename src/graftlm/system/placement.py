@@ -27,8 +27,10 @@ from graftlm.system import (
     trim_heap,
 )
 
-__all__ = ["POSITIONS_AT_ONCE", "Placement", "gpu_name", "placement_for", "placement_of"]
+__all__ = ["DEVICES", "POSITIONS_AT_ONCE", "Placement", "gpu_name", "placement_for", "placement_of"]
 
+DEVICES = ("cpu", "cuda")
+"""The kinds of devices."""
 POSITIONS_AT_ONCE = 512
 """Positions of one pass on a CPU: more are not faster, and fewer are slower."""
 
