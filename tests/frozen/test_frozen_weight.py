@@ -128,6 +128,20 @@ def test_a_layer_holds_the_tensors_it_was_given_until_it_is_moved(
     assert all(tensor.is_meta for tensor in layer._frozen.tensors().values())  # none kept alive
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_weight_of_a_layer_is_made_again_only_when_a_tensor_is_another(
+    format: type[FrozenWeight],
+) -> None:
+    layer = FrozenLinear(stored(format))
+    before = layer.frozen
+    assert layer.frozen is before
+    name, tensor = next(reversed(before.tensors().items()))
+    setattr(layer, name, tensor.clone())
+    assert layer.frozen is not before
+    assert layer.frozen.tensors()[name] is getattr(layer, name)
+    assert layer.frozen is layer.frozen
+
+
 def test_frozen_weight_of_layers_that_only_multiply() -> None:
     linear = nn.Linear(6, 4).requires_grad_(False)
     turned = Conv1D(4, 6).requires_grad_(False)

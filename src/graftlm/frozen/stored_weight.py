@@ -27,7 +27,8 @@ class StoredWeight(KeepsTypes):
 
     def __init__(self, weight: FrozenWeight) -> None:
         super().__init__()
-        for name, tensor in weight.tensors().items():
+        tensors = weight.tensors()
+        for name, tensor in tensors.items():
             if name in RESERVED or hasattr(type(self), name) or hasattr(self, name):
                 raise TypeError(
                     f"format {weight.format!r} names a tensor {name!r}, which is an attribute of "
@@ -35,13 +36,18 @@ class StoredWeight(KeepsTypes):
                 )
             self.register_buffer(name, tensor)
         self._frozen = weight
+        self._held: dict[str, Tensor | None] = {**tensors}
 
     @property
     def frozen(self) -> FrozenWeight:
         """The weight over the buffers as they are now; nothing is copied."""
-        # Not through nn.Module.__setattr__, which would cost more than the rest.
-        weight = self.__dict__["_frozen"] = self._frozen.with_tensors(buffers_of(self))  # type: ignore[arg-type]
-        return weight
+        buffers = buffers_of(self)
+        for name, tensor in self._held.items():
+            if buffers[name] is not tensor:
+                self._held = {name: buffers[name] for name in self._held}
+                self._frozen = self._frozen.with_tensors(self._held)  # type: ignore[arg-type]
+                break
+        return self._frozen
 
     def forward(self, ids: Tensor) -> Tensor:
         """Rows (..., in_features) of the weight for ``ids`` (...), in float32."""
