@@ -13,6 +13,8 @@ from torch import nn
 from graftlm.adapters import add_lora, lora_modules, lora_parameters, merge_adapters
 from graftlm.adapters.peft_format import load_adapter, save_adapter
 from graftlm.config import LoRAConfig
+from graftlm.frozen.linear import FrozenLinear
+from graftlm.frozen.nf4.frozen_nf4 import FrozenNF4
 from tests.oracles.model_families import tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -69,3 +71,24 @@ def test_an_adapter_is_loaded_into_it_and_folded_in(whole: bool, tmp_path: Path)
     assert all(torch.equal(a, b) for (_, a), (_, b) in pairs)
     merge_adapters(again)
     assert not lora_modules(again)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_4_bit_layers_inside_it_are_merged(whole: bool) -> None:
+    model = tiny_model("llama")
+    for name, module in list(model.named_modules()):
+        if name.endswith(("q_proj", "k_proj")):
+            assert isinstance(module, nn.Linear)
+            model.set_submodule(name, FrozenLinear.of(module, FrozenNF4))
+    add_lora(model, LoRAConfig(rank=4, targets=("q_proj",)))
+    with torch.no_grad():
+        for _, parameter in lora_parameters(model):
+            parameter.normal_(std=0.2)
+    expected = logits(model)
+    layers = model.model.layers
+    for index, layer in enumerate(layers):
+        layers[index] = layer if whole else torch.compile(layer, backend="eager")
+    merge_adapters(torch.compile(model, backend="eager") if whole else model)
+    assert not any(isinstance(module, FrozenLinear) for module in model.modules())
+    with torch.compiler.set_stance("force_eager"):
+        torch.testing.assert_close(logits(model), expected, rtol=0, atol=2e-5)

@@ -100,6 +100,13 @@ def test_the_share_that_survives_rounding_is_that_of_a_float64_projection(
     assert rounding.weights_changed == float((change[1:] != 0).double().mean())
 
 
+def test_only_weights_with_an_update_count_as_changed() -> None:
+    weight, delta = torch.full((4, 4), 1.001), torch.zeros(4, 4)
+    delta[0] = 0.5
+    _, rounding = merge_weight(weight, delta, torch.bfloat16)  # rounds the other rows too
+    assert rounding.weights_changed == 1
+
+
 def test_an_update_too_small_for_bfloat16_is_said_to_be_lost() -> None:
     model = tiny_model("llama", torch.bfloat16)
     with_adapters(model)

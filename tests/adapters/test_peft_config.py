@@ -3,11 +3,15 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import peft
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from graftlm.adapters import adapter
+from graftlm.adapters.lora_linear import LoRALinear
 from graftlm.adapters.peft_config import HARMLESS, JUDGED, AdapterConfig, read_config
 from graftlm.errors import ArtifactError
 
@@ -76,3 +80,34 @@ def test_every_default_of_peft_passes_and_every_other_setting_is_judged(tmp_path
     read_config(tmp_path)
     known = {field.name for field in dataclasses.fields(peft.LoraConfig)}
     assert HARMLESS | JUDGED | AdapterConfig.model_fields.keys() <= known | {"auto_mapping"}
+
+
+@pytest.fixture
+def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Registrations of a test end with it."""
+    known = {variant: list(classes) for variant, classes in adapter._registered.items()}
+    monkeypatch.setattr(adapter, "_registered", known)
+
+
+def test_a_variant_that_files_cannot_tell_from_another_is_refused(registered: None) -> None:
+    class Same(LoRALinear):
+        variant = "a_same"
+
+    with pytest.raises(ValueError, match=r"files of Same would look like those of LoRALinear"):
+        adapter.register_adapter(Same)
+    assert "a_same" not in adapter.variants()
+
+
+@pytest.mark.parametrize("with_gain", [False, True])
+def test_of_variants_with_the_same_entries_the_tensors_decide(
+    registered: None, with_gain: bool, tmp_path: Path
+) -> None:
+    @adapter.register_adapter
+    class Gain(LoRALinear):
+        variant = "a_gain"  # before `lora` in the alphabet
+        peft_keys: ClassVar = {**LoRALinear.peft_keys, "gain": "lora_gain"}
+
+    names = ["lora_A.weight", "lora_B.weight"] + ["lora_gain"] * with_gain
+    tensors = {f"base_model.model.q_proj.{name}": torch.ones(1) for name in names}
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    assert read(tmp_path, PLAIN).variant == ("a_gain" if with_gain else "lora")

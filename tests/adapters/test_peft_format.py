@@ -324,6 +324,10 @@ Q = "base_model.model.model.layers.0.self_attn.q_proj"
         ),
         (lambda t: t.update({f"{Q}.other": torch.zeros(1)}), rf"unexpected: {Q}\.other"),
         (
+            lambda t: t.update({f"{Q}.lora_embedding_A": torch.zeros(4, 64)}),
+            rf"unexpected: {Q}\.lora_embedding_A",
+        ),
+        (
             lambda t: t.update({f"{Q}x.lora_A.weight": torch.zeros(4, 64)}),
             r"q_projx, which is no such layer here; did you mean 'model\.layers\.0\.self_attn\.q_",
         ),

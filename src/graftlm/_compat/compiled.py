@@ -6,7 +6,9 @@ to 2.13). The wrapper's parameters therefore carry names that the model itself d
 
 from __future__ import annotations
 
-__all__ = ["without_compile_prefix"]
+from torch import nn
+
+__all__ = ["uncompiled", "without_compile_prefix"]
 
 WRAPPED = "_orig_mod"
 
@@ -14,3 +16,9 @@ WRAPPED = "_orig_mod"
 def without_compile_prefix(name: str) -> str:
     """The name a module or tensor has in the model that was compiled."""
     return ".".join(part for part in name.split(".") if part != WRAPPED)
+
+
+def uncompiled(module: nn.Module) -> nn.Module:
+    """The module that was compiled; ``module`` itself if it was not."""
+    inner = getattr(module, WRAPPED, module)
+    return inner if isinstance(inner, nn.Module) else module

@@ -194,11 +194,20 @@ def register_adapter(cls: ClassT) -> ClassT:
     The first registered class of a variant that adapts a module is used for it.
 
     Raises:
-        ValueError: the class lacks ``variant``, ``beside`` or ``peft_keys``, or a class of that
-            variant and name is registered already.
+        ValueError: the class lacks ``variant``, ``beside`` or ``peft_keys``; a class of that
+            variant and name is registered already; or files of the class could not be told from
+            those of another variant.
     """
     if missing := [name for name in ("variant", "beside", "peft_keys") if not hasattr(cls, name)]:
         raise ValueError(f"{cls.__name__} does not set {' and '.join(missing)}")
+    for other in itertools.chain(*(_registered[v] for v in variants() if v != cls.variant)):
+        same_keys = set(cls.peft_keys.values()) == set(other.peft_keys.values())
+        if same_keys and cls.peft_config == other.peft_config:
+            raise ValueError(
+                f"files of {cls.__name__} would look like those of {other.__name__}, of the variant "
+                f"{other.variant!r}: peft_keys and peft_config are the same. Give it a peft_config "
+                "of its own, such as {'peft_type': 'MY_VARIANT'}"
+            )
     classes = _registered.setdefault(cls.variant, [])
     if any(other.__qualname__ == cls.__qualname__ for other in classes):
         raise ValueError(f"an adapter {cls.__qualname__} of {cls.variant!r} is registered already")

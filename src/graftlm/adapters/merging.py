@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from graftlm._compat.compiled import uncompiled, without_compile_prefix
 from graftlm.adapters.adapted import adapted_modules, base_modules
 from graftlm.adapters.adapter import Adapter
 from graftlm.adapters.layers import stores_transposed
@@ -48,7 +49,7 @@ class Rounding:
         largest: largest difference between a stored weight and its float32 value.
         along: ⟨rounded change, exact change⟩.
         exact: ⟨exact change, exact change⟩.
-        changed: weights whose stored value changed.
+        changed: of the weights in ``to_change``, those whose stored value changed.
         to_change: weights whose exact change is not zero.
     """
 
@@ -125,7 +126,7 @@ def merge_weight(
         largest=largest,
         along=float((change * delta).sum(dtype=torch.float64)),
         exact=float(delta.square().sum(dtype=torch.float64)),
-        changed=int(torch.count_nonzero(change)),
+        changed=int(torch.count_nonzero(torch.logical_and(change, delta))),
         to_change=int(torch.count_nonzero(delta)),
     )
 
@@ -186,10 +187,11 @@ def dequantize_layers(model: nn.Module) -> None:
         return
     adapted = adapted_modules(model)
     with torch.device("meta"):
-        original = base_modules(type(model)(model.config))
+        original = base_modules(type(uncompiled(model))(model.config))
     for name, layer in stored.items():
-        bare = name.removesuffix(".base") if name.removesuffix(".base") in adapted else name
-        plain = original[bare]
+        bare = without_compile_prefix(name)
+        above = bare.removesuffix(".base")
+        plain = original[above if above in adapted else bare]
         weight = layer.frozen.dequantize()
         if isinstance(plain, Conv1D):
             weight = weight.T.contiguous()

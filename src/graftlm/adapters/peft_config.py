@@ -12,10 +12,11 @@ import pydantic
 from torch import nn
 
 from graftlm.adapters.adapted import base_modules, lora_modules
-from graftlm.adapters.adapter import adapter_classes, variants
+from graftlm.adapters.adapter import variants
 from graftlm.adapters.layers import stores_transposed
 from graftlm.adapters.settings import lora_config
 from graftlm.adapters.targets import ALL_LINEAR, adaptable, all_linear, fault, matching
+from graftlm.adapters.variant_of_file import marks, variant_of
 from graftlm.errors import ArtifactError
 
 __all__ = ["CONFIG_NAME", "AdapterConfig", "adapter_config", "read_config"]
@@ -120,21 +121,6 @@ def adapter_config(model: nn.Module, base_name: str, adapter: str | None = None)
     return config | marks(settings.variant)
 
 
-def marks(variant: str) -> dict[str, Any]:
-    """The entries of adapter_config.json that distinguish ``variant`` from others."""
-    return {key: value for c in adapter_classes(variant) for key, value in c.peft_config.items()}
-
-
-def _variant_of(given: dict[str, Any]) -> str | None:
-    """The variant with all of its marks in ``given``; of several, the one with most marks."""
-    fitting = [
-        variant
-        for variant in variants()
-        if all(given.get(key) == value for key, value in marks(variant).items())
-    ]
-    return max(fitting, key=lambda variant: len(marks(variant)), default=None)
-
-
 def read_config(folder: Path) -> AdapterConfig:
     """Read and check adapter_config.json.
 
@@ -153,7 +139,7 @@ def read_config(folder: Path) -> AdapterConfig:
     if not isinstance(raw, dict):
         raise ArtifactError(f"{path}: expected a JSON object, found {type(raw).__name__}")
     given = {key: value for key, value in raw.items() if value is not None}
-    variant = _variant_of(given)
+    variant = variant_of(given, folder)
     problems = list(_unsupported(given, variant))
     try:
         config = AdapterConfig.model_validate(given)

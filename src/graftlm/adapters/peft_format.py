@@ -19,12 +19,13 @@ from torch import Tensor, nn
 
 from graftlm._compat.compiled import without_compile_prefix
 from graftlm.adapters.adapted import adapter_names, base_modules, lora_modules
-from graftlm.adapters.adapter import DEFAULT, adapter_class, adapter_classes, adapter_scaling
+from graftlm.adapters.adapter import DEFAULT, adapter_class, adapter_scaling
 from graftlm.adapters.adapter_folder import adapter_folder
 from graftlm.adapters.inject import attach, remove
 from graftlm.adapters.peft_config import CONFIG_NAME, AdapterConfig, adapter_config, read_config
 from graftlm.adapters.report import LoRAReport, describe
 from graftlm.adapters.targets import Target, adaptable, pattern_value
+from graftlm.adapters.variant_of_file import WEIGHTS_NAME, suffix_patterns
 from graftlm.errors import ArtifactError, near_matches
 from graftlm.files import atomic_write, write_json
 from graftlm.frozen.embedding import FrozenEmbedding, FrozenOutput
@@ -32,7 +33,6 @@ from graftlm.models.save import save_tokenizer
 
 __all__ = ["load_adapter", "save_adapter"]
 
-WEIGHTS_NAME = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 COPY_KEY = re.compile(r"(?P<module>.+?)(\.base_layer)?\.weight")
 States = dict[str, dict[str, Tensor]]  # by module, by the end of the key
@@ -145,7 +145,7 @@ def _states(tensors: Mapping[str, Tensor], variant: str) -> tuple[States, dict[s
 
     Keys may lack PEFT's prefix, or contain the adapter's name, as in PEFT's state dictionaries.
     """
-    suffixes = {s: _pattern(s) for c in adapter_classes(variant) for s in c.peft_keys.values()}
+    suffixes = suffix_patterns(variant)
     states: States = {}
     others: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
@@ -157,12 +157,6 @@ def _states(tensors: Mapping[str, Tensor], variant: str) -> tuple[States, dict[s
         else:
             states.setdefault(module, {})[suffix] = tensor
     return states, others
-
-
-def _pattern(suffix: str) -> re.Pattern[str]:
-    """`lora_A.weight` → any module, `lora_A`, perhaps an adapter's name, `weight`."""
-    stem, weight, _ = suffix.partition(".weight")
-    return re.compile(rf"(?P<module>.+)\.{re.escape(stem)}(\.[^.]+)?{re.escape(weight)}")
 
 
 def _problems(
@@ -188,7 +182,10 @@ def _problems(
             continue
         if targeted is not None and name not in targeted:
             problems.append(f"unexpected: tensors for {name}, which its config does not target")
-        for key, shape in _shapes(config, name, module).items():
+        shapes = _shapes(config, name, module)
+        whole = (f"{PREFIX}{name}.{suffix}" for suffix in state)
+        problems += [f"unexpected: {key}" for key in whole if key not in shapes]
+        for key, shape in shapes.items():
             tensor = state.get(key.removeprefix(f"{PREFIX}{name}."))
             if tensor is None:
                 problems.append(f"missing: {key}")
