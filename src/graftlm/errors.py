@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 __all__ = [
     "ArtifactError",
@@ -20,8 +21,10 @@ __all__ = [
     "ResourceError",
     "TargetError",
     "TrainingError",
+    "error_in",
     "near_matches",
     "printable",
+    "record_of",
 ]
 
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
@@ -70,6 +73,19 @@ class ResourceError(RequestError):
 
 class TrainingError(GraftLMError):
     """Training had to stop, for example because the loss was not finite."""
+
+
+def record_of(error: GraftLMError) -> dict[str, Any]:
+    """``error`` as one JSON object, for another process; `error_in` reads it."""
+    said = error.problems if isinstance(error, ConfigError) else str(error)
+    kinds = (kind.__name__ for kind in type(error).__mro__ if kind.__module__ == __name__)
+    return {"error": said, "kind": next(kinds)}
+
+
+def error_in(record: Mapping[str, Any]) -> GraftLMError:
+    """The error of a `record_of`: of the same class of this module, with the same message."""
+    error: GraftLMError = globals()[record["kind"]](record["error"])
+    return error
 
 
 def printable(text: str) -> str:

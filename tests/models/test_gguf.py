@@ -184,6 +184,11 @@ def test_a_conversion_that_is_killed_is_an_error_and_leaves_nothing(
     for end, error, words in (
         ("kill -9 $$", ResourceError, "killed, as the system does for lack of memory"),
         ("exit 3", ModelError, "exit status 3: last words"),
+        (
+            """echo {; echo '{"error": "no room", "kind": "ResourceError"}'; exit 1""",
+            ResourceError,
+            "no room",
+        ),
     ):
         script.write_text(f"#!/bin/sh\necho last words >&2\n{end}\n")
         script.chmod(0o755)

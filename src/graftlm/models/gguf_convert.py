@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from graftlm.cache import cache_folder, once
-from graftlm.errors import GraftLMError, ModelError, ResourceError
+from graftlm.errors import GraftLMError, ModelError, ResourceError, error_in, record_of
 from graftlm.files import require_free_space
 
 __all__ = ["converted", "file_sha256"]
@@ -76,9 +76,9 @@ def _convert_in_a_process(file: Path, folder: Path) -> None:
         process.stdin.close()
     if process.returncode == 0:
         return
-    words = output.decode(errors="replace").strip()
-    if process.returncode == 1 and words.startswith("{"):
-        raise ModelError(json.loads(words)["error"])
+    *_, words = "", *output.decode(errors="replace").strip().splitlines()  # after others' words
+    if process.returncode == 1 and words.startswith('{"error": '):
+        raise error_in(json.loads(words))
     last = "".join(errors.decode(errors="replace").strip().splitlines()[-1:])
     if process.returncode == -signal.SIGKILL:
         raise ResourceError(
@@ -158,7 +158,7 @@ def _main(file: str, folder: str) -> int:
     try:
         _convert(Path(file), Path(folder))
     except GraftLMError as error:
-        print(json.dumps({"error": str(error)}))
+        print(json.dumps(record_of(error)))
         return 1
     return 0
 

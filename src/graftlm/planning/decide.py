@@ -14,9 +14,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from graftlm import errors
 from graftlm.config import RunConfig, validate
-from graftlm.errors import GraftLMError, TrainingError
+from graftlm.errors import GraftLMError, TrainingError, error_in, record_of
 from graftlm.planning.plan import choose
 from graftlm.system import available_memory
 from graftlm.training import RunResult
@@ -91,8 +90,7 @@ def _answer_of(code: int, said: str) -> dict[str, Any]:
             f"the planning process failed with exit code {code}; its own words are above. {advice}"
         ) from None
     if "error" in answer:
-        kind = getattr(errors, answer["kind"])
-        raise kind(answer["problems"] or answer["error"])
+        raise error_in(answer)
     decided: dict[str, Any] = answer["config"]
     return decided
 
@@ -115,11 +113,6 @@ def answer() -> None:
         request = validate(RunConfig, asked["config"])
         chosen = choose(request, asked["lengths"], limit=asked["limit"])
     except GraftLMError as error:
-        refusal = {
-            "error": str(error),
-            "kind": type(error).__name__,
-            "problems": getattr(error, "problems", None),
-        }
-        print(json.dumps(refusal))
+        print(json.dumps(record_of(error)))
     else:
         print(json.dumps({"config": chosen.model_dump(mode="json")}))
