@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from graftlm.cli import main
+from graftlm.errors import TrainingError
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +37,32 @@ def test_a_plan_says_what_fits_why_and_the_command(monkeypatch, capsys, tiny_lla
     table = out[: out.index("Recommended")].replace(str(tiny_llama), "tiny-llama").splitlines()
     assert sum(line.endswith("yes ←") for line in map(str.rstrip, table)) == 1  # nothing is cut off
     assert max(map(len, table)) <= 80
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_a_trial_that_fails_leaves_the_plan_and_ends_with_1(
+    monkeypatch, capsys, tiny_llama, as_json
+):
+    def fail(*_: object, **__: object) -> None:
+        raise TrainingError("the trial run was stopped [after 600 s]")
+
+    monkeypatch.setattr("graftlm.planning.verify.run_trial", fail)
+    code, out, _ = run(
+        monkeypatch, capsys, "plan", tiny_llama, "--memory", "8GB", "--methods", "lora",
+        "--max-length", 16, "--verify-all", *["--json"] * as_json,
+    )  # fmt: skip
+    assert code == 1
+    if not as_json:
+        assert "Recommended: LoRA" in out
+        assert out.count("failed") == out.count("Not measured: ") >= 2
+        assert "[after 600 s]" in out
+        return
+    result = json.loads(out)
+    assert result["recommended"]["command"]
+    assert len(result["verified"]) >= 2
+    for entry in result["verified"]:
+        assert entry["failure"] == "the trial run was stopped [after 600 s]"
+        assert entry["measured_peak_bytes"] is entry["error"] is None
 
 
 def test_json_is_one_object_even_when_nothing_fits(monkeypatch, capsys, tiny_llama):

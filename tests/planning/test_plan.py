@@ -170,6 +170,13 @@ def test_a_wrong_request_is_named(tiny_llama: Path, arguments: dict, message: st
         make_plan(run_of(tiny_llama), **arguments)
 
 
+def test_another_objective_is_not_planned_as_next_token(tiny_llama: Path) -> None:
+    config = run_of(tiny_llama).model_copy(update={"memory": "8GB"})
+    train = config.train.model_copy(update={"objective": "preference"})
+    with pytest.raises(ConfigError, match=r"objective=preference: .* next_token only.*memory"):
+        choose(config.model_copy(update={"train": train}))
+
+
 @pytest.mark.parametrize(
     "quantization",
     [
@@ -205,8 +212,13 @@ def test_a_plan_for_a_device_that_train_does_not_use_has_no_command() -> None:
 
 def test_what_is_recommended_is_run_and_says_how_far_it_is(tiny_llama: Path) -> None:
     said: list[str] = []
+    config = run_of(tiny_llama, length=32)
+    # Settings that a trial run has no rows and no use for.
+    changes = {"eval_steps": 1, "early_stopping_patience": 1, "tensorboard": True}
+    train = config.train.model_copy(update=changes)
+    data = config.data.model_copy(update={"eval_fraction": 0.5})
     plan = make_plan(
-        run_of(tiny_llama, length=32),
+        config.model_copy(update={"train": train, "data": data}),
         memory="8GB",
         methods=["lora", "qlora"],
         verify="recommended",

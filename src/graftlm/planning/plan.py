@@ -103,8 +103,9 @@ def make_plan(
     objective = config.train.objective
     if objective != (planned := TrainConfig().objective):
         problems.append(
-            f"train.objective={objective}: a plan knows the memory of {planned} only. Train without "
-            "one: leave out memory, and say what is auto (method, train.gradient_checkpointing)"
+            f"train.objective={objective}: a plan knows the memory of {planned} only. To train "
+            "without a plan, leave out memory and say what is auto (method, "
+            "train.gradient_checkpointing)"
         )
     if problems:
         raise ConfigError(problems)
