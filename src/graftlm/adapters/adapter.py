@@ -204,7 +204,7 @@ def register_adapter(cls: ClassT) -> ClassT:
         same_keys = set(cls.peft_keys.values()) == set(other.peft_keys.values())
         if same_keys and cls.peft_config == other.peft_config:
             raise ValueError(
-                f"files of {cls.__name__} would look like those of {other.__name__}, of the variant "
+                f"files of {cls.__name__} would look like those of {other.__name__}, variant "
                 f"{other.variant!r}: peft_keys and peft_config are the same. Give it a peft_config "
                 "of its own, such as {'peft_type': 'MY_VARIANT'}"
             )
