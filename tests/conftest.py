@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.oracles.byte_tokenizer import byte_tokenizer
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
@@ -30,25 +32,8 @@ def on_the_processor() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_tokenizer() -> Any:
-    """Every byte a token (ids 0–255), then `<s>`, `</s>`."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {character: index for index, character in enumerate(alphabet)}
-    vocabulary |= {"<s>": 256, "</s>": 257}
-    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", 256)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token="<s>",
-        eos_token="</s>",
-        clean_up_tokenization_spaces=False,
-    )
+    """Every byte a token."""
+    return byte_tokenizer()
 
 
 @pytest.fixture(scope="session")
