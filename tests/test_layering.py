@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "src" / "graftlm"
 
 # A module imports only from layers below its own.
 LAYERS = [
-    {"cache", "config", "errors", "files", "system"},
+    {"cache", "config", "errors", "files", "registry", "system"},
     {"_compat"},
     {"kernels"},
     {"frozen"},
@@ -24,6 +24,7 @@ LAYERS = [
     {"report"},
     {"demo"},
     {"cli"},
+    {"__main__"},
     {"extend"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -219,7 +219,7 @@ def test_an_installed_package_brings_its_format(
         "[graftlm.weight_formats]\noutside8 = outside_format:Outside\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr("graftlm.frozen.formats._registered", {})
+    monkeypatch.setattr("graftlm.frozen.formats._formats._classes", {})
     assert "outside8" in formats()
     assert "outside_format" not in sys.modules  # listing imports nothing
     assert format_named("outside8").__module__ == "outside_format"

@@ -13,6 +13,7 @@ uses this contract and contains no variant's name.
 from __future__ import annotations
 
 import abc
+import importlib.metadata
 import itertools
 import math
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from graftlm.errors import ConfigError, near_matches
+from graftlm.registry import same_class
 
 __all__ = [
     "DEFAULT",
@@ -35,6 +37,9 @@ __all__ = [
 
 DEFAULT = "default"
 ClassT = TypeVar("ClassT", bound="type[Adapter]")
+ENTRY_POINTS = "graftlm.adapters"
+"""The group of entry points under which an installed package names a class of adapter."""
+
 _registered: dict[str, list[type[Adapter]]] = {}
 
 
@@ -193,14 +198,15 @@ def register_adapter(cls: ClassT) -> ClassT:
 
     The first registered class of a variant that adapts a module is used for it.
 
+    A class of the same module and name may be registered again, as a notebook does.
+
     Raises:
-        ValueError: the class lacks ``variant``, ``beside`` or ``peft_keys``; a class of that
-            variant and name is registered already; or files of the class could not be told from
-            those of another variant.
+        ValueError: the class lacks ``variant``, ``beside`` or ``peft_keys``, or files of the class
+            could not be told from those of another variant.
     """
     if missing := [name for name in ("variant", "beside", "peft_keys") if not hasattr(cls, name)]:
         raise ValueError(f"{cls.__name__} does not set {' and '.join(missing)}")
-    for other in itertools.chain(*(_registered[v] for v in variants() if v != cls.variant)):
+    for other in itertools.chain(*(_registered[v] for v in _registered if v != cls.variant)):
         same_keys = set(cls.peft_keys.values()) == set(other.peft_keys.values())
         if same_keys and cls.peft_config == other.peft_config:
             raise ValueError(
@@ -209,14 +215,18 @@ def register_adapter(cls: ClassT) -> ClassT:
                 "of its own, such as {'peft_type': 'MY_VARIANT'}"
             )
     classes = _registered.setdefault(cls.variant, [])
-    if any(other.__qualname__ == cls.__qualname__ for other in classes):
-        raise ValueError(f"an adapter {cls.__qualname__} of {cls.variant!r} is registered already")
+    for place, other in enumerate(classes):
+        if same_class(other, cls):
+            classes[place] = cls
+            return cls
     classes.append(cls)
     return cls
 
 
 def variants() -> list[str]:
-    """The names of the registered variants."""
+    """The names of the known variants, those of installed packages included."""
+    for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        register_adapter(point.load())
     return sorted(_registered)
 
 
@@ -226,9 +236,11 @@ def adapter_classes(variant: str) -> list[type[Adapter]]:
     Raises:
         ConfigError: there is no such variant.
     """
-    if variant not in _registered:
-        hint = near_matches(variant, _registered) or f"; there are {', '.join(variants())}"
-        raise ConfigError(f"lora.variant={variant!r} is no registered adapter variant{hint}")
+    if variant not in _registered and variant not in variants():
+        raise ConfigError(
+            f"lora.variant={variant!r} is no registered adapter variant: expected one of "
+            f"{', '.join(variants())}{near_matches(variant, _registered)}"
+        )
     return _registered[variant]
 
 

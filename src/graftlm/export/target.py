@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from graftlm.adapters.adapter_folder import base_of
-from graftlm.errors import ArtifactError, ConfigError, GraftLMError, near_matches
+from graftlm.errors import ArtifactError, GraftLMError
+from graftlm.registry import Registry
 
 __all__ = [
     "ExportError",
@@ -65,23 +66,30 @@ class ExportTarget(abc.ABC):
 
 
 ClassT = TypeVar("ClassT", bound=type[ExportTarget])
-_registered: dict[str, type[ExportTarget]] = {}
+_targets: Registry[type[ExportTarget]] = Registry(
+    "export target",
+    "graftlm.export_targets",
+    "register_target",
+    {
+        "peft": "graftlm.export.peft_folder",
+        "transformers": "graftlm.export.transformers_folder",
+    },
+)
 
 
 def register_target(name: str, cls: ClassT) -> ClassT:
     """Register ``cls`` as ``name``.
 
     Raises:
-        ValueError: another class has this name.
+        ConfigError: another class has this name.
     """
-    if _registered.setdefault(name, cls) is not cls:
-        raise ValueError(f"an export target {name!r} is registered already")
+    _targets.add(name, cls)
     return cls
 
 
 def targets() -> list[str]:
-    """The names of the registered targets."""
-    return sorted(_registered)
+    """The names of the known targets, sorted."""
+    return _targets.names()
 
 
 def target_named(name: str) -> ExportTarget:
@@ -90,10 +98,7 @@ def target_named(name: str) -> ExportTarget:
     Raises:
         ConfigError: there is none.
     """
-    if name not in _registered:
-        hint = near_matches(name, _registered)
-        raise ConfigError(f"no export target {name!r}{hint}. There are: {', '.join(targets())}")
-    return _registered[name]()
+    return _targets.named(name)()
 
 
 def export(

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from graftlm.config import TrainConfig
 from graftlm.data.example import Example
-from graftlm.errors import ConfigError, near_matches
+from graftlm.registry import Registry
 from graftlm.training.batching import micro_batches
 
 __all__ = ["Objective", "objective_named", "register_objective"]
@@ -85,7 +85,12 @@ class Objective(abc.ABC):
 
 ObjectiveT = TypeVar("ObjectiveT", bound=type[Objective])
 
-_OBJECTIVES: dict[str, type[Objective]] = {}
+_objectives: Registry[type[Objective]] = Registry(
+    "objective",
+    "graftlm.objectives",
+    "register_objective",
+    {"next_token": "graftlm.training.next_token"},
+)
 
 
 def register_objective(objective: ObjectiveT) -> ObjectiveT:
@@ -94,11 +99,7 @@ def register_objective(objective: ObjectiveT) -> ObjectiveT:
     Raises:
         ConfigError: another class has this name.
     """
-    known = _OBJECTIVES.setdefault(objective.name, objective)
-    if known is not objective:
-        raise ConfigError(
-            f"the objective {objective.name!r} is {known.__qualname__} already: choose another name"
-        )
+    _objectives.add(objective.name, objective)
     return objective
 
 
@@ -108,13 +109,4 @@ def objective_named(name: str) -> type[Objective]:
     Raises:
         ConfigError: there is none.
     """
-    # The module registers itself. It imports this file, so it cannot be imported at the top.
-    import graftlm.training.next_token  # noqa: F401
-
-    if name not in _OBJECTIVES:
-        known = ", ".join(sorted(_OBJECTIVES))
-        raise ConfigError(
-            f"train.objective: there is no {name!r}{near_matches(name, _OBJECTIVES)}. Known are "
-            f"{known}; register_objective adds one."
-        )
-    return _OBJECTIVES[name]
+    return _objectives.named(name)
