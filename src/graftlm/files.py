@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import hashlib
 import json
 import math
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ __all__ = [
     "remove_folder",
     "require_free_space",
     "require_writable",
+    "sha256_of_files",
     "write_json",
 ]
 
@@ -173,6 +175,17 @@ def _nearest_existing(path: str | Path) -> Path:
     while not existing.exists():
         existing = existing.parent
     return existing
+
+
+def sha256_of_files(paths: Iterable[Path]) -> str | None:
+    """One hash over the contents of ``paths`` in order; ``None`` when there are none."""
+    digest, found = hashlib.sha256(), False
+    for path in paths:
+        found = True
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest() if found else None
 
 
 @contextlib.contextmanager

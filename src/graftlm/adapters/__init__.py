@@ -6,6 +6,7 @@ from graftlm.adapters import lora_embedding, lora_linear  # these register the v
 from graftlm.adapters.adapted import adapter_names, lora_modules, lora_parameters
 from graftlm.adapters.adapter import adapter_classes
 from graftlm.adapters.inject import activate, active_adapters, add_lora, disable_adapters, remove
+from graftlm.adapters.merge_aware import original_weights, train_through_merge
 from graftlm.adapters.merging import MergeReport, merge, merge_adapters
 from graftlm.adapters.report import LoRAReport, count_parameters
 from graftlm.adapters.settings import lora_config
@@ -27,5 +28,7 @@ __all__ = [
     "lora_parameters",
     "merge",
     "merge_adapters",
+    "original_weights",
     "remove",
+    "train_through_merge",
 ]

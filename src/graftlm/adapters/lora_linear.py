@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from graftlm.adapters.adapter import DEFAULT, Adapter, register_adapter
 from graftlm.adapters.layers import linear_shape
+from graftlm.adapters.through_merge import ThroughMerge
 from graftlm.frozen.embedding import FrozenOutput
 from graftlm.frozen.linear import frozen_weight
 from graftlm.kernels.low_rank import add_low_rank
@@ -40,6 +41,8 @@ class LoRALinear(Adapter):
     peft_keys: ClassVar = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"}
     lora_A: nn.Parameter  # noqa: N815, the name in checkpoints
     lora_B: nn.Parameter  # noqa: N815
+    through: ThroughMerge | None = None
+    """Set while the adapter trains through its merge; see `merge_aware.py`."""
 
     def __init__(
         self,
@@ -75,12 +78,18 @@ class LoRALinear(Adapter):
 
     def product(self, base: nn.Module, x: Tensor) -> Tensor:
         """Map (..., in_features) to (..., out_features), in the base's output type."""
+        if self.through is not None:
+            return self.through.product(self, base, x)
         weight = None if self.dropout > 0 and self.training else frozen_weight(base)
         if weight is None:
             return self.added(base, base(x), x)
         A, B = self.factors()
         bias: Tensor | None = base.bias  # type: ignore[assignment]
         return weight.product_with_update(x, bias, A, B, self.scaling)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The base's output for ``x``, plus the update if it is enabled."""
+        return super().forward(x) if self.through is None else self.product(self.base, x)
 
     def added(self, base: nn.Module, y: Tensor, x: Tensor) -> Tensor:
         """``y + s · B A x``, in place if ``y`` may be changed."""

@@ -153,12 +153,19 @@ def merge_adapters(model: nn.Module) -> MergeReport:
     format are dequantised to the type of the model's computation. If a weight is shared with a
     module that is not adapted, a copy is changed, and ``config.tie_word_embeddings`` becomes false.
     """
+    for there in adapted_modules(model).values():
+        for adapter in adapters_at(there):
+            if (through := getattr(adapter, "through", None)) is not None:
+                through.renew(adapter, there.base)
     dequantize_layers(model)
     tied = tied_head(model)
     total, merged = Rounding(), []
     for name, there in adapted_modules(model).items():
         base = there.base
-        if on := [adapter for adapter in adapters_at(there) if adapter.enabled]:
+        on = [adapter for adapter in adapters_at(there) if adapter.enabled]
+        if on and all(getattr(adapter, "through", None) is not None for adapter in on):
+            merged.append(name)  # the stored weight is the merged one
+        elif on:
             frozen = cast("Tensor", base.weight)
             weight, rounding = merge_weight(frozen, delta_of(on, base, frozen))
             base.weight = nn.Parameter(weight, requires_grad=False)

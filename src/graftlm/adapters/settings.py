@@ -10,6 +10,7 @@ from typing import TypeVar
 from torch import nn
 
 from graftlm.adapters.adapted import base_modules, lora_modules
+from graftlm.adapters.merge_aware import merge_format
 from graftlm.adapters.targets import endings, matching, pattern_value
 from graftlm.config import LoRAConfig
 
@@ -44,6 +45,7 @@ def lora_config(model: nn.Module, adapter: str | None = None) -> LoRAConfig:
         rank_pattern=_pattern(ranks, rank),
         alpha_pattern=_pattern(alphas, alpha),
         variant=first.variant,
+        merge_aware=merge_format(model),
     )
 
 

@@ -72,6 +72,7 @@ def open_model(model: str, adapter: str | None, quantize: str | None) -> tuple[A
     """Load ``model`` with ``adapter``, if given, and the tokenizer of its training."""
     from graftlm.adapters.adapter_folder import recorded_settings, trained_on
     from graftlm.adapters.adapter_tokenizer import adapter_tokenizer
+    from graftlm.adapters.merge_aware import apply_merge_aware
     from graftlm.adapters.peft_format import load_adapter
     from graftlm.config import ModelConfig
     from graftlm.models import load_model
@@ -90,5 +91,7 @@ def open_model(model: str, adapter: str | None, quantize: str | None) -> tuple[A
     )
     if adapter is not None:
         load_adapter(loaded, adapter)
+        if run is not None:
+            apply_merge_aware(loaded, run)
         tokenizer = adapter_tokenizer(adapter, tokenizer)
     return loaded.train(False), tokenizer

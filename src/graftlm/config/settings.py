@@ -156,6 +156,11 @@ class LoRAConfig(Settings):
     """Another alpha for modules whose name matches the key."""
     variant: Text = "lora"
     """The kind of adapter: `lora`, or another that was registered (`graftlm.extend`)."""
+    merge_aware: Text = ""
+    """Train through the merge into this weight format, `nf4`: each step uses the merged weights as
+    they will be stored, so that `graftlm merge --to nf4` writes exactly the model that was trained.
+    Only with `qlora` in the same `model.weight_format`, and without dropout. Empty: train beside
+    the base, as usual."""
 
 
 class TrainConfig(Settings):
@@ -239,6 +244,7 @@ def contradictions(config: RunConfig) -> list[str]:
             f"method=full holds its weights in float32: model.dtype={config.model.dtype} would not "
             "be used. Leave it out"
         )
+    problems += _of_merge_aware(config)
     if data.eval and data.eval_fraction:
         problems.append(
             "data.eval names the rows to measure on, so data.eval_fraction would not be used: "
@@ -250,6 +256,19 @@ def contradictions(config: RunConfig) -> list[str]:
             "and there are none: set train.eval_steps"
         )
     return problems
+
+
+def _of_merge_aware(config: RunConfig) -> list[str]:
+    """A problem for each setting that rules out training through the merge."""
+    lora, stored = config.lora, config.model.weight_format
+    wrong = {
+        f"method={config.method}: use qlora": config.method != "qlora",
+        f"model.weight_format={stored}: use the same format": lora.merge_aware != stored,
+        f"lora.dropout={lora.dropout}: a merged weight has none, use 0": lora.dropout > 0,
+        f"lora.variant={lora.variant}: use lora": lora.variant != "lora",
+    }
+    said = f"lora.merge_aware={lora.merge_aware} cannot be used with"
+    return [f"{said} {what}" for what, is_wrong in wrong.items() if is_wrong and lora.merge_aware]
 
 
 def without_rows(config: RunConfig) -> list[str]:

@@ -12,6 +12,7 @@ its name. Only the folder of a format contains code that depends on the layout o
 from __future__ import annotations
 
 import abc
+import copy
 import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
@@ -21,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from graftlm.errors import ConfigError
 from graftlm.kernels.low_rank import add_low_rank
 
 if TYPE_CHECKING:
@@ -114,6 +116,34 @@ class FrozenWeight(abc.ABC):
     @abc.abstractmethod
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
         """The same matrix over other tensors: moved, copied, or read from a file."""
+
+    @classmethod
+    def quantize_for(
+        cls, weight: Tensor, settings: StorageSettings, gram: Tensor, dtype: torch.dtype
+    ) -> Self:
+        """Store a weight so that its products with typical inputs change little.
+
+        Args:
+            weight: (out, in), float32.
+            settings: as for `quantize`.
+            gram: (in, in) float32, Xᵀ X of typical inputs X of the layer.
+            dtype: the type of the weight, as `quantize` would find it.
+
+        Raises:
+            ConfigError: the format has no such form.
+        """
+        raise ConfigError(
+            f"weight format {cls.format!r} cannot be calibrated: {cls.__name__} does not define "
+            "quantize_for"
+        )
+
+    def of_type(self, dtype: torch.dtype) -> Self:
+        """The same stored matrix, as if the dense one had been of ``dtype``."""
+        if dtype == self.dtype:
+            return self
+        other = copy.copy(self)
+        other.dtype = dtype
+        return other
 
     @classmethod
     def empty(

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
 from graftlm._compat.fake import is_fake
@@ -31,7 +31,7 @@ from graftlm.frozen.weight import ScaledRows
 from graftlm.models.fused import OutputLinear
 from graftlm.models.probing import being_probed
 
-__all__ = ["OutputHead", "call_without_logits", "find_output_head"]
+__all__ = ["OutputHead", "call_without_logits", "find_output_head", "head_settings"]
 
 logger = logging.getLogger(__name__)
 
@@ -139,11 +139,15 @@ def _from_config(model: PreTrainedModel) -> OutputHead | None:
     linear = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     if type(linear) not in (nn.Linear, OutputLinear, FrozenOutput):
         return None  # no head, or an adapted one
-    config = model.config.get_text_config()
-    scale = float(getattr(config, "logit_scale", None) or 1.0)
-    divisor = float(getattr(config, "logits_scaling", None) or 1.0)
-    softcap = getattr(config, "final_logit_softcapping", None)
-    return OutputHead(linear, scale / divisor, softcap)
+    return OutputHead(linear, *head_settings(model.config))
+
+
+def head_settings(config: PretrainedConfig) -> tuple[float, float | None]:
+    """Scale and cap of the logits, as the config says."""
+    text = config.get_text_config()
+    scale = float(getattr(text, "logit_scale", None) or 1.0)
+    divisor = float(getattr(text, "logits_scaling", None) or 1.0)
+    return scale / divisor, getattr(text, "final_logit_softcapping", None)
 
 
 def _agrees(model: PreTrainedModel, head: OutputHead) -> bool:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from graftlm.errors import ModelError
 
-__all__ = ["Checkpoint", "StoredTensor", "read_header"]
+__all__ = ["Checkpoint", "StoredTensor", "read_header", "read_tensor"]
 
 DTYPES = {
     "F64": torch.float64,
@@ -91,18 +91,7 @@ class Checkpoint(Mapping[str, StoredTensor]):
 
     def read(self, name: str) -> Tensor:
         """Copy one tensor into fresh memory."""
-        stored = self[name]
-        tensor = torch.empty(stored.shape, dtype=stored.dtype)
-        view = tensor.reshape(-1).view(torch.uint8).numpy().data
-        with stored.file.open("rb", buffering=0) as file:
-            file.seek(stored.start)
-            done = 0
-            while done < len(view):
-                count = file.readinto(view[done:])
-                if not count:
-                    raise _corrupt(stored.file, f"it ends inside tensor {name!r}")
-                done += count
-        return tensor
+        return read_tensor(self[name], name)
 
     def map(self, name: str) -> Tensor:
         """A view of one tensor in the file: no copy, pages are read when touched and evictable.
@@ -161,6 +150,25 @@ class Checkpoint(Mapping[str, StoredTensor]):
                 f"{index} promises tensor {lost[0]!r}, but {weight_map[lost[0]]} does not hold it "
                 f"({len(lost)} missing in all). Fetch or write the model folder again."
             )
+
+
+def read_tensor(stored: StoredTensor, name: str = "") -> Tensor:
+    """Copy one tensor into fresh memory.
+
+    Raises:
+        ModelError: the file is shorter than its header says.
+    """
+    tensor = torch.empty(stored.shape, dtype=stored.dtype)
+    view = tensor.reshape(-1).view(torch.uint8).numpy().data
+    with stored.file.open("rb", buffering=0) as file:
+        file.seek(stored.start)
+        done = 0
+        while done < len(view):
+            count = file.readinto(view[done:])
+            if not count:
+                raise _corrupt(stored.file, f"it ends inside tensor {name!r}")
+            done += count
+    return tensor
 
 
 def read_header(file: Path) -> dict[str, StoredTensor]:

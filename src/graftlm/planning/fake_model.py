@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from graftlm._compat.float32 import kept_in_float32
 from graftlm._compat.tracing import modes_off
-from graftlm.adapters import add_lora
+from graftlm.adapters import add_lora, train_through_merge
 from graftlm.adapters.layers import linear_shape
 from graftlm.config import RunConfig
 from graftlm.frozen.formats import format_named
@@ -76,6 +76,13 @@ def build(
         model.requires_grad_(True)
     else:
         add_lora(model, config.lora)
+        if config.lora.merge_aware:
+
+            def original(name: str) -> Tensor:
+                shape = linear_shape(model.get_submodule(name))
+                return torch.empty(shape, dtype=dtype, device=device)  # type: ignore[arg-type]
+
+            train_through_merge(model, original, config.lora.merge_aware)
     if config.train.gradient_checkpointing:
         recompute_activations(model)
     return model.train()

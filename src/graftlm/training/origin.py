@@ -6,15 +6,16 @@ They are recorded in ``provenance.json``. A resumed run is compared with them.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from graftlm.config import RunConfig
 from graftlm.data.batch import Example
 from graftlm.data.store import Examples
+from graftlm.files import sha256_of_files
 
-__all__ = ["changes", "origin_of", "sha256_of_files"]
+__all__ = ["changes", "origin_of"]
 
 
 def origin_of(
@@ -54,17 +55,6 @@ def changes(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         if digest and now["rows_sha256"][which] and digest != now["rows_sha256"][which]:
             found.append(names[which])
     return found
-
-
-def sha256_of_files(paths: Iterable[Path]) -> str | None:
-    """One hash over the contents of ``paths`` in order; ``None`` when there are none."""
-    digest, found = hashlib.sha256(), False
-    for path in paths:
-        found = True
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest() if found else None
 
 
 def _digest(rows: Sequence[Example]) -> str | None:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from graftlm._compat.base_name import base_name
 from graftlm.adapters import adapter_classes, add_lora, count_parameters, lora_config, lora_modules
+from graftlm.adapters.merge_aware import apply_merge_aware
 from graftlm.config import (
     DataConfig,
     LoRAConfig,
@@ -159,6 +160,7 @@ def adapted_model(config: RunConfig) -> PreTrainedModel:
         model.requires_grad_(True)
     else:
         add_lora(model, config.lora)
+        apply_merge_aware(model, config)
     return model
 
 

@@ -5,6 +5,7 @@ The stored form is `graftlm.kernels.nf4.weight.NF4Weight`; the products run on i
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from graftlm.frozen.formats import register_format
 from graftlm.frozen.nf4.checkpoint import BitsandbytesFormat
+from graftlm.frozen.nf4.error_feedback import feedback
 from graftlm.frozen.weight import FrozenWeight, StorageSettings
 from graftlm.kernels import ops
 from graftlm.kernels.nf4.double_quant import GROUP_SIZE
@@ -54,6 +56,17 @@ class FrozenNF4(FrozenWeight):
     def quantize(cls, weight: Tensor, settings: StorageSettings) -> Self:
         """Quantise, bit-identical to bitsandbytes on a CPU."""
         return cls(ops.quantize(weight, settings.block_size, settings.double_quant))
+
+    @classmethod
+    def quantize_for(
+        cls, weight: Tensor, settings: StorageSettings, gram: Tensor, dtype: torch.dtype
+    ) -> Self:
+        """By second-order error feedback."""
+        return cls(feedback(weight, gram, settings.block_size, settings.double_quant, dtype))
+
+    def of_type(self, dtype: torch.dtype) -> Self:
+        """The same codes, decoded to ``dtype``."""
+        return type(self)(dataclasses.replace(self.stored, dtype=dtype))
 
     @classmethod
     def empty(

@@ -11,13 +11,12 @@ from typing import Any, Literal
 
 from graftlm.config import RunConfig
 from graftlm.errors import ConfigError, DataError
-from graftlm.files import require_writable
+from graftlm.files import require_writable, sha256_of_files
 from graftlm.report.compare.figures import Figures, figures_of
 from graftlm.report.compare.launch import launch
 from graftlm.report.compare.variants import MEASURED, Job, jobs, variants
 from graftlm.report.compare.verdict import verdict
 from graftlm.training import checkpoint
-from graftlm.training.origin import sha256_of_files
 from graftlm.training.resolve import continued
 from graftlm.training.run_folder import (
     check_folder,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from graftlm.config import Method
-from graftlm.files import atomic_write
+from graftlm.files import atomic_write, sha256_of_files
 from graftlm.report.axis import figure
 from graftlm.report.compare.api import Comparison
 from graftlm.report.compare.figures import Figures
@@ -20,7 +20,6 @@ from graftlm.report.page import render
 from graftlm.report.settings import SettingRow, provenance_rows, setting_rows
 from graftlm.report.svg import Bar, Chart, Series, line_chart, stacked_bars
 from graftlm.training.hooks.metrics_file import read_metrics
-from graftlm.training.origin import sha256_of_files
 from graftlm.training.resolve import learning_rate_of
 
 __all__ = ["comparison_page", "write_comparison"]

@@ -1,0 +1,184 @@
+"""The weights of a model folder by their name in the model, dense, one at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from graftlm.errors import ModelError
+from graftlm.frozen.formats import format_named
+from graftlm.frozen.weight import FrozenWeight, StorageSettings
+from graftlm.models.load import empty_model, load_config
+from graftlm.models.prequantized import mapped_tensors, stored_as
+from graftlm.models.safetensors_file import Checkpoint
+from graftlm.models.shard_writer import parameter_names
+from graftlm.models.streamed import Reader, StreamedModel
+from graftlm.models.streaming import (
+    Abort,
+    LazyTensor,
+    Stored,
+    linear_layers,
+    unquantized_names,
+)
+
+__all__ = [
+    "NamedWeights",
+    "formatted_layers",
+    "in_format",
+    "named_weights",
+    "read_lazy",
+    "store",
+]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class NamedWeights:
+    """The weights of a folder; an instance is a `Reader`.
+
+    Attributes:
+        empty: the model on the meta device.
+        checkpoint: the files.
+        keys: the checkpoint's key of each parameter that is one tensor of it.
+        fused: the tensors that transformers joins into parameters, by key.
+        joined: those parameters.
+        stored: the weights that the folder holds in a weight format.
+        tables: the weights of which few rows are read at a time: they are mapped.
+        ties: the parameter that another one shares.
+    """
+
+    empty: PreTrainedModel
+    checkpoint: Checkpoint
+    keys: Mapping[str, str]
+    fused: Mapping[str, LazyTensor]
+    joined: frozenset[str]
+    stored: Mapping[str, LazyTensor]
+    tables: frozenset[str]
+    ties: Mapping[str, str]
+
+    def __call__(self, name: str) -> Tensor:
+        """The weight as the module holds it; float32 if it comes from a weight format."""
+        if name not in self.keys:
+            name = self.ties.get(name, name)
+        if name in self.stored:
+            weight = read_lazy(self.stored[name])
+            assert isinstance(weight, Stored)
+            dense = weight.weight.dequantize(torch.float32)
+            layer = self.empty.get_submodule(name.removesuffix(".weight"))
+            return dense.T if isinstance(layer, Conv1D) else dense
+        if name not in self.keys:
+            raise ModelError(f"{self.checkpoint.folder} does not store {name} as one tensor")
+        key = self.keys[name]
+        return self.checkpoint.map(key) if name in self.tables else self.checkpoint.read(key)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The type of a weight in the checkpoint; of a stored one, the type it is decoded to."""
+        place = name if name in self.keys else self.ties.get(name, name)
+        if place in self.stored:
+            weight = read_lazy(self.stored[place])
+            assert isinstance(weight, Stored)
+            return weight.weight.dtype
+        return self.checkpoint[self.keys[place]].dtype
+
+    def transposed(self, layer: str) -> bool:
+        """Whether the module ``layer`` holds its weight as [in, out] (GPT-2)."""
+        return isinstance(self.empty.get_submodule(layer), Conv1D)
+
+    def streamed(self, read: Reader | None = None) -> StreamedModel:
+        """A model that runs from the disk, by default over exactly these weights."""
+        return StreamedModel(self.empty, read or self, self.fused, self.joined)
+
+
+def named_weights(folder: Path, name: str | None = None) -> NamedWeights:
+    """Open a model folder; reads names and shapes only.
+
+    Args:
+        folder: the model folder.
+        name: what to call it in messages.
+    """
+    config = load_config(folder)
+    already = stored_as(config.__dict__.pop("quantization_config", None), name or str(folder))
+    checkpoint, empty = Checkpoint(folder), empty_model(config)
+    lazy: dict[str, LazyTensor] = (
+        mapped_tensors(checkpoint, already[1])
+        if already
+        else {key: LazyTensor(functools.partial(checkpoint.read, key)) for key in checkpoint}
+    )
+    places, shared = parameter_names(empty, lazy)
+    ties = dict(getattr(empty, "all_tied_weights_keys", None) or {})
+    head = empty.get_output_embeddings()  # type: ignore[no-untyped-call]
+    tables = {
+        f"{path}.weight"
+        for path, module in empty.named_modules()
+        if isinstance(module, nn.Embedding) or module is head
+    }
+    return NamedWeights(
+        empty=empty,
+        checkpoint=checkpoint,
+        keys={place: key for key, place in places.items() if key not in shared},
+        fused={key: lazy[key] for key in shared},
+        joined=frozenset(places[key] for key in shared),
+        stored={places[key]: one for key, one in lazy.items() if one.stored},
+        tables=frozenset(tables),
+        ties=ties | {table: head for head, table in ties.items()},
+    )
+
+
+def in_format(
+    weights: NamedWeights, format: str, settings: StorageSettings, dtype: torch.dtype | None
+) -> Reader:
+    """A reader of the weights as a QLoRA run holds them.
+
+    Args:
+        weights: of a folder in 16 or 32 bits.
+        format: the weight format of the linear layers.
+        settings: its settings.
+        dtype: the type that a weight has before it is stored; ``None`` for its own.
+    """
+    layers = formatted_layers(weights.empty)
+
+    def read(name: str) -> Tensor:
+        weight = weights(name)
+        if name not in layers:
+            return weight
+        stored = store(weight, layers[name], format_named(format), settings, dtype)
+        dense = stored.dequantize(torch.float32)
+        return dense.T if layers[name] else dense
+
+    return read
+
+
+def formatted_layers(empty: PreTrainedModel) -> dict[str, bool]:
+    """The weights that a run holds in its format, and whether each is stored transposed."""
+    kept = unquantized_names(empty)
+    return {
+        f"{name}.weight": isinstance(layer, Conv1D)
+        for name, layer in linear_layers(empty).items()
+        if name not in kept
+    }
+
+
+def store(
+    weight: Tensor,
+    transposed: bool,
+    format: type[FrozenWeight],
+    settings: StorageSettings,
+    dtype: torch.dtype | None = None,
+) -> FrozenWeight:
+    """A weight, as its module holds it, in ``format``."""
+    weight = weight if dtype is None else weight.to(dtype)
+    return format.quantize(weight.T.contiguous() if transposed else weight, settings)
+
+
+def read_lazy(lazy: LazyTensor) -> Tensor | Stored:
+    """Read, and raise what the reader raises."""
+    try:
+        return lazy[:]
+    except Abort as abort:
+        raise abort.error from abort.error.__cause__

@@ -1,0 +1,117 @@
+"""Writes a model folder from weights by name, its linear layers in a weight format if given."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from graftlm.errors import ConfigError
+from graftlm.files import write_json
+from graftlm.frozen.weight import FrozenWeight, StorageSettings
+from graftlm.models.load import pick_dtype
+from graftlm.models.named_weights import NamedWeights
+from graftlm.models.shard_writer import ShardWriter, copy_companions
+from graftlm.models.streamed import Reader
+from graftlm.models.streaming import linear_layers, unquantized_names
+
+__all__ = ["storable_layers", "stored_bytes", "write_folder"]
+
+
+def storable_layers(weights: NamedWeights) -> dict[str, bool]:
+    """The weights that a folder can hold in a format, and whether each is held transposed.
+
+    transformers reads exactly `nn.Linear` (or GPT-2's `Conv1D`), whose weight is one tensor.
+    """
+    kept = unquantized_names(weights.empty)
+    return {
+        f"{name}.weight": isinstance(layer, Conv1D)
+        for name, layer in linear_layers(weights.empty).items()
+        if type(layer) in (nn.Linear, Conv1D)
+        and name not in kept
+        and f"{name}.weight" in weights.keys
+    }
+
+
+def stored_bytes(weights: NamedWeights, in_format: bool) -> int:
+    """About how many bytes `write_folder` will write."""
+    layers = storable_layers(weights) if in_format else {}
+    total = 0.0
+    for name, tensor in weights.empty.state_dict().items():
+        if name in layers:
+            total += 0.6 * tensor.numel()
+        elif name in weights.keys:
+            total += weights.dtype(name).itemsize * tensor.numel()
+        elif name in weights.joined:
+            total += tensor.nbytes
+    return int(total)
+
+
+def write_folder(
+    folder: Path,
+    weights: NamedWeights,
+    plain: Reader,
+    *,
+    untied: tuple[str, str] | None = None,
+    stored: Callable[[str], FrozenWeight] | None = None,
+    format: type[FrozenWeight] | None = None,
+    settings: StorageSettings | None = None,
+    max_shard_bytes: int | None = None,
+) -> int:
+    """Write weights, config.json and the files beside them into an existing folder.
+
+    Args:
+        folder: an empty folder.
+        weights: of the base, for names, types and the other files.
+        plain: reads a weight that is not in a format, in its final type.
+        untied: the weights of table and head if the two are no longer one.
+        stored: gives a linear layer's weight in ``format``; ``None`` writes none in a format.
+        format: the weight format.
+        settings: its settings.
+        max_shard_bytes: size of a file of weights.
+
+    Returns:
+        The bytes of the tensors.
+    """
+    layers = storable_layers(weights) if stored is not None else {}
+    writer = ShardWriter(folder, max_shard_bytes)
+    disk_form = None if format is None else format.checkpoint
+    if stored is not None and disk_form is None:
+        raise ConfigError(f"weight format {format.format!r} has no form on disk" if format else "")
+    for key, name in _in_order(weights):
+        if name is None:
+            writer.add(key, weights.checkpoint.read(key))  # a part of joined experts
+        elif name in layers and stored is not None and disk_form is not None:
+            for part, tensor in disk_form.write(stored(name), key.removesuffix(".weight")).items():
+                writer.add(part, tensor)
+        elif untied is None or name != untied[1]:
+            writer.add(key, plain(name))
+            if untied is not None and name == untied[0]:
+                writer.add(untied[1], plain(untied[1]))
+    writer.close()
+    source = weights.checkpoint.folder
+    copy_companions(source, folder)
+    config: dict[str, Any] = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    for section in (config, config.get("text_config")):
+        if isinstance(section, dict):
+            section.pop("quantization_config", None)
+            if untied is not None:
+                section["tie_word_embeddings"] = False
+    if disk_form is not None and settings is not None and stored is not None:
+        names = {name.removesuffix(".weight") for name in layers}
+        kept = sorted(linear_layers(weights.empty).keys() - names)
+        dtype = pick_dtype("auto", weights.empty.config, weights.checkpoint)
+        config["quantization_config"] = disk_form.config(settings, dtype, kept)
+    write_json(folder / "config.json", config)
+    return writer.total_bytes
+
+
+def _in_order(weights: NamedWeights) -> Iterator[tuple[str, str | None]]:
+    """Each tensor of the base: its key, and its name, or ``None`` if it is only a part."""
+    names = {key: name for name, key in weights.keys.items()}
+    for key in sorted({*names, *weights.fused}):
+        yield key, names.get(key)

@@ -1,0 +1,270 @@
+"""Runs a model whose weights stay on the disk: each module reads its own while it is called.
+
+    model = transformers' classes, every parameter a view of one NaN: no memory
+    before a module's forward    its parameters are read
+    after it                     they are forgotten
+
+Peak memory is one module's weights and the activations, whatever the size of the model. All
+arithmetic is in float32, so that two runs differ by their weights alone. A module that is never
+given its weights computes NaN, so a weight cannot be left out silently.
+
+The logits are not computed by the model. `StreamedModel.run` returns the hidden states that enter
+the output layer, and `StreamedModel.logits` multiplies as many of them as the caller has room for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from graftlm.errors import ModelError
+from graftlm.models.loading_report import captured_messages
+from graftlm.models.output_head import head_settings
+from graftlm.models.quiet import without_progress_bars
+from graftlm.models.streaming import Abort, LazyTensor, StreamingConfig, register
+
+__all__ = ["Before", "Reader", "StreamedModel", "decoder_layers", "has_no_values"]
+
+Reader = Callable[[str], Tensor]
+"""Reads a parameter or buffer by its name in the model, in any floating-point type."""
+Before = Callable[[str, nn.Module, Tensor], None]
+"""Called with the name of a module, the module and its input, when the module has its weights. It
+may put another parameter in the place of one."""
+VOCABULARY_ROWS = 16384
+
+
+class StreamedModel:
+    """A causal language model over weights that are read when they are needed.
+
+    Args:
+        empty: the model on the meta device.
+        read: reads a weight.
+        fused: tensors by checkpoint key that transformers joins into one parameter (experts). They
+            are read at once and stay in memory.
+    """
+
+    def __init__(
+        self,
+        empty: PreTrainedModel,
+        read: Reader,
+        fused: Mapping[str, LazyTensor] | None = None,
+        joined: frozenset[str] = frozenset(),
+    ) -> None:
+        self.read = read
+        self.model = _without_values(empty, read, fused or {}, joined)
+        self._places = {
+            module: {
+                key: f"{name}.{key}" if name else key
+                for key, parameter in module.named_parameters(recurse=False)
+                if has_no_values(parameter)
+            }
+            for name, module in self.model.named_modules()
+        }
+        head = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        if head is None:
+            raise ModelError(f"{type(self.model).__name__} names no output layer: expected one")
+        self._head: nn.Module = head
+        self._head_name = next(n for n, m in self.model.named_modules() if m is head)
+        self._scale, self._softcap = head_settings(self.model.config)
+        self._head_weight: Tensor | None = None
+
+    @torch.no_grad()
+    def run(
+        self,
+        ids: Tensor,
+        mask: Tensor | None = None,
+        *,
+        before: Before | None = None,
+        keep_layers: bool = False,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """One forward pass.
+
+        Args:
+            ids: token ids (B, L), padded on the right.
+            mask: false on padding.
+            before: called before a module with weights; see `Before`.
+            keep_layers: whether to return the outputs of the decoder layers.
+
+        Returns:
+            The hidden states (B, L, D) that enter the output layer, and the output of each
+            decoder layer by its name.
+
+        Raises:
+            ModelError: the model reads weights in a way that cannot be followed.
+        """
+        outputs: dict[str, Tensor] = {}
+        entered: list[Tensor] = []
+        model = self.model.train(False)
+        with contextlib.ExitStack() as hooks:
+            for name, module in model.named_modules():
+                self._hook(hooks, name, module, before)
+            for name in decoder_layers(model) if keep_layers else ():
+                keep = functools.partial(_keep, outputs, name)
+                hooks.callback(model.get_submodule(name).register_forward_hook(keep).remove)
+            self._head = model.get_submodule(self._head_name)  # perhaps adapted since
+            model.set_submodule(self._head_name, _Entry(entered, self._raw))
+            hooks.callback(model.set_submodule, self._head_name, self._head)
+            shown = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        if len(entered) != 1:
+            raise ModelError(f"{type(model).__name__} called its output layer {len(entered)} times")
+        (hidden,) = entered
+        self._require_same(shown, hidden[:1, :1])
+        return hidden, outputs
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., D) → (..., V) in float32."""
+        raw = self._scale * self._raw(hidden)
+        return raw if self._softcap is None else self._softcap * torch.tanh(raw / self._softcap)
+
+    @torch.no_grad()
+    def _raw(self, hidden: Tensor) -> Tensor:
+        head = self._head
+        if type(head) is not nn.Linear:  # an adapter on it
+            with contextlib.ExitStack() as hooks:
+                for name, module in head.named_modules(prefix=self._head_name):
+                    self._hook(hooks, name, module, None)
+                raw: Tensor = head(hidden)
+            return raw
+        if self._head_weight is None:
+            self._head_weight = self.read(f"{self._head_name}.weight")
+        weight = self._head_weight
+        parts = [hidden @ part.float().T for part in torch.split(weight, VOCABULARY_ROWS)]
+        logits = torch.cat(parts, dim=-1)
+        if head.bias is not None:
+            logits += self.read(f"{self._head_name}.bias").float()
+        return logits
+
+    def _require_same(self, shown: Tensor, hidden: Tensor) -> None:
+        """Compare the model's own logits of one token with those of `logits`."""
+        ours = self.logits(hidden)
+        if not torch.isfinite(ours).all():
+            raise ModelError(
+                f"{type(self.model).__name__} reads weights of modules that it does not call, so "
+                "it cannot run from the disk"
+            )
+        if ours.shape != shown.shape or not torch.allclose(ours, shown, rtol=1e-3, atol=1e-3):
+            raise ModelError(
+                f"{type(self.model).__name__} computes its logits in a way of its own, so it "
+                "cannot run from the disk"
+            )
+
+    def _hook(
+        self,
+        hooks: contextlib.ExitStack,
+        name: str,
+        module: nn.Module,
+        before: Before | None,
+    ) -> None:
+        """Give ``module`` its weights for the time of its call."""
+        needed = [  # an adapter reads the weight of its base
+            (holder, key, place)
+            for holder in (module, getattr(module, "base", None))
+            if isinstance(holder, nn.Module)
+            for key, place in self._places.get(holder, {}).items()
+        ]
+        if not needed:
+            return
+        stack: list[list[tuple[nn.Module, str, nn.Parameter]]] = []
+
+        def fill(_: nn.Module, args: tuple[Any, ...]) -> None:
+            given = []
+            for holder, key, place in needed:
+                empty: nn.Parameter = getattr(holder, key)
+                if has_no_values(empty):
+                    value = self._value(place, holder)
+                    setattr(holder, key, nn.Parameter(value, requires_grad=False))
+                    given.append((holder, key, empty))
+            stack.append(given)
+            if before is not None and given and args and args[0].is_floating_point():
+                before(name, module, args[0])
+
+        def forget(_: nn.Module, __: Any, result: Any) -> Any:
+            for holder, key, empty in stack.pop():
+                setattr(holder, key, empty)
+            widen = isinstance(result, Tensor) and result.is_floating_point()
+            return result.float() if widen else None
+
+        hooks.callback(module.register_forward_pre_hook(fill).remove)
+        hooks.callback(module.register_forward_hook(forget).remove)
+
+    def _value(self, name: str, holder: nn.Module) -> Tensor:
+        """The weight of a module; a table stays as it is stored, because few rows are read."""
+        value = self.read(name)
+        return value if isinstance(holder, nn.Embedding) else value.float()
+
+
+def has_no_values(tensor: Tensor) -> bool:
+    """Whether a tensor stands for one that is not in memory."""
+    return tensor.is_meta or (tensor.numel() > 1 and not any(tensor.stride()))
+
+
+def decoder_layers(model: PreTrainedModel) -> list[str]:
+    """The names of the decoder layers, in order; empty if the config does not count them."""
+    count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return [f"{name}.{index}" for index in range(len(module))]
+    return []
+
+
+class _Entry(nn.Module):
+    """Stands for the output layer: keeps its input and computes the logits of one token."""
+
+    def __init__(self, entered: list[Tensor], raw: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self._entered, self._raw = entered, raw
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(B, L, D) → (1, 1, V)."""
+        self._entered.append(hidden)
+        return self._raw(hidden[:1, :1])
+
+
+def _keep(outputs: dict[str, Tensor], name: str, _: nn.Module, __: Any, result: Any) -> None:
+    outputs[name] = result if isinstance(result, Tensor) else result[0]
+
+
+def _without_values(
+    empty: PreTrainedModel,
+    read: Reader,
+    fused: Mapping[str, LazyTensor],
+    joined: frozenset[str],
+) -> PreTrainedModel:
+    """The model as transformers loads it, its buffers real, its parameters views of one NaN."""
+    register()
+    buffers = dict(empty.named_buffers())
+    tensors: dict[str, Any] = dict(fused)
+    for name, tensor in empty.state_dict().items():
+        if name in buffers:
+            tensors[name] = LazyTensor(functools.partial(read, name))
+        elif name not in joined:
+            tensors[name] = LazyTensor(functools.partial(_nan, tensor.shape))
+    try:
+        with without_progress_bars(), captured_messages():
+            loaded: Any = type(empty).from_pretrained(
+                None,
+                config=empty.config,
+                state_dict=tensors,
+                quantization_config=StreamingConfig(None),
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
+    except Abort as abort:
+        raise abort.error from abort.error.__cause__
+    model, found = loaded
+    tied = set(getattr(model, "all_tied_weights_keys", None) or {})
+    if lost := sorted(set(found["missing_keys"]) - tied):
+        raise ModelError(f"{type(model).__name__} cannot run from the disk: no tensor {lost[0]}")
+    model.requires_grad_(False)
+    result: PreTrainedModel = model
+    return result
+
+
+def _nan(shape: torch.Size) -> Tensor:
+    return torch.full((), float("nan")).expand(shape)
