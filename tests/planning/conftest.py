@@ -1,4 +1,4 @@
-"""One cache for all plans of a session: the framework and the machine are measured once."""
+"""One cache for all plans of a session, also those of `tests/cli`: what is measured is kept."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def plan_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
+    return tmp_path_factory.getbasetemp() / "plan-cache"
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ from graftlm.config import (
     load_run_config,
     parse_override,
 )
-from graftlm.planning.command import command
+from graftlm.planning.plan import command
 from graftlm.planning.planner import Option
 
 PATHS = {"--model": "model.name", "--data": "data.train", "--method": "method"}

@@ -27,8 +27,8 @@ from graftlm.errors import ConfigError, ModelError, ResourceError, TrainingError
 from graftlm.planning import choose, make_plan, run_trial
 from graftlm.planning.baseline_memory import framework_memory
 from graftlm.planning.calibration import Calibration
-from graftlm.planning.loading import loading_bytes
 from graftlm.planning.planner import ROOM
+from graftlm.planning.source import Source
 from graftlm.planning.timeline import COMPONENTS
 from graftlm.training import run
 from graftlm.training.resolve import continued, embeddings_of, with_method
@@ -370,6 +370,5 @@ def test_table_and_head_are_counted_while_they_become_codes(tied: bool, held: in
     architecture = LlamaConfig(
         vocab_size=50_000, hidden_size=64, intermediate_size=128, tie_word_embeddings=tied
     )
-    config = RunConfig(model=ModelConfig(embeddings="int8"))
-    found = loading_bytes(None, architecture, torch.bfloat16, config)
-    assert found == held * 50_000 * 64
+    config = RunConfig(model=ModelConfig(embeddings="int8", dtype="bfloat16"))
+    assert Source(architecture).loading_bytes(config) == held * 50_000 * 64

@@ -5,10 +5,9 @@ import dataclasses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graftlm.config import Embeddings
+from graftlm.config import Embeddings, parse_size
 from graftlm.planning.planner import ROOM, Option, Setting
 from graftlm.planning.recommend import ladder, needed, recommend
-from graftlm.planning.sizes import parse_size
 
 ASKED = st.builds(
     Setting,

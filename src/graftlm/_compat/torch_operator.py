@@ -1,6 +1,6 @@
 """What a torch operator says of itself, and PyTorch's operators that have private names.
 
-Seen in torch 2.13: `OpOverload._schema`, `OpOverload._overloadpacket`, `aten._unsafe_view`,
+Seen in torch 2.13: `OpOverload._schema`, `OpOverload._overloadpacket`,
 `aten._local_scalar_dense`, `aten._index_put_impl_`, `aten._unsafe_index_put`,
 `aten._grouped_mm`.
 """

@@ -105,7 +105,7 @@ def plan(
 def _print(found: Plan) -> None:
     from rich.console import Console
 
-    from graftlm.planning import format_size
+    from graftlm.config import format_size
 
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
     console.print(_table(found))
@@ -135,7 +135,7 @@ def _print(found: Plan) -> None:
 def _table(found: Plan) -> Any:
     from rich.table import Table
 
-    from graftlm.planning import format_size
+    from graftlm.config import format_size
 
     title = f"{found.model} on {found.device}, limit {format_size(found.limit)}"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
@@ -159,7 +159,7 @@ def _table(found: Plan) -> Any:
 def _verified_table(found: Plan) -> Any:
     from rich.table import Table
 
-    from graftlm.planning import format_size
+    from graftlm.config import format_size
 
     table = Table(title="run for real", title_justify="left", box=None, pad_edge=False)
     said = ("method", "recompute", "embeddings")
@@ -178,7 +178,7 @@ def _verified_table(found: Plan) -> Any:
 
 def _measured(entry: Verified) -> tuple[str, str, str]:
     """The cells of a run: its peak, the error of the prediction, the time of a step."""
-    from graftlm.planning import format_size
+    from graftlm.config import format_size
 
     if entry.measured is None or entry.error is None:
         return "failed", "–", "–"

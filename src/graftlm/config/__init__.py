@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from graftlm.config.checking import shown, validate
+from graftlm.config.overrides import overrides
 from graftlm.config.reading import load_run_config, parse_override
 from graftlm.config.run import ResolvedConfig, recorded_config
 from graftlm.config.settings import (
@@ -17,6 +18,7 @@ from graftlm.config.settings import (
     contradictions,
     require_complete,
 )
+from graftlm.config.sizes import format_size, parse_size
 
 __all__ = [
     "DataConfig",
@@ -29,8 +31,11 @@ __all__ = [
     "Settings",
     "TrainConfig",
     "contradictions",
+    "format_size",
     "load_run_config",
+    "overrides",
     "parse_override",
+    "parse_size",
     "recorded_config",
     "require_complete",
     "shown",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from graftlm.planning.decide import decide, run
 from graftlm.planning.plan import Plan, choose, make_plan, row_lengths
 from graftlm.planning.planner import Option
-from graftlm.planning.sizes import format_size, parse_size
 from graftlm.planning.trial_run import Measured, run_trial
 from graftlm.planning.verify import Verified
 
@@ -16,9 +15,7 @@ __all__ = [
     "Verified",
     "choose",
     "decide",
-    "format_size",
     "make_plan",
-    "parse_size",
     "row_lengths",
     "run",
     "run_trial",

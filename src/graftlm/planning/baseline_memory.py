@@ -27,24 +27,20 @@ from graftlm.system import versions
 __all__ = ["byte_tokenizer", "framework_memory"]
 
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "*.model", "chat_template*")
+FILE = "measured.json"
 VERSION = 12
 """Increase it when this measurement changes."""
 
 
 def framework_memory(folder: Path | None = None) -> Measured:
     """Memory of a training process without a model, with the tokenizer of ``folder``."""
-    files = _tokenizer_files(folder) if folder else []
-    key = hashlib.sha256(
-        json.dumps(
-            [VERSION, versions(), [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]]
-        ).encode()
-    ).hexdigest()[:32]
-    made = once("plan", f"framework-{key}", lambda target: _measure(files, target))
-    return Measured(**json.loads((made / "measured.json").read_text(encoding="utf-8")))
-
-
-def _tokenizer_files(folder: Path) -> list[Path]:
-    return sorted({f for pattern in TOKENIZER_FILES for f in folder.glob(pattern) if f.is_file()})
+    found = {f for pattern in TOKENIZER_FILES if folder for f in folder.glob(pattern)}
+    files = sorted(file for file in found if file.is_file())
+    key = hashlib.sha256(json.dumps([VERSION, versions(), [f.name for f in files]]).encode())
+    for file in files:  # by content: copies of a tokenizer share one measurement
+        key.update(file.read_bytes())
+    made = once("plan", f"framework-{key.hexdigest()[:32]}", lambda to: _measure(files, to))
+    return Measured(**json.loads((made / FILE).read_text(encoding="utf-8")))
 
 
 def _measure(tokenizer_files: list[Path], target: Path) -> None:
@@ -66,28 +62,23 @@ def _measure(tokenizer_files: list[Path], target: Path) -> None:
             architecture, dtype=torch.bfloat16
         )
         model.save_pretrained(folder)
-        if tokenizer_files:
-            for file in tokenizer_files:
-                shutil.copy(file, folder / file.name)
-        else:
+        for file in tokenizer_files:
+            shutil.copy(file, folder / file.name)
+        if not tokenizer_files:
             byte_tokenizer().save_pretrained(folder)
         settings = TrainConfig(batch_size=shape.sequences)
         config = RunConfig(model=ModelConfig(name=str(folder)), train=settings)
-        run_trial(config, shape.length // shape.sequences)
-        measured = run_trial(config, shape.length // shape.sequences)
+        for _ in range(2):
+            measured = run_trial(config, shape.length // shape.sequences)
     own = trace_step(architecture, config, shape, torch.bfloat16)
     # Between two steps the gradients of the last one are still in memory.
     left = own.resident + 4 * own.trainable_parameters
-    write_json(
-        target / "measured.json",
-        dataclasses.asdict(
-            dataclasses.replace(
-                measured,
-                resident_bytes=measured.resident_bytes - left,
-                loading_peak_bytes=measured.loading_peak_bytes - own.weight_bytes,
-            )
-        ),
+    found = dataclasses.replace(
+        measured,
+        resident_bytes=measured.resident_bytes - left,
+        loading_peak_bytes=measured.loading_peak_bytes - own.weight_bytes,
     )
+    write_json(target / FILE, dataclasses.asdict(found))
 
 
 def byte_tokenizer() -> Any:

@@ -16,10 +16,9 @@ import logging
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
-from graftlm.cache import once
+from graftlm.cache import cache_folder, once
 from graftlm.files import write_json
 from graftlm.planning.cost import Cost
 from graftlm.system import cpu_flags, versions
@@ -32,6 +31,7 @@ MODEL_ERROR = 0.25
 """Relative error of the formula above on a quiet machine (`benchmarks/bench_plan.py`)."""
 ROWS, FEATURES = 512, 1024
 """Shape of the PyTorch product that is timed: rows × features × features."""
+FILE = "calibration.json"
 QUIET = 0.8
 """The figures are cached only if the products got at least this share of processor time."""
 
@@ -77,32 +77,19 @@ def calibrate() -> Calibration:
     import torch
 
     environment = [VERSION, versions(), sorted(cpu_flags()), torch.get_num_threads()]
-    key = hashlib.sha256(json.dumps(environment).encode()).hexdigest()[:32]
-    try:
-        made = once("plan", f"calibration-{key}", _keep)
-    except _BusyError as busy:
-        logger.warning(
-            "times are rough: this machine gave the measurement %.0f %% of its processors; plan "
-            "again when it is idle",
-            100 * busy.found.share,
-        )
-        return busy.found
-    return Calibration(**json.loads((made / "calibration.json").read_text(encoding="utf-8")))
-
-
-class _BusyError(Exception):
-    """The machine was busy, so the figures are not cached."""
-
-    def __init__(self, found: Calibration) -> None:
-        super().__init__()
-        self.found = found
-
-
-def _keep(target: Path) -> None:
-    found = _measure()
-    if found.share < QUIET:
-        raise _BusyError(found)
-    write_json(target / "calibration.json", dataclasses.asdict(found))
+    key = f"calibration-{hashlib.sha256(json.dumps(environment).encode()).hexdigest()[:32]}"
+    kept = cache_folder() / "plan" / key
+    if not kept.is_dir():
+        found = _measure()
+        if found.share < QUIET:
+            logger.warning(
+                "times are rough: this machine gave the measurement %.0f %% of its processors; "
+                "plan again when it is idle",
+                100 * found.share,
+            )
+            return found
+        kept = once("plan", key, lambda to: write_json(to / FILE, dataclasses.asdict(found)))
+    return Calibration(**json.loads((kept / FILE).read_text(encoding="utf-8")))
 
 
 def _measure() -> Calibration:
@@ -112,15 +99,15 @@ def _measure() -> Calibration:
     processor = elapsed = 0.0
     with torch.no_grad():
         for kind, flops, call in _products():
-            started = time.perf_counter(), time.process_time()
+            elapsed -= time.perf_counter()
+            processor -= time.process_time()
             seconds, spread = _time(call)
-            elapsed += time.perf_counter() - started[0]
-            processor += time.process_time() - started[1]
+            elapsed += time.perf_counter()
+            processor += time.process_time()
             rates[kind] = flops / seconds
             spreads.append(spread)
-        large = torch.ones(1 << 21)
+        large, small = torch.ones(1 << 21), torch.ones(8)
         copy_seconds, _ = _time(lambda: large * 1.5)
-        small = torch.ones(8)
         call_seconds, _ = _time(lambda: small * 1.5)
     return Calibration(
         rates=rates,

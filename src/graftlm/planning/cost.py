@@ -49,44 +49,27 @@ class Cost:
 
     def add(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         """Count one call."""
-        operator = _ours(func)
-        if func.namespace == "profiler" or func.is_view or func in _FREE:
+        operator, name = _ours(func), schema_name(func).rpartition("::")[2]
+        if func.namespace == "profiler" or func.is_view or name in _FREE or func is UNSAFE_VIEW:
             return
         if operator is not None and operator.once:
             return
         self.calls += 1
-        flops = _flops(func, args, kwargs, result)
-        tensors = [t for t in tree_leaves((args, kwargs, result)) if isinstance(t, Tensor)]
-        if flops:
+        if flops := _flops(func, args, kwargs, result):
+            tensors = _tensors((args, kwargs, result))
             factor = next(t for t in tensors if t.dtype.is_floating_point)
             self.flops[product_kind(func, factor.dtype)] += flops
-        elif func in _WRITES_ONLY:
-            self.nbytes += sum(t.nbytes for t in tree_leaves(result) if isinstance(t, Tensor))
         else:
-            self.nbytes += sum(t.nbytes for t in tensors)
+            moved = result if name in _WRITES_ONLY else (args, kwargs, result)
+            self.nbytes += sum(t.nbytes for t in _tensors(moved))
 
 
-_FREE = frozenset(
-    {
-        aten.detach.default,
-        aten.empty.memory_format,
-        aten.empty_like.default,
-        aten.new_empty.default,
-        aten.empty_strided.default,
-        UNSAFE_VIEW,
-    }
-)
-_WRITES_ONLY = frozenset(
-    {
-        aten.embedding.default,
-        aten.zeros.default,
-        aten.zeros_like.default,
-        aten.new_zeros.default,
-        aten.full.default,
-        aten.zero_.default,
-        aten.fill_.Scalar,
-    }
-)
+_FREE = ("detach", "empty", "empty_like", "new_empty", "empty_strided")
+_WRITES_ONLY = ("embedding", "zeros", "zeros_like", "new_zeros", "full", "zero_", "fill_")
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def _ours(func: Any) -> Operator | None:
@@ -97,21 +80,18 @@ def _ours(func: Any) -> Operator | None:
 
 
 def _flops(func: Any, args: Any, kwargs: Any, result: Any) -> int:
-    if func is cpu_attention:
-        flops = sdpa_flop_count(*(tensor.shape for tensor in args[:3]))  # type: ignore[no-untyped-call]
-        return int(flops) // (2 if _causal(args, kwargs, 4) else 1)
-    if func is cpu_attention_backward:
-        flops = sdpa_backward_flop_count(*(tensor.shape for tensor in args[:4]))  # type: ignore[no-untyped-call]
-        return int(flops) // (2 if _causal(args, kwargs, 7) else 1)
+    for attention, of_shapes, tensors, causal in (
+        (cpu_attention, sdpa_flop_count, 3, 4),
+        (cpu_attention_backward, sdpa_backward_flop_count, 4, 7),
+    ):
+        if func is attention:
+            flops = int(of_shapes(*(tensor.shape for tensor in args[:tensors])))
+            halved = args[causal] if len(args) > causal else kwargs.get("is_causal")
+            return flops // 2 if halved else flops
     if func is GROUPED_PRODUCT:
         return 2 * int(args[0].numel()) * int(result.shape[-1])
     formula = flop_registry.get(packet_of(func))
     return 0 if formula is None else int(formula(*args, **kwargs, out_val=result))
-
-
-def _causal(args: Any, kwargs: Any, place: int) -> bool:
-    """Whether PyTorch's attention is causal, from the argument at this index."""
-    return bool(args[place] if len(args) > place else kwargs.get("is_causal"))
 
 
 def product_kind(func: Any, dtype: torch.dtype) -> str:

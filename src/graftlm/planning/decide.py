@@ -73,7 +73,15 @@ def decide(
     )
     chosen = validate(RunConfig, _answer_of(done.returncode, done.stdout))
     if say:
-        print(_outcome(chosen), file=sys.stderr)
+        tokens, train = chosen.train.micro_batch_tokens, chosen.train
+        at_once = f", {tokens} at once" if tokens else ""
+        checkpointed = ", gradient checkpointing" if train.gradient_checkpointing else ""
+        held = ", embeddings in 8 bits" if chosen.model.embeddings == "int8" else ""
+        print(
+            f"planned: {chosen.method}, batches of {train.batch_size} rows, each of at most "
+            f"{chosen.data.max_length} tokens{at_once}{checkpointed}{held}",
+            file=sys.stderr,
+        )
     return chosen
 
 
@@ -91,19 +99,7 @@ def _answer_of(code: int, said: str) -> dict[str, Any]:
         ) from None
     if "error" in answer:
         raise error_in(answer)
-    decided: dict[str, Any] = answer["config"]
-    return decided
-
-
-def _outcome(chosen: RunConfig) -> str:
-    tokens = chosen.train.micro_batch_tokens
-    at_once = f", {tokens} at once" if tokens else ""
-    checkpointed = ", gradient checkpointing" if chosen.train.gradient_checkpointing else ""
-    held = ", embeddings in 8 bits" if chosen.model.embeddings == "int8" else ""
-    return (
-        f"planned: {chosen.method}, batches of {chosen.train.batch_size} rows, each of at most "
-        f"{chosen.data.max_length} tokens{at_once}{checkpointed}{held}"
-    )
+    return answer
 
 
 def answer() -> None:
@@ -111,8 +107,7 @@ def answer() -> None:
     asked = json.load(sys.stdin)
     try:
         request = validate(RunConfig, asked["config"])
-        chosen = choose(request, asked["lengths"], limit=asked["limit"])
+        said = choose(request, asked["lengths"], limit=asked["limit"]).model_dump(mode="json")
     except GraftLMError as error:
-        print(json.dumps(record_of(error)))
-    else:
-        print(json.dumps({"config": chosen.model_dump(mode="json")}))
+        said = record_of(error)
+    print(json.dumps(said))

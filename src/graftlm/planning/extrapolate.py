@@ -25,7 +25,7 @@ from graftlm.planning.timeline import COMPONENTS, Peak
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ["Trace", "depth_of", "shallow_depths", "with_depth"]
+__all__ = ["Trace", "depth_of", "extrapolated", "shallow_depths", "with_depth"]
 
 SHALLOWEST = 2
 """Layers of the smaller model: a first and a last one."""
@@ -64,12 +64,9 @@ class Trace:
 
         peaks = {}
         for place, end in other.peaks.items():
-            start = self.peaks.get(place, end)
-            names = [n for n in COMPONENTS if n in start.components or n in end.components]
-            components = {
-                name: line(start.components.get(name, 0), end.components.get(name, 0))
-                for name in names
-            }
+            start = self.peaks.get(place, end).components
+            lines = {n: line(start.get(n, 0), end.components.get(n, 0)) for n in COMPONENTS}
+            components = {name: size for name, size in lines.items() if size}
             peaks[place] = dataclasses.replace(end, components=components)
         return Trace(
             peaks=peaks,
@@ -78,6 +75,12 @@ class Trace:
             trainable_parameters=line(self.trainable_parameters, other.trainable_parameters),
             weight_bytes=line(self.weight_bytes, other.weight_bytes),
         )
+
+
+def extrapolated(trace: Callable[[int], Trace], sizes: tuple[int, int], size: int) -> Trace:
+    """The trace at ``size``, from the traces at two smaller sizes."""
+    first, second = sizes
+    return trace(first).continued(trace(second), (size - first) / (second - first))
 
 
 def shallow_depths(
@@ -129,18 +132,13 @@ def depth_of(architecture: PretrainedConfig) -> int | None:
 
 def _kinds(architecture: PretrainedConfig, build: Any) -> list[Any] | None:
     """The kind of each layer: its class, its shapes, and its entries in the config's lists."""
-    text, depth = architecture.get_text_config(), depth_of(architecture)
-    layers = next(
-        (
-            m
-            for m in build(architecture).modules()
-            if isinstance(m, nn.ModuleList) and len(m) == depth
-        ),
-        None,
-    )
+    depth = depth_of(architecture)
+    lists = (m for m in build(architecture).modules() if isinstance(m, nn.ModuleList))
+    layers = next((layers for layers in lists if len(layers) == depth), None)
     if layers is None:
         return None
-    listed = [v for v in vars(text).values() if isinstance(v, list) and len(v) == depth]
+    settings = vars(architecture.get_text_config()).values()
+    listed = [values for values in settings if isinstance(values, list) and len(values) == depth]
     return [
         (
             type(layer).__name__,

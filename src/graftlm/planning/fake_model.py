@@ -16,44 +16,42 @@ from graftlm.frozen.formats import format_named
 from graftlm.frozen.linear import FrozenLinear
 from graftlm.models.assemble import assemble
 from graftlm.models.streaming import linear_layers, unquantized_names
-from graftlm.planning.extrapolate import depth_of, with_depth
+from graftlm.system.placement import Placement
 from graftlm.training.resolve import embeddings_of
 from graftlm.training.run import recompute_activations
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ["build", "shallow"]
+__all__ = ["build", "without_tensors"]
 
 
-def shallow(architecture: PretrainedConfig, config: RunConfig) -> Any:
-    """The model on the meta device with the layers that are traced and a run's attention."""
-    depth = depth_of(architecture)
-    if depth is not None:
-        architecture = with_depth(architecture, min(depth, 2))
-    with modes_off():
-        return _assembled(architecture, config, torch.float32)
-
-
-def _assembled(architecture: PretrainedConfig, config: RunConfig, dtype: torch.dtype) -> Any:
+def without_tensors(
+    architecture: PretrainedConfig, config: RunConfig, dtype: torch.dtype = torch.float32
+) -> Any:
     """The model that a run would load, on the meta device, its linear layers in their format."""
+    meta = torch.device("meta")
 
     def fill(model: Any) -> Any:
-        if config.method == "qlora":
-            kept = unquantized_names(model)
-            for name, layer in linear_layers(model).items():
-                if name not in kept:
-                    model.set_submodule(name, _stored(layer, config, dtype))
+        kept = unquantized_names(model)
+        for name, layer in linear_layers(model).items():
+            shape, bias = linear_shape(layer), getattr(layer, "bias", None)
+            if config.method == "qlora" and name not in kept and shape is not None:
+                format = format_named(config.model.weight_format)
+                weight = format.empty(shape, dtype, config.model, meta)
+                bias = None if bias is None else bias.new_empty(bias.shape, device=meta)
+                model.set_submodule(name, FrozenLinear(weight, bias))
         return model
 
-    return assemble(
-        architecture,
-        fill,
-        replacements=config.model.replacements,
-        embeddings=embeddings_of(config),
-        dtype=dtype,
-        trust_remote_code=config.model.trust_remote_code,
-    )
+    with modes_off():
+        return assemble(
+            architecture,
+            fill,
+            replacements=config.model.replacements,
+            embeddings=embeddings_of(config),
+            dtype=dtype,
+            trust_remote_code=config.model.trust_remote_code,
+        )
 
 
 def build(
@@ -69,8 +67,7 @@ def build(
         dtype: type of the unquantised weights.
         device: the device of all tensors.
     """
-    with modes_off():
-        model: Any = _assembled(architecture, config, dtype)
+    model = without_tensors(architecture, config, dtype)
     _materialise(model, dtype, device)
     if config.method == "full":
         model.requires_grad_(True)
@@ -85,40 +82,25 @@ def build(
             train_through_merge(model, original, config.lora.merge_aware)
     if config.train.gradient_checkpointing:
         recompute_activations(model)
+    if not Placement.on(device).exists:
+        # The fast path of experts queries the GPU's capabilities.
+        model.set_experts_implementation("eager")
     return model.train()
-
-
-def _stored(layer: nn.Module, config: RunConfig, dtype: torch.dtype) -> FrozenLinear:
-    device = torch.device("meta")
-    shape = linear_shape(layer)
-    assert shape is not None
-    format = format_named(config.model.weight_format)
-    bias = getattr(layer, "bias", None)
-    return FrozenLinear(
-        format.empty(shape, dtype, config.model, device),
-        None if bias is None else bias.new_empty(bias.shape, device=device),
-    )
 
 
 def _materialise(model: Any, dtype: torch.dtype, device: torch.device) -> None:
     """Move every tensor on the meta device to ``device``; tied weights stay tied."""
     made: dict[int, Tensor] = {}
-    float32 = _kept_in_float32(model, dtype)
+    in_float32 = kept_in_float32(model, dtype)
     for name, module in model.named_modules():
-        for key, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):
-            if not parameter.is_meta:
+        for key, weight in list(module.named_parameters(recurse=False, remove_duplicate=False)):
+            if not weight.is_meta:
                 continue
-            if id(parameter) not in made:
-                kind = torch.float32 if float32(f"{name}.{key}") else dtype
-                fresh = torch.empty(parameter.shape, dtype=kind, device=device)
-                made[id(parameter)] = nn.Parameter(fresh, requires_grad=False)
-            setattr(module, key, made[id(parameter)])
+            if id(weight) not in made:
+                kind = dtype if in_float32.isdisjoint([*name.split("."), key]) else torch.float32
+                fresh = torch.empty(weight.shape, dtype=kind, device=device)
+                made[id(weight)] = nn.Parameter(fresh, requires_grad=False)
+            setattr(module, key, made[id(weight)])
         for key, buffer in list(module.named_buffers(recurse=False)):
             if buffer.is_meta:
                 setattr(module, key, torch.empty(buffer.shape, dtype=buffer.dtype, device=device))
-
-
-def _kept_in_float32(model: Any, dtype: torch.dtype) -> Any:
-    """The parameters that transformers keeps in float32 in a 16-bit model."""
-    patterns = kept_in_float32(model, dtype)
-    return lambda name: any(part in patterns for part in name.split("."))

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+import shlex
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from graftlm.config import Embeddings, RunConfig, TrainConfig, contradictions
+from graftlm.config import (
+    Embeddings,
+    RunConfig,
+    TrainConfig,
+    contradictions,
+    overrides,
+    parse_size,
+)
 from graftlm.errors import ConfigError, ModelError, ResourceError, TargetError
-from graftlm.planning.command import command
 from graftlm.planning.planner import METHODS, Method, Option, Planner, Setting, as_setting
 from graftlm.planning.recommend import Recommendation, recommend
-from graftlm.planning.sizes import parse_size
+from graftlm.planning.source import Source, source_of
 from graftlm.planning.verify import Verified, verified
 from graftlm.system.placement import DEVICES, Placement
 
@@ -59,9 +65,7 @@ class Plan:
                 "missing_bytes": chosen.missing,
                 "command": None if chosen.missing else self.command,
             },
-            "verified": [
-                {**dataclasses.asdict(entry.option), **entry.to_json()} for entry in self.verified
-            ],
+            "verified": [entry.to_json() for entry in self.verified],
         }
 
 
@@ -75,6 +79,7 @@ def make_plan(
     lengths: Sequence[int] = (),
     verify: Literal["recommended", "all"] | None = None,
     progress: Callable[[str], None] = lambda text: None,
+    only_recommended: bool = False,
 ) -> Plan:
     """Plan a run from its settings. Of the model only the config is read.
 
@@ -88,6 +93,7 @@ def make_plan(
         verify: really run the recommended option, or every option that fits, each in its own
             process, for at most `LIMIT_SECONDS`.
         progress: is called with a description of the current work.
+        only_recommended: predict no more settings than the recommendation needs.
 
     Raises:
         ConfigError: a size, device or method is invalid, or the objective is not `next_token`.
@@ -109,74 +115,50 @@ def make_plan(
         )
     if problems:
         raise ConfigError(problems)
-    limit = _limit(memory, device)
-    folder = None
-    if architecture is None:
-        architecture, folder = _architecture(config)
-    dtype = _dtype(config, architecture, folder)
-    planner = Planner(architecture, config, dtype, folder, limit, device, lengths)
-    made: dict[Setting, Option] = {}
+    placement = Placement.on(device)
+    limit = placement.free_memory() if memory is None else parse_size(memory)
+    source = Source(architecture) if architecture is not None else source_of(config)
+    planner = Planner(source, config, limit, placement, lengths)
+    embeddings = config.model.embeddings
+    made: dict[Setting, Option | None] = {}
 
-    def predict(setting: Setting) -> Option:
+    def predict(setting: Setting) -> Option | None:
+        """The option, or ``None`` if ``auto`` embeddings in 8 bits do not suit the model."""
         if setting not in made:
-            progress(
-                f"{setting.method}, embeddings {setting.embeddings}, {setting.max_length} long"
-            )
-            made[setting] = planner.option(setting)
+            said = f"{setting.method}, embeddings {setting.embeddings}, {setting.max_length} long"
+            progress(said)
+            try:
+                made[setting] = planner.option(setting)
+            except (ModelError, TargetError):
+                if embeddings != "auto" or setting.embeddings == "keep":
+                    raise
+                made[setting] = None
         return made[setting]
 
-    impossible: set[Embeddings] = set()
-
-    def predict_if_possible(setting: Setting) -> Option | None:
-        """The option, or ``None`` if ``auto`` embeddings in 8 bits do not suit the model."""
-        if setting.embeddings in impossible:
-            return None
-        try:
-            return predict(setting)
-        except (ModelError, TargetError):
-            if config.model.embeddings != "auto" or setting.embeddings == "keep":
-                raise
-            impossible.add(setting.embeddings)
-            return None
-
-    for method in methods:
+    for method in () if only_recommended else methods:
         for checkpointing in (False, True):
             predict(as_setting(config, method, checkpointing))
     asked = as_setting(config, methods[0], config.train.gradient_checkpointing is True)
-    chosen = recommend(
-        asked, methods, limit, planner.at_once(asked), predict_if_possible, _embeddings(config)
-    )
-    options = list(_different(made.values()))
+    allowed: tuple[Embeddings, ...] = ("keep", "int8") if embeddings == "auto" else (embeddings,)
+    chosen = recommend(asked, methods, limit, planner.at_once(asked), predict, allowed)
+    options: dict[Any, Option] = {}
+    for option in filter(None, made.values()):
+        # A long row is not cut into parts, so that settings may differ and their batches not.
+        key = option.method, option.gradient_checkpointing, option.embeddings
+        options.setdefault((*key, option.rows, option.length), option)
     to_verify = [chosen.option] if verify else []
     if verify == "all":
-        to_verify += [option for option in options if option != chosen.option]
+        to_verify += [option for option in options.values() if option != chosen.option]
     runs = [verified(config, o, planner.shape(o.setting), progress) for o in to_verify if o.fits]
     return Plan(
         config.model.name,
         device,
         limit,
-        tuple(options),
+        tuple(options.values()),
         chosen,
-        command(config, chosen.option) if Placement.on(device).runs_on_cpu else None,
+        command(config, chosen.option) if placement.runs_on_cpu else None,
         tuple(runs),
     )
-
-
-def _embeddings(config: RunConfig) -> tuple[Embeddings, ...]:
-    """The storage of embeddings that the settings allow, best first."""
-    said = config.model.embeddings
-    return ("keep", "int8") if said == "auto" else (said,)
-
-
-def _different(options: Iterable[Option]) -> Iterator[Option]:
-    """The options without duplicates, which arise because a long row is not cut into parts."""
-    seen = set()
-    for option in options:
-        shape = option.rows, option.length
-        key = option.method, option.gradient_checkpointing, option.embeddings, shape
-        if key not in seen:
-            seen.add(key)
-            yield option
 
 
 def choose(
@@ -204,6 +186,7 @@ def choose(
         memory=limit if config.memory == "unlimited" else config.memory,
         methods=("lora", "qlora") if auto else (config.method,),  # type: ignore[arg-type]
         lengths=lengths,
+        only_recommended=True,
     )
     chosen = plan.recommendation
     if chosen.missing:
@@ -222,38 +205,18 @@ def choose(
     return setting.applied(config)
 
 
-def _limit(memory: str | int | None, device: str) -> int:
-    if memory is not None:
-        return parse_size(memory)
-    return Placement.on(device).free_memory()
+def command(config: RunConfig, option: Option) -> str:
+    """The `graftlm train` command for ``option``; parsed again, it gives the same settings.
 
-
-def _architecture(config: RunConfig) -> tuple[PretrainedConfig, Path]:
-    from graftlm.models import resolve
-    from graftlm.models.load import load_config
-    from graftlm.models.prequantized import take_quantization
-
-    folder = resolve(config.model.name, trust_remote_code=config.model.trust_remote_code).path
-    architecture = load_config(folder, config.model.trust_remote_code)
-    take_quantization(architecture, config.model.name)  # refuse the models that training refuses
-    return architecture, folder
-
-
-def _dtype(config: RunConfig, architecture: PretrainedConfig, folder: Path | None) -> Any:
-    import torch
-
-    from graftlm.models.load import pick_dtype
-    from graftlm.models.safetensors_file import Checkpoint
-
-    try:
-        checkpoint: Any = Checkpoint(folder) if folder else None
-    except ModelError:
-        checkpoint = None
-    if checkpoint is None:
-        name = config.model.dtype
-        kind = architecture.get_text_config().dtype if name == "auto" else getattr(torch, name)
-        return kind or torch.bfloat16
-    return pick_dtype(config.model.dtype, architecture, checkpoint)
+    ``DATA`` stands for the rows if the settings name none.
+    """
+    settings, said = option.setting.applied(config), {"model.name", "method"}
+    words = ["graftlm", "train", "--model", settings.model.name]
+    if isinstance(settings.data.train, str):
+        words += ["--data", settings.data.train or "DATA"]
+        said.add("data.train")
+    words += ["--method", option.method]
+    return shlex.join(words + [w for text in overrides(settings, said) for w in ("--set", text)])
 
 
 def row_lengths(config: RunConfig) -> list[int]:

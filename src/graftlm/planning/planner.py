@@ -6,26 +6,22 @@ import dataclasses
 import functools
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from graftlm.config import Embeddings, RunConfig
 from graftlm.models.capabilities import capabilities
-from graftlm.planning import fake_model
 from graftlm.planning.baseline_memory import framework_memory
 from graftlm.planning.calibration import Calibration, calibrate
+from graftlm.planning.fake_model import without_tensors
 from graftlm.planning.largest_batch import laid, stacked
-from graftlm.planning.loading import loading_bytes
+from graftlm.planning.source import Source
 from graftlm.planning.timeline import COMPONENTS
 from graftlm.planning.trace import BatchShape, Trace, trace_step
 from graftlm.system.placement import Placement
 from graftlm.training.batching import most_positions
-from graftlm.training.resolve import embeddings_of
+from graftlm.training.resolve import changed, embeddings_of
 
 if TYPE_CHECKING:
-    import torch
-    from transformers import PretrainedConfig
-
     from graftlm.planning.trial_run import Measured
 
 __all__ = ["METHODS", "Method", "Option", "Planner", "Setting", "as_setting"]
@@ -49,21 +45,19 @@ class Setting:
 
     def applied(self, config: RunConfig) -> RunConfig:
         """``config`` with this setting in it."""
-        train = config.train.model_copy(
-            update={
-                "gradient_checkpointing": self.gradient_checkpointing,
-                "micro_batch_tokens": self.micro_batch_tokens,
-            }
+        config = changed(
+            config,
+            "train",
+            gradient_checkpointing=self.gradient_checkpointing,
+            micro_batch_tokens=self.micro_batch_tokens,
         )
-        data = config.data.model_copy(update={"max_length": self.max_length})
-        model = config.model.model_copy(update={"embeddings": self.embeddings})
-        return config.model_copy(
-            update={"method": self.method, "model": model, "train": train, "data": data}
-        )
+        config = changed(config, "data", max_length=self.max_length)
+        config = changed(config, "model", embeddings=self.embeddings)
+        return config.model_copy(update={"method": self.method})
 
 
-@dataclasses.dataclass(frozen=True)
-class Option:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Option(Setting):
     """A setting and its predicted memory and time.
 
     Attributes:
@@ -77,11 +71,6 @@ class Option:
         fits: whether the peak leaves the share `ROOM` of the limit free.
     """
 
-    method: Method
-    gradient_checkpointing: bool
-    micro_batch_tokens: int | None
-    max_length: int
-    embeddings: Embeddings
     rows: int
     length: int
     predicted_peak_bytes: int
@@ -102,34 +91,28 @@ class Planner:
     """Plans for one model, device and limit.
 
     Args:
-        architecture: the transformers config of the base model.
+        source: the base model.
         config: the run's settings.
-        dtype: type of the unquantised weights (`full` trains in float32).
-        folder: the model folder, for its tokenizer and tensor sizes; ``None`` if there is none.
         limit: the memory limit in bytes.
-        device: ``cpu`` or ``cuda``.
+        placement: the planned device.
         lengths: tokens of each row of the data, if known.
     """
 
     def __init__(
         self,
-        architecture: PretrainedConfig,
+        source: Source,
         config: RunConfig,
-        dtype: torch.dtype,
-        folder: Path | None,
         limit: int,
-        device: str = "cpu",
+        placement: Placement,
         lengths: Sequence[int] = (),
     ) -> None:
-        self.architecture, self.config, self.dtype = architecture, config, dtype
-        self.folder, self.limit, self.device = folder, limit, device
-        self.placement = Placement.on(device)
-        self.lengths = sorted(lengths)
+        self.source, self.config, self.limit = source, config, limit
+        self.placement, self.lengths = placement, sorted(lengths)
         self._traces: dict[tuple[Method, bool, Embeddings, BatchShape], Trace] = {}
 
     @functools.cached_property
     def _framework(self) -> Measured | None:
-        return framework_memory(self.folder) if self.placement.runs_on_cpu else None
+        return framework_memory(self.source.folder) if self.placement.runs_on_cpu else None
 
     @functools.cached_property
     def _speed(self) -> Calibration | None:
@@ -140,18 +123,17 @@ class Planner:
         """Whether rows are laid end to end. Assumes that the model keeps them apart, as most do."""
         if not self.placement.rows_end_to_end:
             return False
-        can = capabilities(fake_model.shallow(self.architecture, self.config))
+        can = capabilities(without_tensors(self.source.architecture, self.config))
         return can.attends_by_blocks and can.takes_positions
 
     def at_once(self, setting: Setting) -> int:
         """Maximum positions of a micro-batch with rows of the maximum length."""
         whole = self.config.train.batch_size * setting.max_length
-        most = self.placement.positions_at_once(setting.micro_batch_tokens)
-        return whole if most is None else min(most, whole)
+        return min(self.placement.positions_at_once(setting.micro_batch_tokens) or whole, whole)
 
     def shape(self, setting: Setting) -> BatchShape:
         """The largest possible micro-batch of ``setting``, in the run's layout."""
-        most, train = most_positions(self.architecture), self.config.train
+        most, train = most_positions(self.source.architecture), self.config.train
         kept = [length for length in self.lengths if length <= setting.max_length]
         sequences = 1
         if self.config.data.packing:
@@ -169,18 +151,28 @@ class Planner:
 
     def option(self, setting: Setting) -> Option:
         """Predict ``setting``."""
-        shape = self.shape(setting)
-        trace = self._trace(setting, shape)
-        start = trace.peak
-        base = self._framework.resident_bytes if self._framework else 0
-        peak, components = base + start.nbytes, {"framework": base, **start.components}
-        peak_at = f"{start.phase} {start.module}".strip()
-        loading = self._loading(setting, trace)
-        if loading > peak:
-            held = ("framework", "weights", "quantization_state")
-            components = {name: components.get(name, 0) for name in held}
-            components["temporary"] = max(0, loading - sum(components.values()))
-            peak, peak_at = loading, "loading"
+        shape, config = self.shape(setting), setting.applied(self.config)
+        key = setting.method, setting.gradient_checkpointing, setting.embeddings, shape
+        if key not in self._traces:
+            self._traces[key] = trace_step(
+                self.source.architecture,
+                config,
+                shape,
+                self.source.dtype(config),
+                self.placement.device,
+            )
+        trace = self._traces[key]
+        components, peak_at = dict(trace.peak.components), trace.peak.place
+        if self._framework:  # a GPU receives the finished model
+            base = components["framework"] = self._framework.resident_bytes
+            loaded = base + trace.weight_bytes + self.source.loading_bytes(config)
+            loading = max(self._framework.loading_peak_bytes, loaded)
+            if loading > sum(components.values()):
+                held = ("framework", "weights", "quantization_state")
+                components = {name: components.get(name, 0) for name in held}
+                components["temporary"] = max(0, loading - sum(components.values()))
+                peak_at = "loading"
+        peak = sum(components.values())
         seconds = self._speed.seconds(trace.cost) if self._speed else (None, None)
         return Option(
             **dataclasses.asdict(setting),
@@ -194,28 +186,6 @@ class Planner:
             seconds_uncertainty=seconds[1],
             fits=peak <= self.limit * (1 - ROOM),
         )
-
-    def _trace(self, setting: Setting, shape: BatchShape) -> Trace:
-        key = setting.method, setting.gradient_checkpointing, setting.embeddings, shape
-        if key not in self._traces:
-            config, dtype = setting.applied(self.config), self._type(setting)
-            trace = trace_step(self.architecture, config, shape, dtype, self.device)
-            self._traces[key] = trace
-        return self._traces[key]
-
-    def _loading(self, setting: Setting, trace: Trace) -> int:
-        """Peak memory of the process before the first step."""
-        if self._framework is None:
-            return 0  # a GPU receives the finished model
-        settings = setting.applied(self.config)
-        extra = loading_bytes(self.folder, self.architecture, self._type(setting), settings)
-        loaded = self._framework.resident_bytes + trace.weight_bytes + extra
-        return max(self._framework.loading_peak_bytes, loaded)
-
-    def _type(self, setting: Setting) -> torch.dtype:
-        import torch
-
-        return torch.float32 if setting.method == "full" else self.dtype
 
 
 def as_setting(config: RunConfig, method: Method, checkpointing: bool) -> Setting:

@@ -19,9 +19,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
-from graftlm.config import Embeddings
+from graftlm.config import Embeddings, format_size
 from graftlm.planning.planner import ROOM, Method, Option, Setting
-from graftlm.planning.sizes import format_size
 
 __all__ = ["Recommendation", "ladder", "recommend"]
 
@@ -54,7 +53,7 @@ def ladder(
     methods: Sequence[Method],
     at_once: int,
     embeddings: Sequence[Embeddings],
-) -> Iterator[Setting]:
+) -> list[Setting]:
     """Settings from best to smallest, each once.
 
     Args:
@@ -63,43 +62,31 @@ def ladder(
         at_once: the requested positions of a pass.
         embeddings: the allowed storage of embeddings, best first; ``full`` always keeps them.
     """
-    preferred: list[Method] = [method for method in methods if method != "full"]
+    preferred: Sequence[Method] = [method for method in methods if method != "full"]
     if not preferred:
-        preferred, embeddings = list(methods), ("keep",)
-    seen = set()
-    for setting in _rungs(asked, preferred, at_once, embeddings):
-        if setting not in seen:
-            seen.add(setting)
-            yield setting
+        preferred, embeddings = methods, ("keep",)
+    return list(dict.fromkeys(_rungs(asked, preferred, at_once, embeddings)))
 
 
 def _rungs(
     asked: Setting, methods: Sequence[Method], at_once: int, embeddings: Sequence[Embeddings]
 ) -> Iterator[Setting]:
-    halved = asked.micro_batch_tokens is None and at_once // 2 >= LEAST_AT_ONCE
+    last, tokens, length = methods[-1], at_once // 2, asked.max_length
+    halved = asked.micro_batch_tokens is None and tokens >= LEAST_AT_ONCE
     for checkpointing in (asked.gradient_checkpointing, True):
         for method in methods:
             for held in embeddings:
-                setting = dataclasses.replace(
-                    asked, method=method, gradient_checkpointing=checkpointing, embeddings=held
-                )
+                setting = Setting(method, checkpointing, asked.micro_batch_tokens, length, held)
                 yield setting
-                if halved and method == methods[-1]:
-                    yield dataclasses.replace(setting, micro_batch_tokens=at_once // 2)
-    smallest, tokens = setting, at_once // 2
+                if halved and method == last:
+                    yield dataclasses.replace(setting, micro_batch_tokens=tokens)
+    at_least = asked.micro_batch_tokens
     while tokens >= LEAST_AT_ONCE:
-        smallest = dataclasses.replace(smallest, micro_batch_tokens=tokens)
-        tokens //= 2
-        yield from _each_way(smallest, embeddings)
-    while smallest.max_length > SHORTEST:
-        shorter = max(SHORTEST, smallest.max_length // 2)
-        smallest = dataclasses.replace(smallest, max_length=shorter)
-        yield from _each_way(smallest, embeddings)
-
-
-def _each_way(setting: Setting, embeddings: Sequence[Embeddings]) -> Iterator[Setting]:
-    for held in embeddings:
-        yield dataclasses.replace(setting, embeddings=held)
+        yield from (Setting(last, True, tokens, length, held) for held in embeddings)
+        at_least, tokens = tokens, tokens // 2
+    while length > SHORTEST:
+        length = max(SHORTEST, length // 2)
+        yield from (Setting(last, True, at_least, length, held) for held in embeddings)
 
 
 def recommend(
@@ -145,20 +132,23 @@ def _why(asked: Setting, tried: Sequence[Option], limit: int) -> str:
     if len(tried) == 1:
         return f"{_named(chosen)} needs {peak}, which leaves room in {given}"
     before = tried[-2]
-    changes = []
-    if chosen.micro_batch_tokens != asked.micro_batch_tokens:
-        changes.append("the parts of a batch add up to the same update")
-    if chosen.embeddings != tried[0].embeddings:
-        changes.append("8 bits for the embeddings and the output head lose hardly anything")
-    if chosen.max_length != asked.max_length:
-        changes.append(f"rows longer than {chosen.max_length} tokens are dropped or cut")
-    if chosen.gradient_checkpointing and not asked.gradient_checkpointing:
-        changes.append("recomputing activations costs about a third more time")
-    tail = f"; {'; '.join(changes)}" if changes else ""
-    return (
-        f"{_named(before)} would need {format_size(before.predicted_peak_bytes)} and leave no room "
-        f"in {given}; {_named(chosen)} needs {peak}{tail}"
-    )
+    changes = {
+        "the parts of a batch add up to the same update": (
+            chosen.micro_batch_tokens != asked.micro_batch_tokens
+        ),
+        "8 bits for the embeddings and the output head lose hardly anything": (
+            chosen.embeddings != tried[0].embeddings
+        ),
+        f"rows longer than {chosen.max_length} tokens are dropped or cut": (
+            chosen.max_length != asked.max_length
+        ),
+        "recomputing activations costs about a third more time": (
+            chosen.gradient_checkpointing and not asked.gradient_checkpointing
+        ),
+    }
+    needs = f"{_named(before)} would need {format_size(before.predicted_peak_bytes)} and leave no"
+    said = f"{needs} room in {given}; {_named(chosen)} needs {peak}"
+    return "; ".join([said, *(text for text, is_so in changes.items() if is_so)])
 
 
 def _named(option: Option) -> str:

@@ -73,6 +73,11 @@ class Peak:
         """All bytes in use."""
         return sum(self.components.values())
 
+    @property
+    def place(self) -> str:
+        """Phase and module, such as ``backward model.layers.3``."""
+        return f"{self.phase} {self.module}".strip()
+
 
 class Timeline:
     """The events of a trace, in order."""
@@ -95,11 +100,7 @@ class Timeline:
 
     def total(self, *components: str) -> int:
         """Bytes of all allocations assigned to ``components``."""
-        return sum(
-            change
-            for allocation, change in self._events
-            if change > 0 and allocation.component in components
-        )
+        return sum(c for made, c in self._events if c > 0 and made.component in components)
 
     def peaks(self, depth: int | None = None) -> dict[str, Peak]:
         """The peak at each place of the step.

@@ -20,7 +20,13 @@ from graftlm.errors import GraftLMError, ModelError
 from graftlm.frozen.modules import stored_weights
 from graftlm.models.load import empty_model
 from graftlm.planning import fake_model
-from graftlm.planning.extrapolate import Trace, depth_of, shallow_depths, with_depth
+from graftlm.planning.extrapolate import (
+    Trace,
+    depth_of,
+    extrapolated,
+    shallow_depths,
+    with_depth,
+)
 from graftlm.planning.tracker import TooManyCallsError, Tracker
 from graftlm.system.placement import Placement
 from graftlm.training.next_token import NextToken
@@ -86,6 +92,8 @@ def trace_step(
 ) -> Trace:
     """Trace a training step in its steady state, in which the optimiser's moments exist.
 
+    A deep model, and one that reads its rows token by token, is extrapolated from smaller traces.
+
     Args:
         architecture: the transformers config of the base model.
         config: method, adapters and checkpointing; names and paths are ignored.
@@ -96,8 +104,26 @@ def trace_step(
     Raises:
         ModelError: the step cannot be traced.
     """
+
+    def with_layers(depth: int | None) -> Trace:
+        model = architecture if depth is None else with_depth(architecture, depth)
+
+        def with_length(length: int, most_calls: int | None = None) -> Trace:
+            batch = dataclasses.replace(shape, length=length)
+            return trace_in_full(model, config, batch, dtype, device, most_calls)
+
+        try:
+            return with_length(shape.length, MOST_CALLS)
+        except TooManyCallsError:
+            return extrapolated(with_length, SHORT_LENGTHS, shape.length)
+
     try:
-        return _continued(architecture, config, shape, dtype, device)
+        depths = shallow_depths(
+            architecture, config.lora, lambda it: empty_model(it, config.model.trust_remote_code)
+        )
+        if depths is None:
+            return with_layers(None)
+        return extrapolated(with_layers, depths, architecture.get_text_config().num_hidden_layers)
     except GraftLMError:
         raise
     except Exception as error:  # a model's code may fail in any way without values
@@ -108,45 +134,6 @@ def trace_step(
             f"{'Use model.embeddings=keep, or train' if int8 else 'Train'} it for a few steps "
             "instead: their peak memory is in summary.json."
         ) from error
-
-
-def _continued(
-    architecture: PretrainedConfig,
-    config: RunConfig,
-    shape: BatchShape,
-    dtype: torch.dtype,
-    device: torch.device | str,
-) -> Trace:
-    arguments = config, shape, dtype, device
-    depths = shallow_depths(
-        architecture, config.lora, lambda kind: empty_model(kind, config.model.trust_remote_code)
-    )
-    if depths is None:
-        return _at_length(architecture, *arguments)
-    first, second = depths
-    depth = depth_of(architecture)
-    assert depth is not None
-    small, large = (_at_length(with_depth(architecture, d), *arguments) for d in depths)
-    return small.continued(large, (depth - first) / (second - first))
-
-
-def _at_length(
-    architecture: PretrainedConfig,
-    config: RunConfig,
-    shape: BatchShape,
-    dtype: torch.dtype,
-    device: torch.device | str,
-) -> Trace:
-    """The trace; extrapolated from short rows if the model processes token by token."""
-    try:
-        return trace_in_full(architecture, config, shape, dtype, device, MOST_CALLS)
-    except TooManyCallsError:
-        short, longer = SHORT_LENGTHS
-        first, second = (
-            trace_in_full(architecture, config, at_length, dtype, device)
-            for at_length in (dataclasses.replace(shape, length=n) for n in SHORT_LENGTHS)
-        )
-        return first.continued(second, (shape.length - short) / (longer - short))
 
 
 def trace_in_full(
@@ -167,31 +154,21 @@ def trace_in_full(
     tracker = Tracker(device, None if most_calls is None else most_calls * (depth or 1))
     with FakeTensorMode(allow_non_fake_inputs=True), tracker:
         model = fake_model.build(architecture, config, dtype, device)
-        if not Placement.on(device).exists:
-            # The fast path of experts queries the GPU's capabilities.
-            model.set_experts_implementation("eager")
-        parameters = _claim_model(tracker, model)
+        _claim_model(tracker, model)
+        parameters = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, fused=True)
-        tracker.watch(model, getattr(model, model.base_model_prefix, model), optimizer)
-        _start_optimizer(optimizer, parameters)
-        for state in optimizer.state.values():
-            for value in state.values():
-                tracker.claim(value, "optimizer")
+        for parameter in parameters:  # a first step, so that the moments exist
+            parameter.grad = torch.empty_like(parameter)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        tracker.claim("optimizer", *(v for s in optimizer.state.values() for v in s.values()))
         # In the second pass the gradients already exist; a third pass would be the same.
         batches = [shape.batch()] * (1 if shape.passes <= 1 else 2)
         resident = tracker.timeline.in_use()
-        tracker.begin_step()
-        settings = config.train
-        train_step(
-            model,
-            batches,
-            optimizer,
-            parameters,
-            settings.max_grad_norm,
-            NextToken(settings),
-        )
-        for parameter in parameters:
-            tracker.claim(parameter.grad, "gradients")
+        tracker.watch(model, getattr(model, model.base_model_prefix, model), optimizer)
+        objective, most = NextToken(config.train), config.train.max_grad_norm
+        train_step(model, batches, optimizer, parameters, most, objective)
+        tracker.claim("gradients", *(p.grad for p in parameters if p.grad is not None))
     return Trace(
         peaks=tracker.timeline.peaks(depth),
         resident=resident,
@@ -201,23 +178,12 @@ def trace_in_full(
     )
 
 
-def _claim_model(tracker: Tracker, model: nn.Module) -> list[nn.Parameter]:
-    """Assign each of the model's tensors to a component; return the trainable ones."""
+def _claim_model(tracker: Tracker, model: nn.Module) -> None:
+    """Assign each of the model's tensors to a component."""
     for weight in stored_weights(model):
         for name, tensor in weight.tensors().items():
-            tracker.claim(tensor, "quantization_state" if name in weight.scales else "weights")
+            tracker.claim("quantization_state" if name in weight.scales else "weights", tensor)
     for module in model.modules():
         if isinstance(module, Adapter):
-            for parameter in module.adapter_parameters().values():
-                tracker.claim(parameter, "adapters")
-    for tensor in (*model.parameters(), *model.buffers()):
-        tracker.claim(tensor, "weights")
-    return [p for p in model.parameters() if p.requires_grad]
-
-
-def _start_optimizer(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> None:
-    """Do a first step, so that the moments exist as in every later step."""
-    for parameter in parameters:
-        parameter.grad = torch.empty_like(parameter)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+            tracker.claim("adapters", *module.adapter_parameters().values())
+    tracker.claim("weights", *model.parameters(), *model.buffers())

@@ -10,6 +10,7 @@ in place here: outside a recomputed forward pass, a backward pass makes hardly a
 
 from __future__ import annotations
 
+import functools
 import weakref
 from typing import Any
 
@@ -45,54 +46,41 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._values = StepValues(device)
         self._device, self._most_calls = device, most_calls
         self._seen: Any = WeakIdKeyDictionary()
-        self._phase = "setup"
-        self._module = ""
+        self._part, self._module = "setup", ""
 
     @property
     def phase(self) -> str:
         """The phase of the step, as `Allocation.phase` names it."""
-        return "backward" if self._phase == "loss" and in_backward_pass() else self._phase
-
-    def begin_step(self) -> None:
-        """End the setup and begin the step."""
-        self._phase, self._module = "loss", ""
+        return "backward" if self._part == "loss" and in_backward_pass() else self._part
 
     def watch(self, model: nn.Module, body: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Follow the current module; ``body`` is the model without its output head."""
+        """Begin the step; follow the module at work. ``body``: the model without its head."""
+        self._part = "loss"
         for name, module in model.named_modules():
-            module.register_forward_pre_hook(self._entering(name, module is body))
-            module.register_forward_hook(self._leaving(name, module is body))
-        optimizer.register_step_pre_hook(lambda *_: self._enter("optimizer", ""))
-        optimizer.register_step_post_hook(lambda *_: self._enter("loss", ""))
+            inside = "forward" if module is body else None
+            after = "loss" if module is body else None
+            module.register_forward_pre_hook(functools.partial(self._enter, name, inside))
+            module.register_forward_hook(functools.partial(self._leave, name, after))
+        optimizer.register_step_pre_hook(lambda *_: self._enter("", "optimizer"))
+        optimizer.register_step_post_hook(lambda *_: self._enter("", "loss"))
 
-    def _enter(self, phase: str, module: str) -> None:
-        if self._phase != "setup":
-            self._phase, self._module = phase, module
+    def _enter(self, module: str, part: str | None, *_: Any) -> None:
+        self._part, self._module = part or self._part, module
 
-    def _entering(self, name: str, is_body: bool) -> Any:
-        def hook(*_: Any) -> None:
-            self._enter("forward" if is_body else self._phase, name)
+    def _leave(self, name: str, part: str | None, module: Any, inputs: Any, output: Any) -> None:
+        self._enter(name.rpartition(".")[0], part)
+        for tensor in tree_leaves(output):
+            if isinstance(tensor, Tensor) and tensor.requires_grad:
+                # Its gradient arrives when the backward pass reaches the module.
+                tensor.register_hook(functools.partial(self._enter, name, None))  # type: ignore[no-untyped-call]
+                break
 
-        return hook
-
-    def _leaving(self, name: str, is_body: bool) -> Any:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            self._enter("loss" if is_body else self._phase, name.rpartition(".")[0])
-            for tensor in tree_leaves(output):
-                if isinstance(tensor, Tensor) and tensor.requires_grad:
-                    tensor.register_hook(lambda _: self._enter(self._phase, name))  # type: ignore[no-untyped-call]
-                    break
-
-        return hook
-
-    def claim(self, tensor: Tensor | None, component: str) -> None:
-        """Assign the memory of ``tensor`` to a component. A new tensor counts from now on."""
-        if tensor is None:
-            return
-        self._notice(tensor)
-        allocation = self._seen[tensor.untyped_storage()]
-        if allocation.component is None:
-            allocation.component = component
+    def claim(self, component: str, *tensors: Tensor) -> None:
+        """Assign the memory of ``tensors`` to a component, unless they have one."""
+        for tensor in tensors:
+            self._notice(tensor)
+            allocation = self._seen[tensor.untyped_storage()]
+            allocation.component = allocation.component or component
 
     def _notice(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
@@ -130,7 +118,7 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             temporary = Allocation(extra, self.phase, self._module, "temporary")
             self.timeline.born(temporary)
             self.timeline.died(temporary, self.phase)
-        if self._phase != "setup":
+        if self._part != "setup":
             self.cost.add(func, args, kwargs, result)
             if self._most_calls is not None and self.cost.calls > self._most_calls:
                 raise TooManyCallsError

@@ -1,6 +1,6 @@
 """A short real run: a separate process loads, trains a few steps, and reports memory and time.
 
-    python -m graftlm.planning.trial_run < request.json
+    python -m graftlm.planning.trial_run FOLDER
 
 It has two uses. `plan --verify` runs a planned setting with the real model and compares. A trial
 run of a tiny model measures the memory of a process *without* a model (interpreter, libraries,
@@ -20,8 +20,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from graftlm.config import RunConfig
+from graftlm.config import RunConfig, TrainConfig
 from graftlm.errors import TrainingError
+from graftlm.files import write_json
 
 __all__ = ["LIMIT_SECONDS", "STEPS", "Measured", "run_trial"]
 
@@ -39,6 +40,7 @@ ONLY_STEPS = {
 """Settings of training that a trial run sets: it measures steps and nothing between them."""
 ONLY_ROWS = {"eval": "", "eval_fraction": 0.0, "group_by_length": False}
 """Settings of the data that a trial run sets: its rows come from a text, and all are trained on."""
+REQUEST, ANSWER = "request.json", "answer.json"
 TEXT = 20_000
 """Characters of the text from which the rows are cut."""
 
@@ -83,24 +85,14 @@ def run_trial(
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        request = {
-            "config": config.model_copy(update={"out": str(folder / "run")}).model_dump(
-                mode="json"
-            ),
-            "rows": {"length": length, "padded": padded},
-            "steps": steps,
-        }
-        (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
-        with (
-            (folder / "request.json").open(encoding="utf-8") as stdin,
-            (folder / "answer.json").open("w", encoding="utf-8") as stdout,
-            (folder / "errors.txt").open("w", encoding="utf-8") as stderr,
-        ):
+        settings = config.model_copy(update={"out": str(folder / "run")}).model_dump(mode="json")
+        request = {"config": settings, "length": length, "padded": padded, "steps": steps}
+        write_json(folder / REQUEST, request)
+        with (folder / "output.txt").open("w", encoding="utf-8") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "graftlm.planning.trial_run"],
-                stdin=stdin,
-                stdout=stdout,
-                stderr=stderr,
+                [sys.executable, "-m", "graftlm.planning.trial_run", name],
+                stdout=output,
+                stderr=output,
                 env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
             )
             try:
@@ -109,13 +101,12 @@ def run_trial(
                 process.kill()
                 process.wait()
         if process.returncode:
-            said = (folder / "errors.txt").read_text(encoding="utf-8", errors="replace")
-            lines = said.strip().splitlines() or [f"exit code {process.returncode}"]
+            said = (folder / "output.txt").read_text(encoding="utf-8", errors="replace")
+            *_, last = f"exit code {process.returncode}", *said.strip().splitlines()
             raise TrainingError(
-                f"the trial run of {config.method} with rows of {length} tokens failed: {lines[-1]}"
+                f"the trial run of {config.method} with rows of {length} tokens failed: {last}"
             )
-        answer = (folder / "answer.json").read_text(encoding="utf-8")
-    return Measured(**json.loads(answer.strip().splitlines()[-1]))
+        return Measured(**json.loads((folder / ANSWER).read_text(encoding="utf-8")))
 
 
 def _wait(
@@ -139,7 +130,7 @@ def _wait(
         progress(f"{where}, {elapsed:.0f} s")
 
 
-def _answer(request: dict[str, Any]) -> Measured:
+def _measure(folder: Path) -> Measured:
     """The trial process: load, train, measure, in the order of `graftlm.run`."""
     from graftlm.system import peak_resident, release_freed_memory, resident, return_freed_memory
 
@@ -150,6 +141,7 @@ def _answer(request: dict[str, Any]) -> Measured:
     from graftlm.training import train
     from graftlm.training.train import adapted_model
 
+    request = json.loads((folder / REQUEST).read_text(encoding="utf-8"))
     config = RunConfig.model_validate(request["config"])
     tokenizer = load_tokenizer(config.model.name, trust_remote_code=config.model.trust_remote_code)
     ids, template = tokenizer(_text())["input_ids"], template_name(tokenizer)
@@ -163,20 +155,14 @@ def _answer(request: dict[str, Any]) -> Measured:
         result = train(
             model,
             stored,
-            _rows(
-                **request["rows"],
-                steps=request["steps"],
-                ids=[i % known for i in ids],
-                config=config,
-            ),
+            _rows(request, [i % known for i in ids], config.train),
             config.train.model_copy(update={**ONLY_STEPS, "steps": request["steps"]}),
             out=config.out,
             data_config=config.data.model_copy(update={**ONLY_ROWS, "chat_template": template}),
             progress=False,
         )
-        lines = (Path(config.out) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    done = [json.loads(line) for line in lines]
-    seconds = min(row["tokens"] / row["tokens_per_second"] for row in done)
+    lines = (Path(config.out) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    seconds = min(row["tokens"] / row["tokens_per_second"] for row in map(json.loads, lines))
     return Measured(result.peak_memory_bytes, loading_peak, resident(), seconds)
 
 
@@ -191,22 +177,17 @@ def _text() -> str:
     return " ".join(topics.values())[:TEXT]
 
 
-def _rows(
-    length: int, padded: bool, steps: int, ids: Sequence[int], config: RunConfig
-) -> list[Any]:
+def _rows(request: dict[str, Any], ids: Sequence[int], train: TrainConfig) -> list[Any]:
     """One example of this length for each row of the steps, each from another part of the text."""
     from graftlm.data.batch import Example
 
-    batches = steps * config.train.gradient_accumulation_steps
-    return [
-        Example(
-            input_ids=[ids[(997 * row + i) % len(ids)] for i in range(size)],
-            supervised=[i > 0 for i in range(size)],
-        )
-        for row in range(config.train.batch_size * batches)
-        for size in [max(2, length - 1) if padded and row % 2 else length]
-    ]
+    rows = []
+    for row in range(train.batch_size * train.gradient_accumulation_steps * request["steps"]):
+        size = max(2, request["length"] - 1) if request["padded"] and row % 2 else request["length"]
+        tokens = [ids[(997 * row + i) % len(ids)] for i in range(size)]
+        rows.append(Example(tokens, [i > 0 for i in range(size)]))
+    return rows
 
 
 if __name__ == "__main__":
-    print(json.dumps(dataclasses.asdict(_answer(json.load(sys.stdin)))))
+    write_json(Path(sys.argv[1]) / ANSWER, dataclasses.asdict(_measure(Path(sys.argv[1]))))

@@ -38,23 +38,12 @@ LARGEST = 1 << 26
 LARGEST_FLOATS = 1 << 20
 """The same for floating-point numbers computed from integers, such as counts of tokens."""
 
-_MASK_INDEXED = (
-    aten.index.Tensor,
-    aten.index_put.default,
-    aten.index_put_.default,
-    *INDEXED_WRITES,
-)
+_INDEXED = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default, *INDEXED_WRITES)
 _CONVOLVES = (aten.convolution.default, aten.convolution_backward.default)
-_CHOOSES = (
-    aten.topk.default,
-    aten.sort.default,
-    aten.sort.stable,
-    aten.argmax.default,
-    aten.argmin.default,
-    aten.max.dim,
-    aten.min.dim,
-    aten.multinomial.default,
-)
+_TAKES_ALL = (aten.argmax.default, aten.argmin.default)
+"""Choose among all elements unless they are given a dimension."""
+_SORTS = (aten.topk.default, aten.sort.default, aten.sort.stable, aten.multinomial.default)
+_CHOOSES = (*_SORTS, *_TAKES_ALL, aten.max.dim, aten.min.dim)
 
 
 class StepValues:
@@ -76,7 +65,7 @@ class StepValues:
 
     def call(self, func: Any, args: Any, kwargs: Any) -> Any:
         """``func(*args, **kwargs)``, real if its result controls the step."""
-        if func in _MASK_INDEXED:
+        if func in _INDEXED:
             args = (args[0], self._positions(args[1]), *args[2:])
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         known = all(_is_real(tensor) for tensor in tensors)
@@ -99,10 +88,11 @@ class StepValues:
         That of a convolution asks the device's library, which may be absent; that of a product of
         groups takes only bfloat16.
         """
+        stand_in: dict[str, Any] = {}
         if func in _CONVOLVES:
-            stand_in: dict[str, Any] = {"device": torch.device("cpu")}
+            stand_in["device"] = torch.device("cpu")
         elif func is GROUPED_PRODUCT:
-            stand_in = {"dtype": torch.bfloat16}
+            stand_in["dtype"] = torch.bfloat16
         else:
             return func(*args, **kwargs)
         true = {name: getattr(args[0], name) for name in stand_in}
@@ -178,7 +168,7 @@ def _choices(func: Any, args: Any, kwargs: Any) -> int:
     """The number of choices of ``func``: the size of the dimension it reduces."""
     names = argument_names(func)
     given = dict(zip(names, args, strict=False)) | kwargs
-    dim = given.get("dim", None if func in (aten.argmax.default, aten.argmin.default) else -1)
+    dim = given.get("dim", None if func in _TAKES_ALL else -1)
     return int(args[0].numel() if dim is None else args[0].shape[dim])
 
 

@@ -20,13 +20,7 @@ SLOW_STEP = 20.0
 
 @dataclasses.dataclass(frozen=True)
 class Verified:
-    """The comparison of a real run with its prediction.
-
-    Attributes:
-        option: what was run.
-        measured: its memory and time; ``None`` if the run failed.
-        failure: why it failed; ``None`` if it did not.
-    """
+    """An option, and its measured memory and time or why its run failed."""
 
     option: Option
     measured: Measured | None
@@ -40,11 +34,10 @@ class Verified:
         return self.option.predicted_peak_bytes / self.measured.peak_bytes - 1
 
     def to_json(self) -> dict[str, Any]:
-        """What the run adds to the prediction in `graftlm plan --json`."""
-        measured = self.measured
-        return {
-            "measured_peak_bytes": measured and measured.peak_bytes,
-            "measured_seconds_per_step": measured and measured.seconds_per_step,
+        """The entry in `graftlm plan --json`."""
+        return dataclasses.asdict(self.option) | {
+            "measured_peak_bytes": self.measured and self.measured.peak_bytes,
+            "measured_seconds_per_step": self.measured and self.measured.seconds_per_step,
             "error": self.error,
             "failure": self.failure,
         }
@@ -53,22 +46,14 @@ class Verified:
 def verified(
     config: RunConfig, option: Option, shape: BatchShape, progress: Callable[[str], None]
 ) -> Verified:
-    """Run ``option`` for a few steps; for two if a step is slow. A failure is in the result.
-
-    Args:
-        config: the run's settings.
-        option: the option to run.
-        shape: its largest micro-batch.
-        progress: is called with the expected time, then with the current state.
-    """
+    """Run ``option``, whose largest micro-batch is ``shape``, for a few steps; two if slow."""
     steps = 2 if (option.seconds_per_step or 0.0) > SLOW_STEP else STEPS
     name = f"running {option.method}, {option.rows} × {option.length}, {steps} steps"
     progress(f"{name}, stopped after {LIMIT_SECONDS} s at the latest")
-    length = option.length // shape.sequences if shape.rows == 1 else option.length
     try:
         measured = run_trial(
             option.setting.applied(config),
-            length,
+            option.length // shape.sequences if shape.rows == 1 else option.length,
             shape.padded,
             steps=steps,
             progress=lambda where: progress(f"{name}: {where} (of {LIMIT_SECONDS} s)"),

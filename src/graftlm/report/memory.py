@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from graftlm.planning import format_size
+from graftlm.config import format_size
 from graftlm.planning.timeline import COMPONENTS
 from graftlm.report.svg import Bar
 

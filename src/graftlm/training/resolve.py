@@ -44,6 +44,7 @@ from graftlm.system.placement import Placement
 __all__ = [
     "Facts",
     "Plan",
+    "changed",
     "continued",
     "dtype_in",
     "embeddings_of",
@@ -142,8 +143,8 @@ def with_method(request: RunConfig, method: Method) -> RunConfig:
     whatever the request says.
     """
     chosen = request.model_copy(update={"method": method})
-    closed = _changed(chosen, "model", embeddings=embeddings_of(chosen))
-    return _changed(closed, "model", dtype="auto") if method == "full" else closed
+    closed = changed(chosen, "model", embeddings=embeddings_of(chosen))
+    return changed(closed, "model", dtype="auto") if method == "full" else closed
 
 
 def embeddings_of(request: RunConfig) -> Embeddings:
@@ -177,7 +178,7 @@ def continued(request: RunConfig, begun: RunConfig) -> RunConfig:
     """
     if request.method == "auto":
         request = request.model_copy(update={"method": begun.method})
-        request = _changed(request, "data", max_length=begun.data.max_length)
+        request = changed(request, "data", max_length=begun.data.max_length)
     for section, name, open_value in (
         ("model", "dtype", "auto"),
         ("model", "embeddings", "auto"),
@@ -187,12 +188,13 @@ def continued(request: RunConfig, begun: RunConfig) -> RunConfig:
         ("train", "learning_rate", None),
     ):
         if getattr(getattr(request, section), name) == open_value:
-            request = _changed(request, section, **{name: getattr(getattr(begun, section), name)})
+            request = changed(request, section, **{name: getattr(getattr(begun, section), name)})
     if request.train.steps is None and request.train.epochs == begun.train.epochs:
-        request = _changed(request, "train", steps=begun.train.steps)
+        request = changed(request, "train", steps=begun.train.steps)
     return request
 
 
-def _changed(request: RunConfig, section: str, **values: Any) -> RunConfig:
+def changed(request: RunConfig, section: str, **values: Any) -> RunConfig:
+    """``request`` with other values of one section, not validated again."""
     part: Settings = getattr(request, section)
     return request.model_copy(update={section: part.model_copy(update=values)})

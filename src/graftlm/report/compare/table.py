@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from graftlm.planning import format_size
+from graftlm.config import format_size
 from graftlm.report.axis import figure
 from graftlm.report.compare.figures import Figures, Spread
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from graftlm.config import format_size, parse_size
 from graftlm.errors import ConfigError
-from graftlm.planning import format_size, parse_size
 
 
 @pytest.mark.parametrize(

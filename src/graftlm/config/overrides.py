@@ -1,36 +1,31 @@
-"""The `graftlm train` command that runs an option: it sets all that is not the default."""
+"""Settings as the words of ``--set``: the inverse of reading them."""
 
 from __future__ import annotations
 
 import json
-import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Any
 
-from graftlm.config import RunConfig, parse_override
+from graftlm.config.reading import parse_override
+from graftlm.config.settings import RunConfig
 from graftlm.errors import ConfigError
-from graftlm.planning.planner import Option
 
-__all__ = ["command"]
+__all__ = ["overrides"]
 
 
-def command(config: RunConfig, option: Option) -> str:
-    """The command that trains with ``option``; parsed again, it gives the same settings.
+def overrides(config: RunConfig, said: Set[str] = frozenset()) -> list[str]:
+    """``name=value`` for each setting that is not the default; `parse_override` reads it back.
 
-    ``DATA`` stands for the rows if the settings name none.
+    Args:
+        config: the settings.
+        said: names that are left out, such as ``model.name``.
     """
-    settings = option.setting.applied(config)
-    words = ["graftlm", "train", "--model", settings.model.name]
-    said = {"model.name", "method"}
-    if isinstance(settings.data.train, str):
-        words += ["--data", settings.data.train or "DATA"]
-        said.add("data.train")
-    words += ["--method", option.method]
     defaults = dict(_fields(RunConfig()))
-    for name, value in _fields(settings):
-        if name not in said and value != defaults[name]:
-            words += ["--set", f"{name}={_yaml(value)}"]
-    return shlex.join(words)
+    return [
+        f"{name}={_yaml(value)}"
+        for name, value in _fields(config)
+        if name not in said and value != defaults[name]
+    ]
 
 
 def _fields(settings: RunConfig) -> Iterator[tuple[str, Any]]:

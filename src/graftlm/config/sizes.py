@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from graftlm.config import shown
+from graftlm.config.checking import shown
 from graftlm.errors import ConfigError
 
 __all__ = ["format_size", "parse_size"]
