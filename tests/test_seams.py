@@ -44,7 +44,7 @@ def asks_for_the_device(tree: ast.Module) -> bool:
 def test_only_placement_and_kernels_ask_for_the_device() -> None:
     asking = {
         name
-        for name, tree in modules_outside("kernels/", "system/placement.py")
+        for name, tree in modules_outside("kernels/", "system/placement.py", "system/devices.py")
         if asks_for_the_device(tree)
     }
     assert asking == set()

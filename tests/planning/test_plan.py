@@ -162,7 +162,7 @@ def test_auto_takes_what_fits_and_refuses_what_cannot(tiny_llama: Path) -> None:
         ({"device": "tpu"}, "device 'tpu': expected cpu or cuda"),
         ({"methods": ["dora"]}, "method 'dora': expected full, lora or qlora"),
         ({"methods": []}, "no method to consider"),
-        ({"device": "cuda", "verify": "all"}, "cannot be verified: training runs on the CPU"),
+        ({"device": "cuda", "verify": "all"}, "cannot be verified: torch finds none"),
     ],
 )
 def test_a_wrong_request_is_named(tiny_llama: Path, arguments: dict, message: str) -> None:
@@ -197,7 +197,7 @@ def test_what_training_refuses_is_not_planned(
         make_plan(run_of(tmp_path), memory="8GB")
 
 
-def test_a_plan_for_a_device_that_train_does_not_use_has_no_command() -> None:
+def test_the_command_of_a_plan_for_a_gpu_names_the_gpu() -> None:
     plan = make_plan(
         RunConfig(),
         architecture=LlamaConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2),
@@ -206,8 +206,8 @@ def test_a_plan_for_a_device_that_train_does_not_use_has_no_command() -> None:
         methods=["lora"],
     )
     assert plan.recommendation.option.fits
-    assert plan.command is None
-    assert plan.to_json()["recommended"]["command"] is None
+    assert "--set device=cuda" in plan.command
+    assert plan.to_json()["recommended"]["command"] == plan.command
 
 
 def test_what_is_recommended_is_run_and_says_how_far_it_is(tiny_llama: Path) -> None:

@@ -91,11 +91,15 @@ class Adapter(nn.Module, abc.ABC):
         self.scaling = adapter_scaling(rank, alpha, use_rslora)
         self.name, self.enabled = name, True
         self.base = base
-        device = _device(base)
+        weight = _tensor(base)
+        # Drawn on the CPU, a seed gives the same adapter on every device.
+        device = weight.device if weight.is_meta else torch.device("cpu")
         for attribute, shape in self.shapes(base, rank).items():
             empty = torch.empty(shape, dtype=torch.float32, device=device)
             self.register_parameter(attribute, nn.Parameter(empty))
         self.reset()
+        for parameter in self.parameters(recurse=False):
+            parameter.data = parameter.data.to(weight.device)
 
     @classmethod
     @abc.abstractmethod
@@ -249,7 +253,6 @@ def adapter_class(variant: str, module: nn.Module) -> type[Adapter] | None:
     return next((cls for cls in adapter_classes(variant) if cls.adapts(module)), None)
 
 
-def _device(base: nn.Module) -> torch.device:
-    """The device of the base's weights (a 4-bit base has buffers, but no parameters)."""
-    tensors = itertools.chain(base.parameters(), base.buffers())
-    return next(tensors, torch.empty(0)).device
+def _tensor(base: nn.Module) -> Tensor:
+    """One of the base's weights (a 4-bit base has buffers, but no parameters)."""
+    return next(itertools.chain(base.parameters(), base.buffers()), torch.empty(0))

@@ -16,6 +16,7 @@ __all__ = [
     "Alpha",
     "BatchSize",
     "Data",
+    "Device",
     "Epochs",
     "EvalData",
     "LearningRate",
@@ -40,6 +41,9 @@ Method = Annotated[str | None, typer.Option(help="qlora, lora, full, or auto: wh
 Memory = Annotated[
     str | None, typer.Option(help="Stay under this, such as 2GB, or do not start.", **_HIDE)
 ]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1, xpu, mps; auto: what fits best.", **_HIDE)
+]
 Out = Annotated[str | None, typer.Option(help="The run folder.", **_HIDE)]
 Steps = Annotated[int | None, typer.Option(help="Optimiser steps.", **_HIDE)]
 Epochs = Annotated[
@@ -63,6 +67,7 @@ FLAGS = {
     "data": "data.train",
     "eval_data": "data.eval",
     "method": "method",
+    "device": "device",
     "memory": "memory",
     "out": "out",
     "steps": "train.steps",

@@ -14,7 +14,15 @@ from graftlm.files import finite
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["AdapterOption", "JsonOption", "ModelArgument", "QuantizeOption", "open_model", "say"]
+__all__ = [
+    "AdapterOption",
+    "DeviceOption",
+    "JsonOption",
+    "ModelArgument",
+    "QuantizeOption",
+    "open_model",
+    "say",
+]
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, nothing else.")]
 ModelArgument = Annotated[
@@ -22,6 +30,13 @@ ModelArgument = Annotated[
 ]
 AdapterOption = Annotated[
     str | None, typer.Option(help="A PEFT adapter folder, or a run folder.", show_default=False)
+]
+DeviceOption = Annotated[
+    str,
+    typer.Option(
+        help="cpu, cuda, cuda:1, xpu or mps; auto: an accelerator with room for the model, else "
+        "the CPU."
+    ),
 ]
 QuantizeOption = Annotated[
     str | None,
@@ -68,7 +83,9 @@ def stderr_console() -> Console:
     return Console(stderr=True)
 
 
-def open_model(model: str, adapter: str | None, quantize: str | None) -> tuple[Any, Any]:
+def open_model(
+    model: str, adapter: str | None, quantize: str | None, device: str
+) -> tuple[Any, Any]:
     """Load ``model`` with ``adapter``, if given, and the tokenizer of its training."""
     from graftlm.adapters.adapter_folder import recorded_settings, trained_on
     from graftlm.adapters.adapter_tokenizer import adapter_tokenizer
@@ -88,6 +105,7 @@ def open_model(model: str, adapter: str | None, quantize: str | None) -> tuple[A
         block_size=held.block_size,
         double_quant=held.double_quant,
         embeddings="int8" if held.embeddings == "int8" else "keep",
+        device=device,
     )
     if adapter is not None:
         load_adapter(loaded, adapter)

@@ -7,7 +7,14 @@ from typing import Annotated
 
 import typer
 
-from graftlm.cli._shared import AdapterOption, ModelArgument, QuantizeOption, open_model, run_named
+from graftlm.cli._shared import (
+    AdapterOption,
+    DeviceOption,
+    ModelArgument,
+    QuantizeOption,
+    open_model,
+    run_named,
+)
 
 __all__ = ["chat"]
 
@@ -22,6 +29,7 @@ def chat(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 500,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.7,
     seed: Annotated[int, typer.Option(help="For a temperature above 0.")] = 0,
+    device: DeviceOption = "auto",
 ) -> None:
     """Talk to a model. An empty line or Ctrl-D ends the talk.
 
@@ -35,7 +43,7 @@ def chat(
     from graftlm.errors import ConfigError
     from graftlm.models import generate_text
 
-    loaded, tokenizer = open_model(*run_named(model, adapter), quantize)
+    loaded, tokenizer = open_model(*run_named(model, adapter), quantize, device)
     trained_plain = format_in(tokenizer.chat_template)
     if trained_plain is not None:
         if system:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from graftlm.cli._shared import JsonOption, say, stderr_console
+from graftlm.cli._shared import DeviceOption, JsonOption, say, stderr_console
 
 if TYPE_CHECKING:
     from graftlm.config import RunConfig
@@ -39,6 +39,7 @@ def compare(
         Path | None,
         typer.Option(help="Text outside the task, to see what is forgotten.", **_HIDE),
     ] = None,
+    device: DeviceOption = "auto",
     out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("compare"),
     set_: Annotated[
         list[str] | None,
@@ -52,7 +53,7 @@ def compare(
 
     Each run has a process of its own. Stopped, the same command goes on; finished runs are kept.
     """
-    config = _settings(model, data, eval_data, steps, set_ or [])
+    config = _settings(model, data, eval_data, device, steps, set_ or [])
 
     from graftlm.report.compare import OUTSIDE
     from graftlm.report.compare import compare as run_comparison
@@ -81,7 +82,12 @@ def compare(
 
 
 def _settings(
-    model: str, data: str, eval_data: str | None, steps: int | None, assignments: list[str]
+    model: str,
+    data: str,
+    eval_data: str | None,
+    device: str,
+    steps: int | None,
+    assignments: list[str],
 ) -> RunConfig:
     """The shared settings of all runs, with default held-out rows and evaluations."""
     from graftlm.config import load_run_config, parse_override
@@ -92,6 +98,7 @@ def _settings(
             (["model", "name"], model),
             (["data", "train"], data),
             (["data", "eval"], eval_data),
+            (["device"], device),
             (["train", "steps"], steps),
         )
         if value is not None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from graftlm.cli._shared import JsonOption, say, stderr_console
+from graftlm.cli._shared import DeviceOption, JsonOption, say, stderr_console
 
 if TYPE_CHECKING:
     from graftlm.demo.stages import DemoResult
@@ -24,6 +24,7 @@ def demo(
         int | None,
         typer.Option(min=1, help="Optimiser steps. Default: what it takes to learn the task."),
     ] = None,
+    device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Fine-tune a real model to turn messages into JSON records, and show what it learned.
@@ -33,11 +34,13 @@ def demo(
     from graftlm.config import RunConfig, validate
     from graftlm.demo.stages import DemoSettings, run_demo
     from graftlm.errors import ResourceError
+    from graftlm.system.devices import device_named
 
     if out.exists() and any(out.iterdir()):
         raise ResourceError(f"{out} is not empty. Remove it, or choose another --out.")
     checked = validate(RunConfig, {"method": method, "train": {"steps": steps}})
-    settings = DemoSettings(model=model, method=checked.method)
+    device_named(device)  # refuses what is no device
+    settings = DemoSettings(model=model, method=checked.method, device=device)
     if steps is not None:
         settings = dataclasses.replace(settings, steps=steps)
     console = stderr_console()

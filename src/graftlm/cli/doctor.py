@@ -6,13 +6,15 @@ from typing import Any
 
 import typer
 
-from graftlm.cli._shared import JsonOption, say
+from graftlm.cli._shared import DeviceOption, JsonOption, say
 
 __all__ = ["doctor"]
 
 
-def doctor(as_json: JsonOption = False) -> None:
+def doctor(device: DeviceOption = "auto", as_json: JsonOption = False) -> None:
     """Report hardware, versions and kernels; check every operator against its reference.
+
+    Kernels are checked on the CPU and on the device; a device that torch cannot use is an error.
 
     The exit code is 1 if an operator is wrong.
 
@@ -21,16 +23,20 @@ def doctor(as_json: JsonOption = False) -> None:
     import torch
 
     from graftlm import kernels, system
-    from graftlm.system.placement import gpu_name
+    from graftlm.system.devices import unusable_gpu
+    from graftlm.system.placement import candidates, placement_for
 
+    chosen = placement_for(device)
     report: dict[str, Any] = {
         "versions": system.versions(),
         "threads": torch.get_num_threads(),
         "available_memory_bytes": system.available_memory(),
-        "cuda": gpu_name(),
+        "device": chosen.name,
+        "accelerators": {one.name: one.free_memory() for one in candidates()},
+        "unusable": unusable_gpu(),
         "kernels": kernels.status(),
         "operators": len(kernels.operators()),
-        "checks": kernels.selfcheck(),
+        "checks": kernels.selfcheck(chosen.device),
     }
     say(report, as_json, _table(report))
     if any(check["result"] != "ok" for check in report["checks"]):
@@ -42,8 +48,14 @@ def _table(report: dict[str, Any]) -> str:
     lines += [
         f"{'threads':<14} {report['threads']}",
         f"{'memory':<14} {report['available_memory_bytes'] / 1e9:.1f} GB free",
-        f"{'cuda':<14} {report['cuda'] or 'none'}",
+        f"{'device':<14} {report['device']}",
     ]
+    lines += [
+        f"{'accelerator':<14} {name}, {free / 1e9:.1f} GB free"
+        for name, free in report["accelerators"].items()
+    ]
+    if report["unusable"]:
+        lines.append(f"{'idle':<14} {report['unusable']}")
     lines += [
         f"{'kernels':<14} {device}, {name}: {value}"
         for device, facts in report["kernels"].items()

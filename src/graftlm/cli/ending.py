@@ -22,6 +22,8 @@ from graftlm.errors import GraftLMError
 
 __all__ = ["end_at_second_interrupt", "exit_code_of", "flush", "prepare_streams"]
 
+_DEVICE_OUT_OF_MEMORY = "out of memory"
+"""What the libraries of all kinds of accelerators say."""
 _OUT_OF_MEMORY = ("can't allocate memory", "bad_alloc", "not enough memory", "Cannot allocate")
 _STOPPED = (130, -signal.SIGINT)
 """What the library under the command line exits with after Ctrl-C."""
@@ -117,6 +119,12 @@ def _failure(error: Exception) -> int:
         _complain(str(error))
         return error.exit_code
     said = str(error)
+    if isinstance(error, RuntimeError) and _DEVICE_OUT_OF_MEMORY in said.lower():
+        return _complain(
+            f"the device's memory ran out: {said.splitlines()[0]}\n"
+            "Less would do with the base in 4 bits (`--quantize`, or `--method qlora`), or use "
+            "`--device cpu`. `graftlm plan` says what fits."
+        )
     if isinstance(error, MemoryError) or any(words in said for words in _OUT_OF_MEMORY):
         return _complain(f"memory ran out. {_SMALLER}")
     if isinstance(error, OSError):

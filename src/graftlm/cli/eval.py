@@ -11,6 +11,7 @@ import typer
 
 from graftlm.cli._shared import (
     AdapterOption,
+    DeviceOption,
     JsonOption,
     ModelArgument,
     QuantizeOption,
@@ -40,6 +41,7 @@ def evaluate(
         int | None, typer.Option(help="Longest row in tokens.", min=2, **_HIDE)
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Rows a forward pass.", min=1)] = 8,
+    device: DeviceOption = "auto",
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", help="A data setting: data.loss_on=last. Repeatable.", **_HIDE),
@@ -60,7 +62,7 @@ def evaluate(
 
     asked = _asked_for(max_length, set_ or [])
     model, adapter = run_named(model, adapter)
-    loaded, tokenizer = open_model(model, adapter, quantize)
+    loaded, tokenizer = open_model(model, adapter, quantize, device)
     config = _data_settings(model, adapter, tokenizer, asked)
     examples = load_examples(data, tokenizer, config, purpose="eval")
     require_fit(examples, limits_of(loaded.config.to_dict()))

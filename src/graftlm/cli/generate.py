@@ -9,6 +9,7 @@ import typer
 
 from graftlm.cli._shared import (
     AdapterOption,
+    DeviceOption,
     JsonOption,
     ModelArgument,
     QuantizeOption,
@@ -28,6 +29,7 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Stop after so many tokens.")] = 200,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(help="For a temperature above 0.")] = 0,
+    device: DeviceOption = "auto",
     layout: Annotated[
         str,
         typer.Option(
@@ -49,7 +51,7 @@ def generate(
 
     if layout not in ("auto", "chat", "plain"):
         raise ConfigError(f"--format {layout!r}: expected auto, chat or plain")
-    loaded, tokenizer = open_model(*run_named(model, adapter), quantize)
+    loaded, tokenizer = open_model(*run_named(model, adapter), quantize, device)
     if layout == "auto":
         plain = format_in(tokenizer.chat_template) is not None or not tokenizer.chat_template
         layout = "plain" if plain else "chat"

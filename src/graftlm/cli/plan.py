@@ -35,7 +35,9 @@ def plan(
     memory: Annotated[
         str | None, typer.Option(help="The limit, such as 6GB. Default: what is free.", **_HIDE)
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda; it need not be here.")] = "cpu",
+    device: Annotated[
+        str, typer.Option(help="cpu or cuda; it need not be here. auto: what is here.")
+    ] = "auto",
     max_length: Annotated[int | None, typer.Option(help="Tokens a row.", **_HIDE)] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows a batch.", **_HIDE)] = None,
     rank: Annotated[int | None, typer.Option(help="Rank of the adapters.", **_HIDE)] = None,
@@ -76,6 +78,7 @@ def plan(
     config = load_run_config(None, flags + [parse_override(text) for text in set_ or []])
 
     from graftlm.planning import make_plan, row_lengths
+    from graftlm.system.placement import DEVICES, candidates
 
     console = stderr_console()
     with console.status("planning") as status:
@@ -88,7 +91,7 @@ def plan(
         found = make_plan(
             config,
             memory=memory,
-            device=device,
+            device=DEVICES[bool(candidates())] if device == "auto" else device,
             methods=[word.strip() for word in methods.split(",")],  # type: ignore[misc]
             lengths=row_lengths(config) if data else (),
             verify="all" if verify_all else "recommended" if verify else None,
@@ -124,11 +127,7 @@ def _print(found: Plan) -> None:
     console.print(f"{'Nothing fits' if chosen.missing else 'Recommended'}: {chosen.why}.")
     console.print(f"Its peak, at {peak.peak_at}: {parts}.")
     console.print(MEMORY_OF)
-    if found.command is None:
-        console.print(
-            f"There is no command for it: graftlm train runs on the CPU, not on {found.device}."
-        )
-    elif not chosen.missing:
+    if not chosen.missing:
         console.print(f"\n  {found.command}")
 
 

@@ -28,6 +28,7 @@ def train(
     data: flags.Data = None,
     eval_data: flags.EvalData = None,
     method: flags.Method = None,
+    device: flags.Device = None,
     memory: flags.Memory = None,
     out: flags.Out = None,
     steps: flags.Steps = None,
@@ -56,6 +57,7 @@ def train(
         "data": data,
         "eval_data": eval_data,
         "method": method,
+        "device": device,
         "memory": memory,
         "out": out,
         "steps": steps,
@@ -124,7 +126,7 @@ def summary(result: RunResult, out: str) -> str:
         f"{result.supervised_tokens:,} supervised tokens in {result.wall_seconds:.0f} s "
         f"({result.tokens_per_second:.0f} tokens/s)",
         f"trained {result.trainable_parameters:,} of {result.total_parameters:,} parameters; "
-        f"peak memory {result.peak_memory_bytes / 1e9:.2f} GB",
+        f"peak memory {result.peak_memory_bytes / 1e9:.2f} GB on {result.device}",
     ]
     if result.train_loss is not None:
         lines.append(f"training loss {result.train_loss:.4f}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from graftlm.config.checking import shown, validate
+from graftlm.config.contradictions import contradictions, require_complete
 from graftlm.config.overrides import overrides
 from graftlm.config.reading import load_run_config, parse_override
 from graftlm.config.run import ResolvedConfig, recorded_config
@@ -15,8 +16,6 @@ from graftlm.config.settings import (
     RunConfig,
     Settings,
     TrainConfig,
-    contradictions,
-    require_complete,
 )
 from graftlm.config.sizes import format_size, parse_size
 

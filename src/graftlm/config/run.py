@@ -28,6 +28,12 @@ def _named(template: str) -> str:
     return template
 
 
+def _chosen(device: str) -> str:
+    if device == "auto":
+        raise ValueError("must name a device")
+    return device
+
+
 class RunModel(ModelConfig):
     """How a run stores its base model."""
 
@@ -51,8 +57,12 @@ class RunTrain(TrainConfig):
 
 
 class ResolvedConfig(RunConfig):
-    """A run: the content of `config.yaml` in a run folder."""
+    """A run: the content of `config.yaml` in a run folder.
 
+    An older graftlm trained on the CPU and recorded no device.
+    """
+
+    device: Annotated[Text, pydantic.AfterValidator(_chosen)] = "cpu"
     method: Literal["qlora", "lora", "full"]
     model: RunModel
     data: RunData

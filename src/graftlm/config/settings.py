@@ -14,8 +14,6 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
-from graftlm.errors import ConfigError
-
 __all__ = [
     "DataConfig",
     "Embeddings",
@@ -25,8 +23,6 @@ __all__ = [
     "RunConfig",
     "Settings",
     "TrainConfig",
-    "contradictions",
-    "require_complete",
 ]
 
 Embeddings = Literal["keep", "int8"]
@@ -79,7 +75,8 @@ class ModelConfig(Settings):
     name: Text = ""
     """A folder, a Hub id, a `.gguf` file, or a built-in name such as `gemma-3-270m`."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Type of the unquantised weights; `auto` keeps the checkpoint's."""
+    """Type of the unquantised weights; `auto` keeps the checkpoint's, or takes `float16` instead of
+    `bfloat16` on a GPU that does not multiply it."""
     weight_format: Text = "nf4"
     """The format that `qlora` holds the frozen weights in: `nf4` (4 bits), `int8` (a scale a row),
     or one that `graftlm.extend.register_format` has made known."""
@@ -221,6 +218,9 @@ class RunConfig(Settings):
     method: Method = "qlora"
     """`qlora`: adapters over a 4-bit base; `lora`: over a 16/32-bit base; `full`: all weights;
     `auto`: LoRA where it fits in memory, else QLoRA, as `graftlm plan` says."""
+    device: Text = "auto"
+    """`cpu`, `cuda`, `cuda:1`, `xpu` or `mps`; `auto`: an accelerator with enough free memory by
+    plan, else the CPU."""
     memory: Text = "unlimited"
     """Do not start what would need more than this, such as `2GB`; `unlimited` does not ask. What is
     `auto` is decided so that it fits, under `unlimited` into what is free."""
@@ -230,70 +230,3 @@ class RunConfig(Settings):
     data: DataConfig = DataConfig()
     lora: LoRAConfig = LoRAConfig()
     train: TrainConfig = TrainConfig()
-
-
-def contradictions(config: RunConfig) -> list[str]:
-    """A problem for each setting that has no effect or contradicts another."""
-    data, train, problems = config.data, config.train, []
-    if config.method == "full" and config.model.embeddings == "int8":
-        problems.append(
-            "method=full trains the embeddings, which model.embeddings=int8 freezes: use keep"
-        )
-    if config.method == "full" and config.model.dtype in ("bfloat16", "float16"):
-        problems.append(
-            f"method=full holds its weights in float32: model.dtype={config.model.dtype} would not "
-            "be used. Leave it out"
-        )
-    problems += _of_merge_aware(config)
-    if data.eval and data.eval_fraction:
-        problems.append(
-            "data.eval names the rows to measure on, so data.eval_fraction would not be used: "
-            "leave one of them out"
-        )
-    if train.early_stopping_patience and not train.eval_steps:
-        problems.append(
-            f"train.early_stopping_patience={train.early_stopping_patience} counts evaluations, "
-            "and there are none: set train.eval_steps"
-        )
-    return problems
-
-
-def _of_merge_aware(config: RunConfig) -> list[str]:
-    """A problem for each setting that rules out training through the merge."""
-    lora, stored = config.lora, config.model.weight_format
-    wrong = {
-        f"method={config.method}: use qlora": config.method != "qlora",
-        f"model.weight_format={stored}: use the same format": lora.merge_aware != stored,
-        f"lora.dropout={lora.dropout}: a merged weight has none, use 0": lora.dropout > 0,
-        f"lora.variant={lora.variant}: use lora": lora.variant != "lora",
-    }
-    said = f"lora.merge_aware={lora.merge_aware} cannot be used with"
-    return [f"{said} {what}" for what, is_wrong in wrong.items() if is_wrong and lora.merge_aware]
-
-
-def without_rows(config: RunConfig) -> list[str]:
-    """A problem for each setting that needs held-out rows, if there are none."""
-    if config.data.eval or config.data.eval_fraction or not config.train.eval_steps:
-        return []
-    return [
-        f"train.eval_steps={config.train.eval_steps} needs rows to measure on: name them by "
-        "--eval-data, or hold some out with --set data.eval_fraction=0.1"
-    ]
-
-
-def require_complete(config: RunConfig) -> None:
-    """Refuse a request that lacks a setting without a default, or contradicts itself.
-
-    Raises:
-        ConfigError: all problems at once.
-    """
-    problems = [
-        f"{name} is not set: {what}"
-        for name, value, what in (
-            ("model.name", config.model.name, "which model? Pass --model, e.g. gemma-3-270m"),
-            ("data.train", config.data.train, "which rows? Pass --data FILE"),
-        )
-        if not value
-    ]
-    if problems := problems + contradictions(config) + without_rows(config):
-        raise ConfigError(problems)

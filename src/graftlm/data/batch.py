@@ -42,11 +42,22 @@ class Batch:
     """int64, (B, L): given for packed rows only, restarting at each sequence."""
     tokens: int = 0
     """The number of tokens, without padding."""
+    predicting: Tensor | None = None
+    """int64, (S,): see `predicts`; known to a batch that was collated here."""
+
+    @property
+    def predicts(self) -> Tensor:
+        """int64, (S,): the positions, in B·L, whose hidden states predict a supervised token.
+
+        It is counted where the batch is collated: on an accelerator the count would make the
+        processor wait for all work before it.
+        """
+        return _predicting(self.labels) if self.predicting is None else self.predicting
 
     @property
     def supervised_tokens(self) -> int:
         """Tokens that count in the loss; the first token of a row does not."""
-        return int((self.labels[:, 1:] != IGNORED).sum())
+        return len(self.predicts)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
@@ -57,7 +68,13 @@ class Batch:
             None if mask is None else mask.to(device),
             None if positions is None else positions.to(device),
             self.tokens,
+            self.predicts.to(device),
         )
+
+
+def _predicting(labels: Tensor) -> Tensor:
+    row, position = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
+    return row * labels.shape[1] + position
 
 
 def rounded_length(length: int, most: int | None = None) -> int:
@@ -108,12 +125,14 @@ def collate(examples: Sequence[Example], pad_id: int | None, length: int | None 
         positions = torch.from_numpy(_restarting_positions(examples, labels))
     elif not packed and lengths.min() < shape[1]:
         mask = torch.from_numpy(np.arange(shape[1]) < lengths[:, None])
+    at, position = np.nonzero(labels[:, 1:] != IGNORED)
     return Batch(
         input_ids=torch.from_numpy(ids),
         labels=torch.from_numpy(labels),
         attention_mask=mask,
         position_ids=positions,
         tokens=int(lengths.sum()),
+        predicting=torch.from_numpy(at * shape[1] + position),
     )
 
 

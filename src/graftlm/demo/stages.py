@@ -38,6 +38,7 @@ class DemoSettings:
 
     model: str = "gemma-3-270m"
     method: Method = "qlora"
+    device: str = "auto"
     eval_rows: int = 48
     scored_rows: int = 100
     steps: int = 450
@@ -94,6 +95,7 @@ def run_demo(
         write_rows(out / f"{name}.jsonl", rows)
     config = RunConfig(
         method=settings.method,
+        device=settings.device,
         out=str(out / "run"),
         model=ModelConfig(name=settings.model),
         data=DataConfig(train=str(out / "train.jsonl"), eval=str(out / "eval.jsonl")),
@@ -135,6 +137,7 @@ def _answers(
     model, tokenizer = load_model(
         str(result) if whole_model else config.model.name,
         quantize=config.model.weight_format if config.method == "qlora" else None,
+        device=config.device,
     )
     if result is not None and not whole_model:
         load_adapter(model, result)

@@ -74,7 +74,8 @@ def _live_and_base(adapter: Path, base: str, onto: str) -> tuple[Tensor, Tensor,
     if settings is not None:
         names = ("block_size", "double_quant", "dtype")
         held = {name: getattr(settings.model, name) for name in names}
-    model, _ = load_model(base, quantize=None if onto == "original" else onto, **held)
+    storage = None if onto == "original" else onto
+    model, _ = load_model(base, quantize=storage, device="cpu", **held)
     load_adapter(model, adapter)
     vocabulary = int(model.config.get_text_config().vocab_size)
     draw = torch.Generator().manual_seed(0)

@@ -51,7 +51,7 @@ class PeftFolder(ExportTarget):
         """Compare logits of the copied adapter on its base with those of the original."""
 
         def written() -> nn.Module:
-            model: nn.Module = load_model(base, quantize=None)[0]
+            model: nn.Module = load_model(base, quantize=None, device="cpu")[0]
             load_adapter(model, out)
             return model
 

@@ -37,7 +37,7 @@ class TransformersFolder(ExportTarget):
         onto = prepare_merge(adapter, resolve(base).path, base).onto
 
         def written() -> nn.Module:
-            model: nn.Module = load_model(out, quantize=None)[0]
+            model: nn.Module = load_model(out, quantize=None, device="cpu")[0]
             return model
 
         return compare(adapter, base, written, onto)

@@ -15,11 +15,11 @@ from graftlm.kernels.operator import Case, Operator, operators
 __all__ = ["selfcheck"]
 
 
-def selfcheck() -> list[dict[str, Any]]:
+def selfcheck(device: str | torch.device = "cpu") -> list[dict[str, Any]]:
     """Run every operator and its reference on the same arguments; compare them, and time both.
 
-    Every operator is checked on the CPU, and on each other device of this machine for which a
-    kernel is registered.
+    Args:
+        device: besides the CPU, also check this device, where it has a kernel.
 
     Returns:
         A row a case: ``operator``, ``case``, ``device``, ``runs`` (what ran it), ``result`` (``ok``
@@ -29,17 +29,9 @@ def selfcheck() -> list[dict[str, Any]]:
     with torch.no_grad():
         for operator in operators().values():
             cases = operator.cases()
-            for device in _devices():
-                rows += _checked(operator, cases, device)
+            for one in dict.fromkeys(("cpu", str(device))):
+                rows += _checked(operator, cases, one)
     return rows
-
-
-def _devices() -> list[str]:
-    """The device types of this machine."""
-    if not torch.accelerator.is_available():
-        return ["cpu"]
-    accelerator = torch.accelerator.current_accelerator()
-    return ["cpu"] if accelerator is None else ["cpu", accelerator.type]
 
 
 def _checked(operator: Operator, cases: Sequence[Case], device: str) -> list[dict[str, Any]]:

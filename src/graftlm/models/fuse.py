@@ -184,7 +184,7 @@ def _probing() -> Iterator[None]:
     """Create real float32 tensors from a separate random generator, even for a meta model."""
     default = torch.get_default_dtype()
     with torch.no_grad(), torch.device("cpu"), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # `torch.manual_seed` would reset a GPU's as well
         torch.set_default_dtype(torch.float32)
         try:
             yield

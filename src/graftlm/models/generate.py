@@ -12,6 +12,7 @@ from torch import nn
 
 from graftlm.data.audit.fits import limits_of
 from graftlm.errors import DataError
+from graftlm.system.placement import placement_of
 
 __all__ = ["Answer", "generate_text"]
 
@@ -59,7 +60,8 @@ def generate_text(
     max_new_tokens = min(max_new_tokens, _room(model, longest))
     end = _end_tokens(model, tokenizer) | set(stop)
     pad = min(end)  # masked on the left, cut off on the right
-    device = next(model.parameters()).device
+    placement = placement_of(model)
+    device = placement.device
     ids = torch.full((len(prompts), longest), pad, dtype=torch.long, device=device)
     mask = torch.zeros_like(ids)
     for row, prompt in enumerate(prompts):
@@ -67,8 +69,7 @@ def generate_text(
         mask[row, longest - len(prompt) :] = 1
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     greedy = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
-    with torch.random.fork_rng(), torch.inference_mode():
-        torch.manual_seed(seed)
+    with placement.seeded(seed), torch.inference_mode():
         output = model.generate(  # type: ignore[operator]
             input_ids=ids,
             attention_mask=mask,

@@ -20,6 +20,7 @@ from graftlm.models.loading_report import captured_messages, require_complete
 from graftlm.models.quiet import without_progress_bars
 from graftlm.models.safetensors_file import Checkpoint
 from graftlm.models.source import resolve
+from graftlm.system.placement import Placement, placement_for
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -50,13 +51,15 @@ def load_model(
     embeddings: Literal["keep", "int8"] = "keep",
     replacements: Sequence[str] = REPLACEMENTS,
     trust_remote_code: bool = False,
+    device: str = "auto",
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal language model and its tokenizer.
 
-    Peak memory is the loaded model plus one tensor; with ``embeddings="int8"``, plus the table and
-    the head in the model's own type. A folder that is already quantised (written by
-    `quantize_folder`, or by transformers with bitsandbytes) opens memory-mapped and unchanged. It
-    ignores ``quantize``, ``block_size`` and ``double_quant``; its 16-bit layers stay in 16 bits.
+    Each tensor goes to the device when it is read, and is quantised there. Peak memory is the
+    loaded model plus one tensor; with ``embeddings="int8"``, plus the table and the head in the
+    model's own type. A folder that is already quantised (written by `quantize_folder`, or by
+    transformers with bitsandbytes) opens memory-mapped and unchanged. It ignores ``quantize``,
+    ``block_size`` and ``double_quant``; its 16-bit layers stay in 16 bits.
 
     Args:
         name: a folder, a Hub id, a `.gguf` file or a built-in name.
@@ -70,6 +73,8 @@ def load_model(
         replacements: modules that faster ones of graftlm may replace, as `model.replacements`;
             `graftlm.models.assembly_report` lists what was replaced.
         trust_remote_code: run Python code from the model folder.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ``xpu``, ``mps``, or ``auto``: an accelerator with
+            room for the weights, else the CPU.
 
     Returns:
         The model in evaluation mode, and its tokenizer.
@@ -88,6 +93,7 @@ def load_model(
         embeddings=embeddings,
         replacements=replacements,
         trust_remote_code=trust_remote_code,
+        device=device,
     )
     return model, tokenizer
 
@@ -102,6 +108,7 @@ def load_weights(
     embeddings: Literal["keep", "int8"] = "keep",
     replacements: Sequence[str] = REPLACEMENTS,
     trust_remote_code: bool = False,
+    device: str = "auto",
 ) -> PreTrainedModel:
     """Load a model without its tokenizer; arguments, memory and errors as for `load_model`."""
     from graftlm.models.prequantized import take_quantization
@@ -116,14 +123,17 @@ def load_weights(
     already = take_quantization(config, str(name))
     if already is not None:
         format = None  # the 16-bit layers of such a folder stay as they are
-    weights_dtype = pick_dtype(dtype, config, checkpoint)
+    placement = placement_for(device, needed=sum(stored.nbytes for stored in checkpoint.values()))
+    weights_dtype = pick_dtype(dtype, config, checkpoint, placement)
 
     def fill(empty: PreTrainedModel) -> PreTrainedModel:
         return _fill(
             empty,
             checkpoint,
             reader=already,
-            streaming=StreamingConfig(format, WeightSettings(block_size, double_quant)),
+            streaming=StreamingConfig(
+                format, WeightSettings(block_size, double_quant), placement.first
+            ),
             dtype=weights_dtype,
         )
 
@@ -218,11 +228,19 @@ def _report_experts(model: PreTrainedModel) -> None:
 
 
 def pick_dtype(
-    dtype: str | torch.dtype, config: PretrainedConfig, checkpoint: Checkpoint
+    dtype: str | torch.dtype,
+    config: PretrainedConfig,
+    checkpoint: Checkpoint,
+    placement: Placement | None = None,
 ) -> torch.dtype:
-    """The type of this name; ``"auto"``: the config's type, else the type of most weights."""
+    """The type of this name; ``"auto"``: the config's type, else the type of most weights.
+
+    Where the device of ``placement`` does not multiply bfloat16, ``"auto"`` takes float16 for it.
+    """
     if dtype == "auto":
         dtype = config.get_text_config().dtype or config.dtype or checkpoint.dtype
+        if placement is not None and isinstance(dtype, torch.dtype):
+            dtype = placement.trains_in(dtype)
     if isinstance(dtype, str):
         dtype = getattr(torch, dtype, dtype)
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):

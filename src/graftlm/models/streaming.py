@@ -40,6 +40,7 @@ __all__ = [
 ]
 
 METHOD = "graftlm"
+CPU = torch.device("cpu")
 
 
 class Abort(BaseException):
@@ -99,16 +100,19 @@ class StreamingConfig(QuantizationConfigMixin):
         format: the format of the linear layers; ``None`` keeps them as they are in the checkpoint.
             Layers that are in a format in the checkpoint keep it in both cases.
         settings: the settings of the format.
+        device: where each tensor goes when it is read; a layer is quantised there.
     """
 
     def __init__(
         self,
         format: type[FrozenWeight] | None,
         settings: StorageSettings = WeightSettings(),  # noqa: B008 (it is immutable)
+        device: torch.device = CPU,
     ) -> None:
         self.quant_method = METHOD  # type: ignore[assignment]
         self.format = format
         self.settings = settings
+        self.device = device
 
 
 class StreamingQuantizer(LoaderPlugin):
@@ -121,9 +125,18 @@ class StreamingQuantizer(LoaderPlugin):
         self.linears = linear_layers(model)
         self.kept = unquantized_names(model)
         self.arrived: dict[str, FrozenWeight] = {}
+        self.moved = set() if self.quantization_config.device == CPU else _large(model)
 
     def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **_: Any) -> bool:
-        """Whether `Quantize` handles this parameter (and its shape)."""
+        """Whether `Quantize` handles this parameter (and its shape).
+
+        On another device than the CPU it handles all matrices, so that none waits in host memory
+        until the last one is read.
+        """
+        return param_name in self.moved or self.stores(param_name)
+
+    def stores(self, param_name: str) -> bool:
+        """Whether this is the weight of a linear layer."""
         module, _dot, leaf = param_name.rpartition(".")
         return leaf == "weight" and module in self.linears
 
@@ -135,7 +148,9 @@ class StreamingQuantizer(LoaderPlugin):
         """Put the stored layers into the model."""
         for path, weight in self.arrived.items():
             model.set_submodule(path, FrozenLinear(weight, self.linears[path].bias))
-        self.linears, self.arrived = {}, {}
+        if self.quantization_config.device != CPU:
+            model.to(self.quantization_config.device)  # type: ignore[arg-type]
+        self.linears, self.arrived, self.moved = {}, {}, set()
         self.remove_quantization_config(model)  # type: ignore[no-untyped-call]
         forget_quantized(model)
 
@@ -150,7 +165,7 @@ class StreamingQuantizer(LoaderPlugin):
 
 
 class Quantize(ConversionOps):
-    """Quantise the weights of linear layers and take them from the loader."""
+    """Move each parameter to its device; quantise and keep the weights of linear layers."""
 
     def __init__(self, quantizer: StreamingQuantizer) -> None:
         self.quantizer = quantizer
@@ -168,6 +183,10 @@ class Quantize(ConversionOps):
             tensor = value[0] if isinstance(value, list) else value
             path = name.rpartition(".")[0]
             try:
+                tensor = tensor.to(self.quantizer.quantization_config.device)
+                if not self.quantizer.stores(name):
+                    rest[name] = tensor
+                    continue
                 weight = self._quantize(path, tensor)
             except GraftLMError as error:
                 raise Abort(type(error)(f"{name}: {error}")) from error
@@ -201,6 +220,11 @@ class Quantize(ConversionOps):
             return None
         weight = tensor.t().contiguous() if transposed else tensor
         return config.format.quantize(weight, config.settings)
+
+
+def _large(model: PreTrainedModel) -> set[str]:
+    """The matrices of the model's own type. The loader casts what a quantiser handles to it."""
+    return {name for name, p in model.named_parameters() if p.ndim > 1 and p.dtype == model.dtype}
 
 
 def linear_layers(model: nn.Module) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def _measure(tokenizer_files: list[Path], target: Path) -> None:
         if not tokenizer_files:
             byte_tokenizer().save_pretrained(folder)
         settings = TrainConfig(batch_size=shape.sequences)
-        config = RunConfig(model=ModelConfig(name=str(folder)), train=settings)
+        config = RunConfig(device="cpu", model=ModelConfig(name=str(folder)), train=settings)
         for _ in range(2):
             measured = run_trial(config, shape.length // shape.sequences)
     own = trace_step(architecture, config, shape, torch.bfloat16)

@@ -20,7 +20,9 @@ from graftlm.planning.planner import METHODS, Method, Option, Planner, Setting, 
 from graftlm.planning.recommend import Recommendation, recommend
 from graftlm.planning.source import Source, source_of
 from graftlm.planning.verify import Verified, verified
-from graftlm.system.placement import DEVICES, Placement
+from graftlm.system.devices import say_once
+from graftlm.system.placement import DEVICES, Placement, candidates, placement_for
+from graftlm.training.resolve import needs_plan
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -38,8 +40,7 @@ class Plan:
         limit: the memory limit in bytes.
         options: each method with and without checkpointing, and all other settings tried.
         recommendation: the recommended option.
-        command: the `graftlm train` command that runs it; ``None`` for a device that `train` does
-            not use.
+        command: the `graftlm train` command that runs it.
         verified: the options that were run, if requested; also those whose run failed.
     """
 
@@ -48,7 +49,7 @@ class Plan:
     limit: int
     options: tuple[Option, ...]
     recommendation: Recommendation
-    command: str | None
+    command: str
     verified: tuple[Verified, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -104,8 +105,8 @@ def make_plan(
         problems.append("no method to consider: expected some of full, lora, qlora")
     if device not in DEVICES:
         problems.append(f"device {device!r}: expected {' or '.join(DEVICES)}")
-    elif verify and not Placement.on(device).runs_on_cpu:
-        problems.append(f"a plan for {device} cannot be verified: training runs on the CPU")
+    elif verify and not Placement.on(device).exists:
+        problems.append(f"a plan for {device} cannot be verified: torch finds none here")
     objective = config.train.objective
     if objective != (planned := TrainConfig().objective):
         problems.append(
@@ -115,6 +116,8 @@ def make_plan(
         )
     if problems:
         raise ConfigError(problems)
+    if not _leads_to(device, config.device):
+        config = config.model_copy(update={"device": device})
     placement = Placement.on(device)
     limit = placement.free_memory() if memory is None else parse_size(memory)
     source = Source(architecture) if architecture is not None else source_of(config)
@@ -156,7 +159,7 @@ def make_plan(
         limit,
         tuple(options.values()),
         chosen,
-        command(config, chosen.option) if placement.runs_on_cpu else None,
+        command(config, chosen.option),
         tuple(runs),
     )
 
@@ -180,10 +183,15 @@ def choose(
     """
     if problems := contradictions(config):
         raise ConfigError(problems)
+    if config.device == "auto" and candidates():
+        return _on_the_best_device(config, lengths, limit)
+    placement = placement_for(config.device)
     auto = config.method == "auto"
+    available = limit if placement.runs_on_cpu else placement.free_memory()
     plan = make_plan(
         config,
-        memory=limit if config.memory == "unlimited" else config.memory,
+        device=DEVICES[not placement.runs_on_cpu],
+        memory=available if config.memory == "unlimited" else config.memory,
         methods=("lora", "qlora") if auto else (config.method,),  # type: ignore[arg-type]
         lengths=lengths,
         only_recommended=True,
@@ -203,6 +211,28 @@ def choose(
     if not auto and setting != asked:
         raise ResourceError(f"as asked it does not fit: {chosen.why}. Run: {plan.command}")
     return setting.applied(config)
+
+
+def _leads_to(device: str, request: str) -> bool:
+    """Whether a run with this request goes to the planned kind of device."""
+    if request == "auto":
+        return Placement.on(device).runs_on_cpu and not candidates()
+    return request.partition(":")[0] == device
+
+
+def _on_the_best_device(config: RunConfig, lengths: Sequence[int], limit: int | None) -> RunConfig:
+    """The request decided for the first accelerator that it fits on, else for the CPU."""
+    for placement in candidates():
+        there = config.model_copy(update={"device": str(placement.first)})
+        try:
+            chosen = choose(there, lengths)
+        except ResourceError as error:
+            say_once(f"device: not {placement.name}: {error}")
+        else:
+            say_once(f"device: {placement.name}, where the run fits by plan")
+            return chosen
+    here = config.model_copy(update={"device": "cpu"})
+    return choose(here, lengths, limit=limit) if needs_plan(here) else here
 
 
 def command(config: RunConfig, option: Option) -> str:

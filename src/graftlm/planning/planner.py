@@ -116,7 +116,7 @@ class Planner:
 
     @functools.cached_property
     def _speed(self) -> Calibration | None:
-        return calibrate() if self.placement.exists else None
+        return calibrate() if self.placement.runs_on_cpu else None
 
     @functools.cached_property
     def _end_to_end(self) -> bool:

@@ -132,7 +132,8 @@ def _wait(
 
 def _measure(folder: Path) -> Measured:
     """The trial process: load, train, measure, in the order of `graftlm.run`."""
-    from graftlm.system import peak_resident, release_freed_memory, resident, return_freed_memory
+    from graftlm.system import release_freed_memory, return_freed_memory
+    from graftlm.system.placement import placement_of
 
     return_freed_memory()
 
@@ -151,7 +152,8 @@ def _measure(folder: Path) -> Measured:
         model = adapted_model(config)
         # The tiny model of the baseline has a smaller vocabulary than its tokenizer.
         known = model.get_input_embeddings().num_embeddings
-        loading_peak = peak_resident()
+        placement = placement_of(model)
+        loading_peak = placement.peak_memory()
         result = train(
             model,
             stored,
@@ -163,7 +165,7 @@ def _measure(folder: Path) -> Measured:
         )
     lines = (Path(config.out) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     seconds = min(row["tokens"] / row["tokens_per_second"] for row in map(json.loads, lines))
-    return Measured(result.peak_memory_bytes, loading_peak, resident(), seconds)
+    return Measured(result.peak_memory_bytes, loading_peak, placement.memory_now(), seconds)
 
 
 def _text() -> str:

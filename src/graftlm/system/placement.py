@@ -1,20 +1,19 @@
 """The placement of a run: its device, the rank of this process and the number of processes.
 
-Outside `kernels/`, only this file distinguishes kinds of devices. All other files use a
-`Placement`: to move a batch, to measure memory, to choose how many positions to compute at once,
-and to sum a number over all processes.
+Outside `kernels/`, only this file and `devices.py` distinguish kinds of devices. All other files
+use a `Placement`: to move a batch, to measure memory, to choose how many positions to compute at
+once, and to sum a number over all processes.
 
-Today a run is one process. Training starts on the CPU. A model that its user has moved to a GPU
-is trained there (`placement_of`).
+Today a run is one process on one device, which the setting `device` names (`placement_for`). A
+model in hand is trained where it is (`placement_of`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import functools
-import sys
-from collections.abc import Iterable
-from typing import Literal, Protocol, TypeVar
+from collections.abc import Iterable, Iterator
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,11 +25,29 @@ from graftlm.system import (
     resident,
     trim_heap,
 )
+from graftlm.system.devices import (
+    accelerators,
+    device_name,
+    device_named,
+    has_bfloat16,
+    library_of,
+    require_usable,
+    say_once,
+    unusable_gpu,
+)
 
-__all__ = ["DEVICES", "POSITIONS_AT_ONCE", "Placement", "gpu_name", "placement_for", "placement_of"]
+__all__ = [
+    "DEVICES",
+    "POSITIONS_AT_ONCE",
+    "Placement",
+    "candidates",
+    "out_of_memory",
+    "placement_for",
+    "placement_of",
+]
 
 DEVICES = ("cpu", "cuda")
-"""The kinds of devices."""
+"""The kinds of devices that a plan knows."""
 POSITIONS_AT_ONCE = 512
 """Positions of one pass on a CPU: more are not faster, and fewer are slower."""
 
@@ -86,8 +103,13 @@ class Placement:
 
     @property
     def exists(self) -> bool:
-        """Whether this machine has the device."""
-        return self.runs_on_cpu or (self.device.type == "cuda" and torch.cuda.is_available())
+        """Whether torch can use the device on this machine."""
+        return self.runs_on_cpu or self.first in accelerators()
+
+    @property
+    def name(self) -> str:
+        """The device as a person knows it, such as ``cuda:0 (NVIDIA H100)``."""
+        return str(self.device) if self.runs_on_cpu else f"{self.first} ({device_name(self.first)})"
 
     @property
     def rows_end_to_end(self) -> bool:
@@ -120,15 +142,29 @@ class Placement:
         """``item`` on this device."""
         return item.to(self.device)  # type: ignore[return-value]
 
+    def trains_in(self, dtype: torch.dtype) -> torch.dtype:
+        """``dtype``, or float16 instead of bfloat16 on a GPU that does not multiply it, as a T4."""
+        narrow = dtype == torch.bfloat16 and not self.runs_on_cpu and self.exists
+        return torch.float16 if narrow and not has_bfloat16(self.first) else dtype
+
     def memory_now(self) -> int:
-        """Bytes in use: by the process on a CPU, by tensors on a GPU."""
-        return resident() if self.runs_on_cpu else int(torch.cuda.memory_allocated(self.device))
+        """Bytes in use: by the process on a CPU, by tensors on an accelerator."""
+        if self.runs_on_cpu:
+            return resident()
+        library = library_of(self.device)
+        asked = getattr(library, "memory_allocated", None)
+        return int(library.current_allocated_memory() if asked is None else asked(self.device))
 
     def peak_memory(self) -> int:
-        """Peak of the bytes in use since the process started."""
+        """Peak of the bytes in use since the process started.
+
+        Apple's library keeps no peak; there it is what the driver has allocated now.
+        """
         if self.runs_on_cpu:
             return peak_resident()
-        return int(torch.cuda.max_memory_allocated(self.device))
+        library = library_of(self.device)
+        asked = getattr(library, "max_memory_allocated", None)
+        return int(library.driver_allocated_memory() if asked is None else asked(self.device))
 
     def free_memory(self) -> int:
         """Bytes available to new allocations.
@@ -142,7 +178,14 @@ class Placement:
             raise ConfigError(
                 f"there is no {self.device} here to ask; say what it has, such as --memory 24GB"
             )
-        return int(torch.cuda.mem_get_info(self.device)[0])
+        library = library_of(self.device)
+        asked = getattr(library, "mem_get_info", None)
+        if asked is None:
+            most = library.recommended_max_memory() - library.driver_allocated_memory()
+            return min(int(most), available_memory())  # it shares the memory of the processor
+        # What torch's allocator holds and does not use is free to torch.
+        unused = library.memory_reserved(self.device) - library.memory_allocated(self.device)
+        return int(asked(self.device)[0]) + int(unused)
 
     def trim_heap(self) -> None:
         """Return the free pages between used blocks; call it between two phases of a step."""
@@ -154,10 +197,10 @@ class Placement:
         torch.manual_seed(seed)
 
     def rng_state(self) -> dict[str, Tensor]:
-        """The state of the random generators that a run uses, by device."""
+        """The state of the random generators that a run uses: the CPU's and its device's."""
         states = {"cpu": torch.get_rng_state()}
         if not self.runs_on_cpu:
-            states["cuda:0"] = torch.cuda.get_rng_state(self.device)
+            states[self._rng_key] = library_of(self.device).get_rng_state(self.first)
         return states
 
     def set_rng_state(self, states: dict[str, Tensor]) -> None:
@@ -166,8 +209,23 @@ class Placement:
         The states of devices that this run does not use are ignored.
         """
         torch.set_rng_state(states["cpu"])
-        if not self.runs_on_cpu and "cuda:0" in states:
-            torch.cuda.set_rng_state(states["cuda:0"], self.device)
+        if not self.runs_on_cpu and self._rng_key in states:
+            library_of(self.device).set_rng_state(states[self._rng_key], self.first)
+
+    @property
+    def _rng_key(self) -> str:
+        """The name of its generator in a checkpoint: any device of a kind may go on with it."""
+        return f"{self.device.type}:0"
+
+    @contextlib.contextmanager
+    def seeded(self, seed: int) -> Iterator[None]:
+        """Random numbers from ``seed`` inside this context; afterwards the state is as before."""
+        states = self.rng_state()
+        try:
+            self.seed(seed)
+            yield
+        finally:
+            self.set_rng_state(states)
 
     def sum_over_ranks(self, value: float) -> float:
         """The sum of ``value`` over all processes."""
@@ -178,23 +236,45 @@ class Placement:
         # With one process the gradients are already complete.
 
 
-def placement_for(request: Literal["auto", "cpu"] = "auto") -> Placement:
-    """The placement of a run that starts now.
+def placement_for(request: str = "auto", needed: int | None = None) -> Placement:
+    """The device that a request means.
 
     Args:
-        request: ``auto`` or ``cpu``. Both mean the CPU; ``auto`` also reports an idle GPU, once, on
-            stderr.
+        request: ``cpu``, ``cuda``, ``cuda:N``, ``mps`` or ``xpu``; or ``auto``: the accelerator
+            with the most free memory if it has ``needed`` bytes, else the CPU. ``auto`` reports its
+            choice on stderr where there is an accelerator, and a GPU that torch cannot use.
+        needed: bytes that must be free for ``auto``; ``None`` does not ask.
 
     Raises:
-        ConfigError: any other request.
+        ConfigError: the request names no device, or one that torch cannot use here.
     """
-    if request not in ("auto", "cpu"):
-        raise ConfigError(
-            f"device {request!r}: expected auto or cpu; graftlm does not train on a GPU yet"
+    device = device_named(request)
+    if device is not None:
+        if device.type != "cpu":
+            require_usable(device)
+        return Placement(device)
+    for placement in candidates():
+        free = placement.free_memory()
+        if needed is None or needed <= free:
+            say_once(f"device: {placement.name}, which has {free / 1e9:.1f} GB free")
+            return placement
+        say_once(
+            f"device: cpu, since {placement.name} has {free / 1e9:.1f} GB free and "
+            f"{needed / 1e9:.1f} GB are needed"
         )
-    if request == "auto":
-        _report_idle_gpu()
+        break
     return Placement(torch.device("cpu"))
+
+
+def candidates() -> list[Placement]:
+    """The accelerators that ``device: auto`` may take, the one with the most free memory first.
+
+    Reports a GPU that torch cannot use, once.
+    """
+    if (why := unusable_gpu()) is not None:
+        say_once(f"NOTE: the GPU stays idle: {why}")
+    found = [Placement(device) for device in accelerators()]
+    return sorted(found, key=lambda placement: -placement.free_memory())
 
 
 def placement_of(model: nn.Module) -> Placement:
@@ -202,17 +282,8 @@ def placement_of(model: nn.Module) -> Placement:
     return Placement(next(model.parameters()).device)
 
 
-def gpu_name() -> str | None:
-    """The name of this machine's first GPU, or ``None``."""
-    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
-
-
-@functools.cache
-def _report_idle_gpu() -> None:
-    """Report once that this machine has a GPU that is not used."""
-    if (name := gpu_name()) is not None:
-        print(
-            f"NOTE: this machine has a GPU ({name}), but graftlm trains on the CPU only, for now. "
-            "The GPU stays idle.",
-            file=sys.stderr,
-        )
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an accelerator had no memory left. Its library raises no common class."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "out of memory" in str(error).lower()

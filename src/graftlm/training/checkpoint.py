@@ -198,6 +198,5 @@ def _load_optimizer_tensors(
         name, _, key = full_name.rpartition("/")
         if name not in parameters:
             raise ArtifactError(f"the checkpoint is of another model: it trains {name!r}")
-        optimizer.state[parameters[name]][key] = value.to(
-            parameters[name].device if key != "step" else "cpu"
-        )
+        # Also the number of steps: the fused optimiser wants it beside the moments.
+        optimizer.state[parameters[name]][key] = value.to(parameters[name].device)

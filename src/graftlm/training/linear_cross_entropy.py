@@ -40,17 +40,25 @@ NO_SMOOTHING = 0.0
 
 @dataclasses.dataclass(frozen=True)
 class CrossEntropyStatistics:
-    """How the gradient of one call was computed.
+    """How the gradient of one call was computed. On an accelerator each figure waits for it."""
 
-    Attributes:
-        kept_share: share of the N × V softmax entries that the gradient uses.
-        dropped_mass: the largest total probability left out at one position; 0 when exact.
-        dense_positions: positions whose gradient was computed from all entries.
-    """
+    walk: Walk
+    entries: int
 
-    kept_share: float
-    dropped_mass: float
-    dense_positions: int
+    @property
+    def kept_share(self) -> float:
+        """Share of the N × V softmax entries that the gradient uses."""
+        return self.walk.kept / self.entries
+
+    @property
+    def dropped_mass(self) -> float:
+        """The largest total probability left out at one position; 0 when exact."""
+        return float(self.walk.dropped.max()) if len(self.walk.dropped) else 0.0
+
+    @property
+    def dense_positions(self) -> int:
+        """Positions whose gradient was computed from all entries."""
+        return self.walk.dense
 
 
 def linear_cross_entropy(
@@ -96,11 +104,7 @@ def linear_cross_entropy(
         hidden, weight, bias, head, targets, walk
     )
     entries = max(hidden.shape[0] * weight.shape[0], 1)
-    return loss, CrossEntropyStatistics(
-        kept_share=walk.kept / entries,
-        dropped_mass=float(walk.dropped.max()) if len(walk.dropped) else 0.0,
-        dense_positions=walk.dense,
-    )
+    return loss, CrossEntropyStatistics(walk, entries)
 
 
 class _LossSum(torch.autograd.Function):

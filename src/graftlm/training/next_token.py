@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from graftlm.data.batch import IGNORED, Batch
+from graftlm.data.batch import Batch
 from graftlm.models.capabilities import capabilities
 from graftlm.models.output_head import call_without_logits
 from graftlm.system.placement import placement_of
@@ -58,11 +58,11 @@ def next_token_loss(
     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     if batch.position_ids is not None:
         inputs["position_ids"] = batch.position_ids
-    supervised = batch.labels[:, 1:] != IGNORED
-    targets = batch.labels[:, 1:][supervised]
+    predicts = batch.predicts
+    targets = batch.labels.view(-1).index_select(0, predicts + 1)
     head = capabilities(model).output_head
     if head is None:
-        logits = model(**inputs, use_cache=False).logits[:, :-1][supervised]
+        logits = _rows(model(**inputs, use_cache=False).logits, predicts)
         return F.cross_entropy(logits.float(), targets, reduction="sum"), len(targets)
 
     def read(hidden: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ def next_token_loss(
             # Tensors saved by this pass stay in memory until the backward pass. Free the others.
             placement_of(model).trim_heap()
         loss, _ = linear_cross_entropy(
-            head.entering(hidden[:, :-1][supervised]),
+            head.entering(_rows(hidden, predicts)),
             head.weight,
             targets,
             bias=head.linear.bias,
@@ -82,3 +82,8 @@ def next_token_loss(
         return loss
 
     return call_without_logits(model, head.linear, read, **inputs, use_cache=False), len(targets)
+
+
+def _rows(states: Tensor, positions: Tensor) -> Tensor:
+    """(B, L, D), (S,) → (S, D)."""
+    return states.reshape(-1, states.shape[-1]).index_select(0, positions)

@@ -7,10 +7,11 @@ value for each. Only this file decides these values:
     train.learning_rate           2e-4 for LoRA and QLoRA, 2e-5 for full fine-tuning
     train.micro_batch_tokens      the best size for the device; 0 (whole batches) on a GPU
     train.steps                   as many as train.epochs takes over the rows
-    model.dtype                   the checkpoint's; float32 for full fine-tuning; of a model in
-                                  hand, its own
+    model.dtype                   the checkpoint's, or float16 on a GPU without bfloat16; float32
+                                  for full fine-tuning; of a model in hand, its own
     model.embeddings              keep, unless a plan has said int8
     data.chat_template            the template in force: ``own``, or a built-in's name
+    device                        the CPU without an accelerator, else a plan's to say
     method                        a plan's to say (`needs_plan`)
     train.gradient_checkpointing  a plan's to say
 
@@ -33,13 +34,14 @@ from graftlm.config import (
     ResolvedConfig,
     RunConfig,
     Settings,
+    TrainConfig,
     validate,
 )
 from graftlm.data.chat import template_name
 from graftlm.data.example import Example
 from graftlm.models.load import load_config, pick_dtype
 from graftlm.models.safetensors_file import Checkpoint
-from graftlm.system.placement import Placement
+from graftlm.system.placement import Placement, candidates
 
 __all__ = [
     "Facts",
@@ -73,6 +75,7 @@ class Facts:
         chat_template: name of the template in use.
         positions_at_once: the device's best size of a micro-batch; ``None``: whole batches.
         in_hand: whether the model was loaded by the caller, so that ``dtype`` is its type.
+        device: the device of the run.
     """
 
     sequences: int
@@ -80,6 +83,7 @@ class Facts:
     chat_template: str
     positions_at_once: int | None
     in_hand: bool = False
+    device: str = "cpu"
 
 
 def facts_of(
@@ -98,18 +102,22 @@ def facts_of(
         chat_template=template_name(tokenizer, request.data.chat_template),
         positions_at_once=placement.positions_at_once(),
         in_hand=in_hand,
+        device=str(placement.first),
     )
 
 
-def dtype_in(folder: Path, config: ModelConfig) -> str:
-    """The type of the weights that will be loaded from ``folder``."""
+def dtype_in(folder: Path, config: ModelConfig, placement: Placement) -> str:
+    """The type of the weights that will be loaded from ``folder`` to this device."""
     architecture = load_config(folder, config.trust_remote_code)
-    return str(pick_dtype(config.dtype, architecture, Checkpoint(folder))).removeprefix("torch.")
+    dtype = pick_dtype(config.dtype, architecture, Checkpoint(folder), placement)
+    return str(dtype).removeprefix("torch.")
 
 
 def needs_plan(request: RunConfig) -> list[str]:
     """The settings that only a plan can decide or check."""
+    on_auto = request.device == "auto" and request.train.objective == TrainConfig().objective
     open_settings = {
+        "device is auto, and there is an accelerator": on_auto and bool(candidates()),
         "method is auto": request.method == "auto",
         "train.gradient_checkpointing is auto": request.train.gradient_checkpointing == "auto",
         f"memory is {request.memory}": request.memory != "unlimited",
@@ -122,7 +130,7 @@ def resolve(request: RunConfig, facts: Facts) -> ResolvedConfig:
     if request.method == "auto" or request.train.gradient_checkpointing == "auto":
         raise ValueError(f"a plan must come first: {', '.join(needs_plan(request))}")
     closed, train = with_method(request, request.method), request.train
-    tree = closed.model_dump()
+    tree = closed.model_dump() | {"device": facts.device}
     loads_float32 = request.method == "full" and not facts.in_hand
     tree["model"]["dtype"] = "float32" if loads_float32 else facts.dtype
     tree["data"]["chat_template"] = facts.chat_template
@@ -179,6 +187,8 @@ def continued(request: RunConfig, begun: RunConfig) -> RunConfig:
     if request.method == "auto":
         request = request.model_copy(update={"method": begun.method})
         request = changed(request, "data", max_length=begun.data.max_length)
+    if request.device == "auto":
+        request = request.model_copy(update={"device": begun.device})
     for section, name, open_value in (
         ("model", "dtype", "auto"),
         ("model", "embeddings", "auto"),

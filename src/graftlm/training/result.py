@@ -39,6 +39,7 @@ def finish(active: ActiveRun) -> RunResult:
     summary = RunResult(
         method=run.config.method,
         model=run.config.model.name,
+        device=run.placement.name,
         steps=state.step,
         tokens=state.tokens,
         supervised_tokens=state.supervised_tokens,

@@ -25,12 +25,14 @@ class RunResult:
     """The outcome of a run: `summary.json`, field by field.
 
     Losses are in nats per supervised token; ``train_loss`` is the mean over the last ten steps.
-    ``adapter`` is the folder of the result, or ``None`` while the run is unfinished. The result has
-    the weights after step ``kept_step``: the best evaluation's, or the last.
+    ``device`` is where it ran. ``adapter`` is the folder of the result, or ``None`` while the run
+    is unfinished. The result has the weights after step ``kept_step``: the best evaluation's, or
+    the last.
     """
 
     method: str
     model: str
+    device: str
     steps: int
     tokens: int
     supervised_tokens: int

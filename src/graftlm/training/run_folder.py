@@ -36,7 +36,13 @@ __all__ = [
 GoesOn = Literal["resumed", "extended", "anew"]
 
 # These settings do not change the result of a run, so they may change on resume.
-_FREE_ON_RESUME = {"out", "train.save_steps", "train.keep_checkpoints", "train.tensorboard"}
+_FREE_ON_RESUME = {
+    "out",
+    "device",
+    "train.save_steps",
+    "train.keep_checkpoints",
+    "train.tensorboard",
+}
 
 
 def check_folder(out: Path) -> None:
@@ -137,6 +143,12 @@ def require_same_run(
     steps = begun.train.steps
     extended = steps is not None and settings.train.steps > steps and _finished(out)
     require_same_settings(begun, settings, extended=extended)
+    if isinstance(begun, ResolvedConfig) and begun.device != settings.device:
+        print(
+            f"NOTE: the run began on {begun.device} and goes on on {settings.device}: it will not "
+            "be the same to the last bit",
+            file=sys.stderr,
+        )
     provenance = out / "provenance.json"
     if provenance.exists():
         recorded = json.loads(provenance.read_text(encoding="utf-8"))

@@ -40,6 +40,7 @@ from graftlm.training.data_checks import (
     record_of_rows,
     trained_tokenizer,
 )
+from graftlm.training.device_memory import memory_explained
 from graftlm.training.disk import require_space
 from graftlm.training.hooks import Hook
 from graftlm.training.hooks.tensorboard import require_tensorboard
@@ -88,8 +89,7 @@ def run(
         plan: sets the values that only a plan can decide.
         hooks: are called at fixed points of the run, see `graftlm.training.hooks.hook`.
 
-    From this call on, the process returns freed memory to the system, as the plan assumes
-    (`graftlm.system.return_freed_memory`).
+    From this call on, the process returns freed memory (`system.return_freed_memory`).
 
     Raises:
         ConfigError: a required setting is missing, or a plan is needed and none was given.
@@ -105,12 +105,10 @@ def run(
         request = config if begun is None else continued(config, begun)
         undecided = needs_plan(request) if begun is None else []
         if undecided and plan is None:
-            raise ConfigError(
-                [
-                    f"{what}: graftlm.run and `graftlm train` plan it, here say it"
-                    for what in undecided
-                ]
-            )
+            advice = "graftlm.run and `graftlm train` plan it, here say it"
+            raise ConfigError([f"{what}: {advice}" for what in undecided])
+        if request.device != "auto":
+            placement_for(request.device)  # refuse it before any work
         trusted = config.model.trust_remote_code
         base = resolve_model(config.model.name, trust_remote_code=trusted).path
         if begun is None:
@@ -120,13 +118,11 @@ def run(
         rows, held = read_rows(tokenizer, request.data, request.data.train, request.data.eval)
         if undecided and plan is not None:
             asked, request = request, plan(request, [int(n) for n in lengths_of(rows)])
-            if request.data.max_length != asked.data.max_length:
-                data = request.data
+            if (data := request.data).max_length != asked.data.max_length:
                 rows, held = read_rows(tokenizer, data, data.train, data.eval)
-        dtype, sequences = dtype_in(base, request.model), packed(rows, request.data)
-        settings = resolve(
-            request, facts_of(request, sequences, tokenizer, dtype, placement_for("auto"))
-        )
+        sequences, placement = packed(rows, request.data), placement_for(request.device)
+        dtype = dtype_in(base, request.model, placement)
+        settings = resolve(request, facts_of(request, sequences, tokenizer, dtype, placement))
         objective = objective_named(settings.train.objective)(settings.train)
         examples = require_examples(objective, rows), objective.examples_in(held)
         check_rows(*examples, tokenizer, request.data, model_config_in(base), base)
@@ -137,9 +133,10 @@ def run(
         with StoredTokenizer(saved) as stored:
             del tokenizer, saved
             release_freed_memory()
-            task = _task(adapted_model(settings), stored, settings, sequences, held, objective)
-            begin_run(out, settings, origin, record, extended=goes_on == "extended")
-            return fit(task, resume=goes_on != "anew", progress=progress, hooks=hooks)
+            with memory_explained(settings, placement):
+                task = _task(adapted_model(settings), stored, settings, sequences, held, objective)
+                begin_run(out, settings, origin, record, extended=goes_on == "extended")
+                return fit(task, resume=goes_on != "anew", progress=progress, hooks=hooks)
 
 
 def adapted_model(config: RunConfig) -> PreTrainedModel:
@@ -153,9 +150,10 @@ def adapted_model(config: RunConfig) -> PreTrainedModel:
         embeddings=embeddings_of(config),
         replacements=config.model.replacements,
         trust_remote_code=config.model.trust_remote_code,
+        device=config.device,
     )
     # Seed before the adapters are initialised, so that the seed determines the run.
-    placement_for("auto").seed(config.train.seed)
+    placement_of(model).seed(config.train.seed)
     if config.method == "full":
         model.requires_grad_(True)
     else:
@@ -194,12 +192,13 @@ def train(
     request = RunConfig(
         method=_method_of(model),
         out=str(out),
+        device=str(placement_of(model).first),
         model=_model_config_of(model),
         data=_named(data_config or DataConfig(), data, eval_data),
         lora=lora_config(model) if lora_modules(model) else LoRAConfig(),
         train=config or TrainConfig(),
     )
-    # The model's settings describe the model in hand; they ask for nothing.
+    # The model's settings describe the model in hand.
     if problems := contradictions(request.model_copy(update={"model": ModelConfig()})):
         raise ConfigError(problems)
     objective_named(request.train.objective)
@@ -227,7 +226,8 @@ def train(
         task = _task(model, saved, settings, sequences, held, objective)
         begin_run(folder, settings, origin, record, extended=goes_on == "extended")
         task.placement.seed(settings.train.seed)
-        return fit(task, resume=goes_on != "anew", progress=progress, hooks=hooks)
+        with memory_explained(settings, task.placement):
+            return fit(task, resume=goes_on != "anew", progress=progress, hooks=hooks)
 
 
 def _task(

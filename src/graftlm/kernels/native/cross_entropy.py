@@ -116,17 +116,28 @@ def _walk(
     if label_smoothing and mean_row is not None:
         mean_bias = 0.0 if bias is None else bias.mean()
         loss -= label_smoothing * scale * (h @ mean_row + mean_bias)
-    walk = Walk(loss, lse, grad, int(kept), dropped, dense=0)
+    kept = int(kept)
+    walk = Walk(loss, lse, grad, dropped, torch.tensor([kept, 0]))
     if want_grad:
         walk = _completed(
-            walk, h, head, mean_row, targets, label_smoothing, tolerance, max_dropped, exact_bf16
+            walk,
+            kept,
+            h,
+            head,
+            mean_row,
+            targets,
+            label_smoothing,
+            tolerance,
+            max_dropped,
+            exact_bf16,
         )
     # Parts of one buffer would tell the dispatcher that outputs alias each other.
-    return loss, lse.clone(), grad, dropped.clone(), torch.tensor([walk.kept, walk.dense])
+    return loss, lse.clone(), grad, dropped.clone(), walk.counts
 
 
 def _completed(
     walk: Walk,
+    kept: int,
     h: Tensor,
     head: Head,
     mean_row: Tensor | None,
@@ -143,7 +154,7 @@ def _completed(
     an untrained model, and gets the exact product.
     """
     assert walk.grad_hidden is not None
-    kept, dense = walk.kept, 0
+    dense = 0
     missing = ~(walk.dropped <= max_dropped)
     # A NaN position stays NaN at every tolerance, so it is not computed again.
     flat = missing & ~((walk.dropped <= 1) & walk.lse.isfinite())
@@ -161,7 +172,7 @@ def _completed(
         exact = _exact_gradient(h[at], head, targets[at], walk.lse[at], label_smoothing, exact_bf16)
         walk.grad_hidden[at], walk.dropped[at] = exact, 0.0
         kept, dense = kept + len(at) * head.weight.shape[0], dense + len(at)
-    return dataclasses.replace(walk, kept=kept, dense=dense)
+    return dataclasses.replace(walk, counts=torch.tensor([kept, dense]))
 
 
 def _exact_gradient(

@@ -87,17 +87,25 @@ class Walk:
         loss: (N,).
         lse: (N,) log Σ exp(z).
         grad_hidden: (N, D), or ``None`` if it was not requested.
-        kept: number of softmax entries used for ``grad_hidden``, over all positions.
         dropped: (N,) probability left out of ``grad_hidden``; exact, zero for an exact gradient.
-        dense: positions whose gradient needed the exact product.
+        counts: (2,) int64: `kept` and `dense`.
     """
 
     loss: Tensor
     lse: Tensor
     grad_hidden: Tensor | None
-    kept: int
     dropped: Tensor
-    dense: int
+    counts: Tensor
+
+    @property
+    def kept(self) -> int:
+        """Number of softmax entries used for ``grad_hidden``, over all positions."""
+        return int(self.counts[0])
+
+    @property
+    def dense(self) -> int:
+        """Positions whose gradient needed the exact product."""
+        return int(self.counts[1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,9 +161,8 @@ def forward(
         loss=loss.squeeze(1),
         lse=lse.squeeze(1),
         grad_hidden=pulled,
-        kept=positions * vocabulary,
         dropped=torch.zeros_like(lse.squeeze(1)),
-        dense=positions,
+        counts=torch.tensor([positions * vocabulary, positions]).to(h.device),
     )
 
 

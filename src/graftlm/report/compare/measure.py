@@ -173,7 +173,7 @@ def _trained(config: RunConfig, base: Any, tokenizer: Any) -> tuple[Any, Any]:
     dtype = str(base.dtype).removeprefix("torch.")
     base.to("meta")
     gc.collect()
-    return load_model(str(result), quantize=None, dtype=dtype)
+    return load_model(str(result), quantize=None, dtype=dtype, device=config.device)
 
 
 def _base(config: RunConfig, dtype: str | None = None) -> tuple[Any, Any]:
@@ -186,4 +186,5 @@ def _base(config: RunConfig, dtype: str | None = None) -> tuple[Any, Any]:
         double_quant=config.model.double_quant,
         embeddings=embeddings_of(config),
         trust_remote_code=config.model.trust_remote_code,
+        device=config.device,
     )

@@ -49,11 +49,18 @@ def do_job(request: dict[str, Any], progress: bool = False) -> None:
 
 def planned_memory(config: Any) -> dict[str, int] | None:
     """The components of the peak in the plan, in bytes; ``None`` if it cannot be planned."""
+    from graftlm.config import recorded_config
     from graftlm.errors import GraftLMError
     from graftlm.planning import make_plan, row_lengths
 
     try:
-        plan = make_plan(config, methods=(config.method,), lengths=row_lengths(config))
+        ran_on = recorded_config(Path(config.out) / "config.yaml").device
+        plan = make_plan(
+            config,
+            device=ran_on.partition(":")[0],
+            methods=(config.method,),
+            lengths=row_lengths(config),
+        )
     except GraftLMError as error:
         print(f"no plan of the memory: {error}", file=sys.stderr)
         return None

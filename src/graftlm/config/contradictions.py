@@ -1,0 +1,75 @@
+"""Settings that contradict each other, have no effect, or are missing."""
+
+from __future__ import annotations
+
+from graftlm.config.settings import RunConfig
+from graftlm.errors import ConfigError
+
+__all__ = ["contradictions", "require_complete"]
+
+
+def contradictions(config: RunConfig) -> list[str]:
+    """A problem for each setting that has no effect or contradicts another."""
+    data, train, problems = config.data, config.train, []
+    if config.method == "full" and config.model.embeddings == "int8":
+        problems.append(
+            "method=full trains the embeddings, which model.embeddings=int8 freezes: use keep"
+        )
+    if config.method == "full" and config.model.dtype in ("bfloat16", "float16"):
+        problems.append(
+            f"method=full holds its weights in float32: model.dtype={config.model.dtype} would not "
+            "be used. Leave it out"
+        )
+    problems += _of_merge_aware(config)
+    if data.eval and data.eval_fraction:
+        problems.append(
+            "data.eval names the rows to measure on, so data.eval_fraction would not be used: "
+            "leave one of them out"
+        )
+    if train.early_stopping_patience and not train.eval_steps:
+        problems.append(
+            f"train.early_stopping_patience={train.early_stopping_patience} counts evaluations, "
+            "and there are none: set train.eval_steps"
+        )
+    return problems
+
+
+def _of_merge_aware(config: RunConfig) -> list[str]:
+    """A problem for each setting that rules out training through the merge."""
+    lora, stored = config.lora, config.model.weight_format
+    wrong = {
+        f"method={config.method}: use qlora": config.method != "qlora",
+        f"model.weight_format={stored}: use the same format": lora.merge_aware != stored,
+        f"lora.dropout={lora.dropout}: a merged weight has none, use 0": lora.dropout > 0,
+        f"lora.variant={lora.variant}: use lora": lora.variant != "lora",
+    }
+    said = f"lora.merge_aware={lora.merge_aware} cannot be used with"
+    return [f"{said} {what}" for what, is_wrong in wrong.items() if is_wrong and lora.merge_aware]
+
+
+def without_rows(config: RunConfig) -> list[str]:
+    """A problem for each setting that needs held-out rows, if there are none."""
+    if config.data.eval or config.data.eval_fraction or not config.train.eval_steps:
+        return []
+    return [
+        f"train.eval_steps={config.train.eval_steps} needs rows to measure on: name them by "
+        "--eval-data, or hold some out with --set data.eval_fraction=0.1"
+    ]
+
+
+def require_complete(config: RunConfig) -> None:
+    """Refuse a request that lacks a setting without a default, or contradicts itself.
+
+    Raises:
+        ConfigError: all problems at once.
+    """
+    problems = [
+        f"{name} is not set: {what}"
+        for name, value, what in (
+            ("model.name", config.model.name, "which model? Pass --model, e.g. gemma-3-270m"),
+            ("data.train", config.data.train, "which rows? Pass --data FILE"),
+        )
+        if not value
+    ]
+    if problems := problems + contradictions(config) + without_rows(config):
+        raise ConfigError(problems)
