@@ -26,7 +26,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from graftlm._compat.torch_objects import is_view, version_of
+from graftlm._compat.fake import is_fake
+from graftlm._compat.torch_objects import is_view
 from graftlm.errors import ConfigError
 from graftlm.frozen.linear import FrozenLinear
 from graftlm.frozen.weight import FrozenWeight, WeightSettings
@@ -48,7 +49,8 @@ class ThroughMerge:
 
     def __init__(self, read: Callable[[], Tensor]) -> None:
         self._read = read
-        self._seen: tuple[Any, ...] | None = None
+        self._seen: list[Tensor] | None = None
+        """The factors of the stored weight; empty if it is without the update."""
 
     def product(self, adapter: LoRALinear, base: nn.Module, x: Tensor) -> Tensor:
         """(..., in) → (..., out) by the merged weight; differentiable in x, A and B."""
@@ -68,9 +70,8 @@ class ThroughMerge:
     def renew(self, adapter: LoRALinear, base: nn.Module) -> None:
         """Store the merged weight in ``base``, if the adapter has changed since the last time."""
         assert isinstance(base, FrozenLinear)
-        parameters = adapter.adapter_parameters().values()
-        now = (adapter.enabled, *((id(p), version_of(p)) for p in parameters))
-        if now == self._seen:
+        factors = list(adapter.adapter_parameters().values()) if adapter.enabled else []
+        if self._is_of(factors):
             return
         frozen, weight = base.frozen, self._read()
         if adapter.enabled:
@@ -79,7 +80,17 @@ class ThroughMerge:
             stored = type(frozen).quantize(weight, _settings(frozen))
         for name, tensor in stored.tensors().items():
             base.get_buffer(name).copy_(tensor)
-        self._seen = now
+        self._seen = [factor.detach().clone() for factor in factors]
+
+    def _is_of(self, factors: list[nn.Parameter]) -> bool:
+        """Whether the stored weight is that of ``factors``.
+
+        Their values are compared: a fused optimiser does not raise the version of a tensor.
+        """
+        seen = self._seen
+        if seen is None or len(seen) != len(factors) or any(map(is_fake, factors)):
+            return False
+        return all(torch.equal(one, other) for one, other in zip(seen, factors, strict=True))
 
 
 def merged_and_stored(adapter: LoRALinear, weight: Tensor, like: FrozenWeight) -> FrozenWeight:

@@ -92,14 +92,15 @@ def measured_merge(
     source = open_source(adapter, folder, name, onto, None if to == SIXTEEN_BIT else to)
     need = stored_bytes(source.weights, to != SIXTEEN_BIT) + SMALL_FILES_BYTES
     require_free_space(out, need, "Merging")
-    rows = merge_rows(adapter, folder, data, calibration)
+    fits = to != SIXTEEN_BIT and not source.weights.stored and not source.through_merge
+    rows = merge_rows(adapter, folder, data, calibration, fits)
     measuring = _Measuring(source, rows, tell)
     with atomic_folder(out) as temporary, tempfile.TemporaryDirectory(dir=temporary) as spill:
         kinds = measuring.kinds()
         for kind in kinds:
             measuring.measure(kind, source.reader(kind))
         calibrated = None
-        if to != SIXTEEN_BIT and not source.weights.stored and not source.through_merge:
+        if fits:
             calibrated = _feedback(source, rows, Path(spill), tell)
             measuring.measure(f"{to}-feedback", calibrated)
         chosen = measuring.best(to, onto)

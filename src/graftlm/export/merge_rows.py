@@ -42,7 +42,11 @@ class MergeRows:
 
 
 def merge_rows(
-    adapter: Path, folder: Path, data: str | None = None, calibrate: str | None = None
+    adapter: Path,
+    folder: Path,
+    data: str | None = None,
+    calibrate: str | None = None,
+    calibrating: bool = True,
 ) -> MergeRows:
     """Choose the rows.
 
@@ -55,6 +59,7 @@ def merge_rows(
         folder: of the base.
         data: the user's rows.
         calibrate: the user's rows for calibration.
+        calibrating: whether rows for it are needed at all.
 
     Raises:
         DataError: named rows cannot be read.
@@ -69,7 +74,10 @@ def merge_rows(
         (name for name in there[-1:] if name != measured_name), None
     )
     measured = _rows(measured_name, tokenizer, config)
-    if calibration_name is None:
+    calibration: Sequence[Example]
+    if not calibrating:
+        calibration = []
+    elif calibration_name is None:
         calibration, measured = measured[::2], measured[1::2] or measured
         calibration_name = measured_name
     else:
