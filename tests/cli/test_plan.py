@@ -67,8 +67,9 @@ def test_a_trial_that_fails_leaves_the_plan_and_ends_with_1(
 
 def test_json_is_one_object_even_when_nothing_fits(monkeypatch, capsys, tiny_llama):
     code, out, _ = run(
-        monkeypatch, capsys, "plan", tiny_llama, "--memory", "1MB", "--methods", "qlora", "--json"
-    )
+        monkeypatch, capsys, "plan", tiny_llama, "--memory", "1MB", "--methods", "qlora",
+        "--max-length", 128, "--json",
+    )  # fmt: skip
     result = json.loads(out)
     assert code == 0
     assert result["recommended"]["command"] is None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +26,7 @@ from graftlm.config import (
     parse_override,
 )
 from graftlm.errors import ConfigError, ModelError, ResourceError, TrainingError
-from graftlm.planning import choose, make_plan, run_trial
+from graftlm.planning import Measured, choose, make_plan, run_trial
 from graftlm.planning.baseline_memory import framework_memory
 from graftlm.planning.calibration import Calibration
 from graftlm.planning.planner import ROOM
@@ -42,6 +44,8 @@ SEVENTY_BILLION = LlamaConfig(
     num_key_value_heads=8,
     dtype="bfloat16",
 )
+
+NOTHING = Measured(0, 0, 0, 0.0)
 
 
 def run_of(folder: Path, length: int = 64, batch: int = 2) -> RunConfig:
@@ -272,8 +276,9 @@ def test_checkpointing_is_taken_where_it_is_needed(small_model: Path) -> None:
         assert chosen.train.gradient_checkpointing is wanted
         assert chosen.method == "lora"
         assert chosen.train.batch_size == 8
+    short = auto.data.model_copy(update={"max_length": 128})  # so that there is less to try
     with pytest.raises(ResourceError, match="nothing fits"):
-        choose(auto.model_copy(update={"memory": "100MB"}))
+        choose(auto.model_copy(update={"memory": "100MB", "data": short}))
     with pytest.raises(ResourceError, match="as asked it does not fit"):
         choose(asked.model_copy(update={"memory": between}))
 
@@ -312,7 +317,9 @@ def test_embeddings_that_are_adapted_are_never_put_in_8_bits(small_model: Path) 
     assert (chosen.method, chosen.model.embeddings) == ("qlora", "keep")
 
 
-def test_a_tokenizer_may_know_more_tokens_than_the_stand_in_for_a_model(tmp_path: Path) -> None:
+def test_a_tokenizer_may_know_more_tokens_than_its_model(tiny_llama: Path, tmp_path: Path) -> None:
+    """So it is for the small model by which the memory of the framework is measured."""
+    shutil.copytree(tiny_llama, tmp_path, dirs_exist_ok=True)
     vocabulary = {f"unused{i}": i for i in range(5000)}
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary |= {character: 5000 + i for i, character in enumerate([*alphabet, "</s>"])}
@@ -320,7 +327,29 @@ def test_a_tokenizer_may_know_more_tokens_than_the_stand_in_for_a_model(tmp_path
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
     tokenizer.save_pretrained(tmp_path)
-    assert framework_memory(tmp_path).resident_bytes > 100_000_000
+    assert run_trial(run_of(tmp_path), 8, steps=2).resident_bytes > 100_000_000
+
+
+def test_copies_of_a_tokenizer_share_the_measurement(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By name and content of the files, wherever they lie."""
+    measured: list[str] = []
+
+    def once(_: str, key: str, make: object) -> Path:
+        measured.append(key)
+        (tmp_path / "measured.json").write_text(json.dumps(dataclasses.asdict(NOTHING)))
+        return tmp_path
+
+    monkeypatch.setattr("graftlm.planning.baseline_memory.once", once)
+    for folder in ("copy", "other"):
+        shutil.copytree(tiny_llama, tmp_path / folder)
+    with (tmp_path / "other" / "tokenizer.json").open("a") as file:
+        file.write("\n")
+    for folder in (tiny_llama, tmp_path / "copy", tmp_path / "other", None):
+        assert framework_memory(folder) == NOTHING
+    assert measured[0] == measured[1]
+    assert len(set(measured)) == 3
 
 
 def test_what_only_a_plan_can_decide_is_refused_before_any_work(
