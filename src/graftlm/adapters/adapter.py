@@ -146,6 +146,10 @@ class Adapter(nn.Module, abc.ABC):
         """The base's output for ``x``, plus the update if it is enabled."""
         if self.enabled:
             return self.product(self.base, x)
+        return self.without(x)
+
+    def without(self, x: Tensor) -> Tensor:
+        """The base's output for ``x``."""
         y: Tensor = self.base(x)
         return y
 

@@ -87,9 +87,9 @@ class LoRALinear(Adapter):
         bias: Tensor | None = base.bias  # type: ignore[assignment]
         return weight.product_with_update(x, bias, A, B, self.scaling)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The base's output for ``x``, plus the update if it is enabled."""
-        return super().forward(x) if self.through is None else self.product(self.base, x)
+    def without(self, x: Tensor) -> Tensor:
+        """The base's output for ``x``; training through the merge changes the stored base."""
+        return super().without(x) if self.through is None else self.product(self.base, x)
 
     def added(self, base: nn.Module, y: Tensor, x: Tensor) -> Tensor:
         """``y + s · B A x``, in place if ``y`` may be changed."""

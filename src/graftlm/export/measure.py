@@ -31,6 +31,8 @@ __all__ = ["Comparison", "Passed", "compare_passes", "kept_share", "pass_over"]
 
 POSITIONS_A_PASS = 4096
 LOGITS_BYTES = 128 << 20
+KL_POSITIONS = 512
+"""KL and agreement are found on so many positions, evenly spread."""
 SMALLEST_IMPROVEMENT = 0.01
 """In nats; below it the loss does not tell how much of a tune is there."""
 
@@ -89,20 +91,22 @@ def pass_over(model: StreamedModel, rows: Sequence[Example], pad_id: int | None)
 def compare_passes(live: Passed, other: Passed) -> Comparison:
     """Compare ``other`` with ``live``; both passed over the same rows."""
     loss = kl = 0.0
-    agreed = 0
-    for part in _parts(live):
+    agreed, count = 0, len(live.targets)
+    for part in _parts(live, torch.arange(count)):
+        logits = other.model.logits(other.hidden[part])
+        loss += float(F.cross_entropy(logits, live.targets[part], reduction="sum"))
+    spread = torch.arange(0, count, -(-count // KL_POSITIONS))
+    for part in _parts(live, spread):
         reference = live.model.logits(live.hidden[part])
         logits = reference if other is live else other.model.logits(other.hidden[part])
         log_p, log_q = reference.log_softmax(-1), logits.log_softmax(-1)
-        loss += float(F.nll_loss(log_q, live.targets[part], reduction="sum"))
         kl += float(F.kl_div(log_q, log_p, reduction="sum", log_target=True))
         agreed += int((reference.argmax(-1) == logits.argmax(-1)).sum())
-    count = len(live.targets)
     layers = {
         name: float((other.layers[name] - output).norm() / output.norm())
         for name, output in live.layers.items()
     }
-    return Comparison(loss / count, kl / count, agreed / count, layers)
+    return Comparison(loss / count, kl / len(spread), agreed / len(spread), layers)
 
 
 def kept_share(base: Comparison, live: Comparison, other: Comparison) -> tuple[float, str]:
@@ -128,9 +132,7 @@ def _groups(rows: Sequence[Example]) -> Iterator[list[Example]]:
         yield group
 
 
-def _parts(passed: Passed) -> Iterator[slice]:
-    """The positions, as many at a time as their logits may take memory."""
+def _parts(passed: Passed, positions: Tensor) -> Iterator[Tensor]:
+    """``positions``, as many at a time as their logits may take memory."""
     vocabulary = int(passed.model.model.config.get_text_config().vocab_size)
-    step = max(1, LOGITS_BYTES // (4 * vocabulary))
-    for start in range(0, len(passed.targets), step):
-        yield slice(start, start + step)
+    yield from torch.split(positions, max(1, LOGITS_BYTES // (4 * vocabulary)))

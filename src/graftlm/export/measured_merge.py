@@ -93,7 +93,8 @@ def measured_merge(
     need = stored_bytes(source.weights, to != SIXTEEN_BIT) + SMALL_FILES_BYTES
     require_free_space(out, need, "Merging")
     fits = to != SIXTEEN_BIT and not source.weights.stored and not source.through_merge
-    rows = merge_rows(adapter, folder, data, calibration, fits)
+    size = sum(tensor.numel() for tensor in source.weights.empty.state_dict().values())
+    rows = merge_rows(adapter, folder, data, calibration, fits, size)
     measuring = _Measuring(source, rows, tell)
     with atomic_folder(out) as temporary, tempfile.TemporaryDirectory(dir=temporary) as spill:
         kinds = measuring.kinds()

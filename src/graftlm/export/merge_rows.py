@@ -18,7 +18,9 @@ from graftlm.models.load import tokenizer_in
 __all__ = ["MergeRows", "merge_rows"]
 
 MOST_ROWS = 128
-MOST_TOKENS = 8192
+LEAST_TOKENS, MOST_TOKENS = 512, 8192
+MULTIPLICATIONS = 1.5e12
+"""About so many in one pass over the rows, so that a merge takes minutes on a CPU."""
 CALIBRATION_TOKENS = 16384
 
 
@@ -47,6 +49,7 @@ def merge_rows(
     data: str | None = None,
     calibrate: str | None = None,
     calibrating: bool = True,
+    parameters: int = 0,
 ) -> MergeRows:
     """Choose the rows.
 
@@ -60,6 +63,7 @@ def merge_rows(
         data: the user's rows.
         calibrate: the user's rows for calibration.
         calibrating: whether rows for it are needed at all.
+        parameters: of the model; a larger one is compared on fewer tokens.
 
     Raises:
         DataError: named rows cannot be read.
@@ -83,7 +87,7 @@ def merge_rows(
     else:
         calibration = _rows(calibration_name, tokenizer, config)
     return MergeRows(
-        measured=_at_most(measured[:MOST_ROWS], MOST_TOKENS),
+        measured=_at_most(measured[:MOST_ROWS], _tokens(parameters)),
         measured_from=measured_name or "the text that comes with graftlm",
         calibration=_at_most(calibration, CALIBRATION_TOKENS),
         calibration_from=calibration_name or "the text that comes with graftlm",
@@ -95,6 +99,11 @@ def _rows(name: str | None, tokenizer: Any, config: DataConfig) -> list[Example]
     if name is None:
         return shipped_examples(tokenizer)
     return list(load_examples(name, tokenizer, config, purpose="eval"))
+
+
+def _tokens(parameters: int) -> int:
+    """How many tokens a model is compared on."""
+    return max(LEAST_TOKENS, min(MOST_TOKENS, int(MULTIPLICATIONS / max(1, parameters))))
 
 
 def _at_most(rows: Sequence[Example], tokens: int) -> list[Example]:
