@@ -75,7 +75,7 @@ class Merge:
             place = self.places[key]
             if place == head:
                 continue  # written from the table's weight, which the base model shares
-            weight = self._base_weight(key, place)
+            weight = self.base_weight(key)
             yield key, self._merged(weight, place)
             if head is not None and place == table:
                 yield head, self._merged(weight, head)
@@ -95,8 +95,9 @@ class Merge:
             total += numel * (self.dtype or dtype).itemsize * copies
         return total
 
-    def _base_weight(self, key: str, place: str) -> Tensor:
+    def base_weight(self, key: str) -> Tensor:
         """The frozen weight as in training, in the checkpoint's layout."""
+        place = self.places[key]
         weight = _read(self.weights[key])
         transposed = self.quantized.get(place, False)
         if isinstance(weight, Stored):

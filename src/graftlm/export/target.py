@@ -12,10 +12,10 @@ from __future__ import annotations
 import abc
 import dataclasses
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from graftlm.adapters.adapter_folder import base_of
-from graftlm.errors import ArtifactError, GraftLMError
+from graftlm.errors import ArtifactError, ConfigError, GraftLMError
 from graftlm.registry import Registry
 
 __all__ = [
@@ -50,7 +50,20 @@ class ExportTarget(abc.ABC):
     """One form of an adapter that other tools load.
 
     ``adapter`` is a PEFT adapter folder or a run folder, ``base`` names its base model.
+
+    Attributes:
+        quantizations: the types in which the target can store weights; the first is the default.
+        quantization: the chosen one; empty for a target without a choice.
     """
+
+    quantizations: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, quantization: str | None = None) -> None:
+        known = self.quantizations
+        if quantization is not None and quantization not in known:
+            expected = f"expected one of {', '.join(known)}" if known else "this form has no choice"
+            raise ConfigError(f"quantization={quantization!r}: {expected}")
+        self.quantization = quantization or (known[0] if known else "")
 
     @abc.abstractmethod
     def check(self, adapter: Path, base: str) -> list[str]:
@@ -71,8 +84,13 @@ _targets: Registry[type[ExportTarget]] = Registry(
     "graftlm.export_targets",
     "register_target",
     {
+        "gguf": "graftlm.export.gguf.merged_file",
+        "gguf-adapter": "graftlm.export.gguf.adapter_file",
+        "mlx": "graftlm.export.mlx_folder",
+        "ollama": "graftlm.export.ollama_folder",
         "peft": "graftlm.export.peft_folder",
         "transformers": "graftlm.export.transformers_folder",
+        "vllm": "graftlm.export.vllm_folder",
     },
 )
 
@@ -92,17 +110,23 @@ def targets() -> list[str]:
     return _targets.names()
 
 
-def target_named(name: str) -> ExportTarget:
+def target_named(name: str, quantization: str | None = None) -> ExportTarget:
     """The target of this name.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or it does not store weights as ``quantization``.
     """
-    return _targets.named(name)()
+    return _targets.named(name)(quantization)
 
 
 def export(
-    adapter: str | Path, to: str, out: str | Path, *, base: str | None = None, verify: bool = False
+    adapter: str | Path,
+    to: str,
+    out: str | Path,
+    *,
+    base: str | None = None,
+    quantization: str | None = None,
+    verify: bool = False,
 ) -> dict[str, Any]:
     """Write ``adapter`` in the form of the target ``to``.
 
@@ -111,6 +135,7 @@ def export(
         to: the name of a registered target.
         out: the path to create.
         base: the base model; by default the one the adapter names.
+        quantization: the type of the stored weights, where the target has a choice.
         verify: open the written files and compare them with the live adapter.
 
     Returns:
@@ -123,7 +148,7 @@ def export(
         ExportError: the written files do not give the adapter's results. They are not removed.
         ResourceError: the disk is too small, or ``out`` exists or cannot be written.
     """
-    target = target_named(to)
+    target = target_named(to, quantization)
     name = base or base_of(adapter)
     if problems := target.check(Path(adapter), name):
         raise ArtifactError(f"{adapter} cannot be exported to {to}:\n" + "\n".join(problems))

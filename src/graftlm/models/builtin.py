@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +14,7 @@ from graftlm.cache import cache_folder
 from graftlm.errors import ModelError
 from graftlm.models import gguf_convert
 
-__all__ = ["MODELS", "BuiltIn", "folder_of"]
+__all__ = ["MODELS", "BuiltIn", "assembled", "folder_of"]
 
 
 class BuiltIn(NamedTuple):
@@ -52,8 +54,21 @@ def folder_of(name: str) -> Path:
     ready = cache_folder() / "models" / model.sha256
     if ready.is_dir():
         return ready
-    package = _package(name, model)
+    _package(name, model)
     print(model.notice, file=sys.stderr)
+    with assembled(name) as file:
+        return gguf_convert.converted(file, sha256=model.sha256)
+
+
+@contextlib.contextmanager
+def assembled(name: str) -> Iterator[Path]:
+    """The GGUF file of a built-in, put together from its parts in a temporary folder.
+
+    Raises:
+        ModelError: its package is not installed, or its file is not the expected one.
+    """
+    model = MODELS[name]
+    package = _package(name, model)
     with tempfile.TemporaryDirectory(prefix="graftlm-") as folder:
         file = Path(folder) / f"{name}.gguf"
         try:
@@ -71,7 +86,7 @@ def folder_of(name: str) -> Path:
                 f"expected {model.sha256}). Install it again: pip install --force-reinstall "
                 "'graftlm[demo]'"
             )
-        return gguf_convert.converted(file, sha256=model.sha256)
+        yield file
 
 
 def _package(name: str, model: BuiltIn) -> Any:

@@ -28,7 +28,7 @@ from graftlm.cache import cache_folder, once
 from graftlm.errors import GraftLMError, ModelError, ResourceError, error_in, record_of
 from graftlm.files import require_free_space
 
-__all__ = ["converted", "file_sha256"]
+__all__ = ["converted", "file_sha256", "loaded_from_gguf"]
 
 BYTES_PER_GGUF_BYTE = 4.5  # bfloat16 over the densest usual block format
 CHECKED = "2"
@@ -134,6 +134,30 @@ def _convert(file: Path, folder: Path) -> None:
     )
     set_base_name(model, file.stem)
     write_model(model, tokenizer, folder)
+
+
+def loaded_from_gguf(file: Path) -> Any:
+    """The model in a GGUF file in float32, read by transformers; for tests and proofs.
+
+    Raises:
+        ModelError: transformers cannot read it, or it lacks weights.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    from graftlm.models.loading_report import captured_messages, require_complete
+
+    with captured_messages():
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            file.parent,
+            gguf_file=file.name,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    model, report = loaded
+    require_complete(file, report, "The file is incomplete.")
+    return model
 
 
 @functools.lru_cache(maxsize=16)

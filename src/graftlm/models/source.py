@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from graftlm.errors import ModelError, near_matches
 from graftlm.models import builtin, gguf_convert
 
-__all__ = ["ResolvedModel", "resolve"]
+__all__ = ["ResolvedModel", "original_gguf", "resolve"]
 
 Kind = Literal["folder", "hub", "gguf", "builtin"]
 
@@ -55,6 +57,17 @@ def resolve(name: str | Path, *, trust_remote_code: bool = False) -> ResolvedMod
     if HUB_ID.fullmatch(text) and path.suffix != ".gguf" and not path.parent.is_dir():
         return ResolvedModel(_download(text, trust_remote_code), "hub", text)
     raise ModelError(_not_found(text, path))
+
+
+@contextlib.contextmanager
+def original_gguf(name: str | Path) -> Iterator[Path | None]:
+    """The GGUF file that the model ``name`` was converted from; ``None`` for other models."""
+    path = Path(name).expanduser()
+    if str(name) in builtin.MODELS and not path.exists():
+        with builtin.assembled(str(name)) as file:
+            yield file
+    else:
+        yield path if path.is_file() and path.suffix == ".gguf" else None
 
 
 def _require_model(folder: Path) -> None:

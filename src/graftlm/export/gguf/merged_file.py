@@ -1,0 +1,114 @@
+"""Export target `gguf`: the adapter merged into its base, as one file for llama.cpp.
+
+    --quantization f16 (default), bf16, f32, q8_0, q4_0
+
+Every tensor of the written file is read again and compared before the command says done.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+from graftlm.adapters.adapter_folder import run_settings
+from graftlm.adapters.adapter_tokenizer import adapter_tokenizer
+from graftlm.errors import GraftLMError
+from graftlm.export.compare_logits import compare
+from graftlm.export.gguf.architecture import problems_of
+from graftlm.export.gguf.library import gguf_library
+from graftlm.export.gguf.proof import prove
+from graftlm.export.gguf.tensors import FileTensor, file_tensors
+from graftlm.export.gguf.vocabulary import vocabulary
+from graftlm.export.gguf.write import predicted_bytes, write_model
+from graftlm.export.llama_cpp import compare_file
+from graftlm.export.merge_plan import Merge, prepare_merge
+from graftlm.export.target import ExportError, ExportTarget, Proof, register_target
+from graftlm.files import atomic_write, require_free_space
+from graftlm.models import resolve
+from graftlm.models.gguf_convert import loaded_from_gguf
+from graftlm.models.load import empty_model, load_config, tokenizer_in
+from graftlm.models.source import original_gguf
+
+__all__ = ["MergedFile", "write_base"]
+
+LARGEST_DISTANCE = {"f32": 0.25, "bf16": 0.25, "f16": 0.25}
+"""Of the file's logits from the adapter's, in the types where rounding is small."""
+
+
+class MergedFile(ExportTarget):
+    """One GGUF file that llama.cpp, Ollama and LM Studio load without an adapter."""
+
+    quantizations: ClassVar = ("f16", "bf16", "f32", "q8_0", "q4_0")
+
+    def check(self, adapter: Path, base: str) -> list[str]:
+        """Check the architecture, every tensor's name, and the tokenizer; weights are not read."""
+        gguf_library()
+        settings = run_settings(adapter)
+        if settings is not None and settings.lora.merge_aware:
+            return [
+                "the adapter was trained through its merge into 4 bits, and only that merge is the "
+                "model that was trained: use `graftlm merge --to nf4`"
+            ]
+        folder = resolve(base).path
+        config = load_config(folder)
+        if problems := problems_of(config):
+            return problems
+        try:
+            merge, _, tokenizer = self._prepared(adapter, base)
+            if merge.dtype is None:
+                vocabulary(tokenizer, config.vocab_size)
+        except GraftLMError as error:
+            return [str(error)]
+        return []
+
+    def write(self, adapter: Path, base: str, out: Path) -> dict[str, Any]:
+        """Write the file and prove it; return the proof's figures."""
+        merge, plan, tokenizer = self._prepared(adapter, base)
+        config = load_config(resolve(base).path)
+        require_free_space(out, predicted_bytes(plan), "Exporting")
+        with atomic_write(out) as file:
+            with original_gguf(base) as base_file:
+                kind, name = self.quantization, Path(base).name
+                write_model(file, merge, plan, config, tokenizer, kind, base_file, name)
+            template = getattr(tokenizer, "chat_template", None)
+            proof = prove(file, merge, plan, config, template)
+            if proof.problems:
+                raise ExportError(f"{out} was not written: " + "; ".join(proof.problems))
+            size = file.stat().st_size
+        return {
+            "quantization": self.quantization,
+            "onto": merge.onto,
+            "bytes": size,
+            "proof": proof.figures,
+        }
+
+    def verify(self, adapter: Path, base: str, out: Path) -> Proof:
+        """Compare logits: transformers' own reader of GGUF, and llama.cpp where it is installed."""
+        onto = prepare_merge(adapter, resolve(base).path, base).onto
+        largest = LARGEST_DISTANCE.get(self.quantization)
+        proof = compare(adapter, base, lambda: loaded_from_gguf(out), onto, largest)
+        run = compare_file(adapter, base, out, onto)
+        figures = {**proof.figures, "llama_cpp": run.figures}
+        return Proof([*proof.problems, *run.problems], figures)
+
+    def _prepared(self, adapter: Path, base: str) -> tuple[Merge, list[FileTensor], Any]:
+        folder = resolve(base).path
+        config = load_config(folder)
+        merge = prepare_merge(adapter, folder, base)
+        config.__dict__.pop("quantization_config", None)
+        shapes = {name: tensor.shape for name, tensor in empty_model(config).state_dict().items()}
+        plan = file_tensors(merge, config, shapes, self.quantization)
+        return merge, plan, adapter_tokenizer(adapter, tokenizer_in(folder))
+
+
+def write_base(file: Path, adapter: Path, base: str, kind: str = "f16") -> None:
+    """Write the base of ``adapter`` as GGUF, without the adapter."""
+    target = MergedFile(kind)
+    merge, plan, tokenizer = target._prepared(adapter, base)
+    merge.deltas.clear()
+    merge.untied_head = None
+    config = load_config(resolve(base).path)
+    write_model(file, merge, plan, config, tokenizer, kind, None, Path(base).name)
+
+
+register_target("gguf", MergedFile)
