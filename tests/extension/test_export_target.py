@@ -50,7 +50,7 @@ def test_the_command_writes_and_verifies_it(
 
 
 def test_an_unknown_target_is_answered_with_all_there_are(adapter: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"expected one of gguf, gguf-adapter, mlx, ollama, peft, text-card, "):
-        export(adapter, "gguf", tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"expected one of gguf, .*, peft, text-card, "):
+        export(adapter, "onnx", tmp_path / "out")
     with pytest.raises(ConfigError, match="did you mean 'text-card'"):
         export(adapter, "textcard", tmp_path / "out")

@@ -47,7 +47,7 @@ class MergedFile(ExportTarget):
         if settings is not None and settings.lora.merge_aware:
             return [
                 "the adapter was trained through its merge into 4 bits, and only that merge is the "
-                "model that was trained: use `graftlm merge --to nf4`"
+                "model that was trained: use `graftlm merge`"
             ]
         folder = resolve(base).path
         config = load_config(folder)
