@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "src" / "graftlm"
 THEIRS = ("torch", "transformers", "huggingface_hub", "peft", "bitsandbytes")
 INTERNAL = {"transformers.core_model_loading"}
 """Modules without an underscore that no documentation of theirs describes."""
-IN_FILES = {"_load_in_4bit", "_data_files", "_pattern"}
+IN_FILES = {"_load_in_4bit", "_data_files", "_pattern", "_token_id"}
 """Keys of files: a quantised model's config.json, a data set's state.json, how keys of ours end."""
 MADE_BY_PYTHON = {"_abc_impl", "_backward_cls"}
 """What a metaclass writes into each class."""

@@ -53,7 +53,7 @@ class OllamaFolder(ExportTarget):
         with atomic_folder(out) as folder:
             figures = MergedFile(self.quantization).write(adapter, base, folder / MODEL_NAME)
             stops = _stops(template, tokenizer)
-            text = modelfile(template, stops, _parameters(resolve(base).path))
+            text = modelfile(template, stops, _sampling(resolve(base).path))
             (folder / "Modelfile").write_text(text, encoding="utf-8")
         return {**figures, "stop": stops}
 
@@ -62,7 +62,7 @@ class OllamaFolder(ExportTarget):
         tokenizer = _tokenizer(adapter, base)
         template = ollama_template(tokenizer)
         proof = MergedFile(self.quantization).verify(adapter, base, out / MODEL_NAME)
-        text = modelfile(template, _stops(template, tokenizer), _parameters(resolve(base).path))
+        text = modelfile(template, _stops(template, tokenizer), _sampling(resolve(base).path))
         problems = list(proof.problems)
         if (out / "Modelfile").read_text(encoding="utf-8") != text:
             problems.append("the Modelfile is not that of this adapter")
@@ -92,7 +92,7 @@ def _stops(template: OllamaTemplate, tokenizer: Any) -> list[str]:
     return stops
 
 
-def _parameters(folder: Path) -> dict[str, Any]:
+def _sampling(folder: Path) -> dict[str, Any]:
     file = folder / "generation_config.json"
     if not file.is_file():
         return {}
