@@ -174,6 +174,19 @@ def test_tied_ends_part_where_one_is_adapted(
         torch.testing.assert_close(written(IDS).logits, live(IDS).logits, rtol=0, atol=1e-4)
 
 
+def test_a_base_without_a_tokenizer_is_compared_on_random_tokens(
+    bases: dict[str, Path], tmp_path: Path
+) -> None:
+    run, base = trained(tmp_path / "run", bases["llama"]), tmp_path / "base"
+    shutil.copytree(bases["llama"], base, ignore=shutil.ignore_patterns("tokenizer*", "*.jinja"))
+    for file in (run / "adapter").glob("tokenizer*"):
+        file.unlink()
+    (run / "config.yaml").unlink()
+    report = merged(run / "adapter", tmp_path / "out", base=str(base))
+    assert "random tokens" in report["rows"]["measured"]
+    assert report["chosen"] == "16bit-original"
+
+
 # --- the proof of effect catches ----------------------------------------------------------------
 
 

@@ -76,8 +76,9 @@ def measured_merge(
         finish: is called with the report and the folder before the folder gets its name.
 
     Returns:
-        ``base``, ``trained_on``, ``live`` and ``base_alone`` (loss), ``candidates``, ``chosen``,
-        ``kept``, ``proof``, ``rows``, ``bytes`` and ``out``; also in ``merge_report.json``.
+        ``base``, ``trained_on``, ``live_loss``, ``base_loss``, ``candidates``, ``chosen``,
+        ``onto``, ``modules``, ``untied``, ``kept``, ``proof``, ``rows``, ``bytes`` and ``out``.
+        The same is in ``merge_report.json``.
 
     Raises:
         ConfigError: the kind is unknown, or cannot be made from this base.
@@ -125,6 +126,9 @@ def measured_merge(
             **measuring.losses(),
             "candidates": [{"kind": kind, **one} for kind, one in measuring.report.items()],
             "chosen": chosen,
+            "onto": "original" if chosen.endswith(("-original", "-feedback")) else source.trained,
+            "modules": len(source.updates),
+            "untied": source.untied is not None,
             "kept": candidate["kept"],
             "proof": proof.figures | {"problems": proof.problems},
             "rows": {

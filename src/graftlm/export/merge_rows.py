@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from graftlm.adapters.adapter_folder import run_settings
 from graftlm.adapters.adapter_tokenizer import adapter_tokenizer
 from graftlm.config import DataConfig
 from graftlm.data.example import Example
 from graftlm.data.examples import load_examples
 from graftlm.data.shipped_text import shipped_examples
-from graftlm.models.load import tokenizer_in
+from graftlm.models.load import load_config, tokenizer_in
 
 __all__ = ["MergeRows", "merge_rows"]
 
@@ -68,6 +70,8 @@ def merge_rows(
     Raises:
         DataError: named rows cannot be read.
     """
+    if data is None and calibrate is None and not _has_tokenizer(folder):
+        return _random_rows(folder, parameters)
     tokenizer = adapter_tokenizer(adapter, tokenizer_in(folder))
     run = run_settings(adapter)
     config = run.data if run is not None else DataConfig()
@@ -93,6 +97,22 @@ def merge_rows(
         calibration_from=calibration_name or "the text that comes with graftlm",
         pad_id=tokenizer.pad_token_id,
     )
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any(folder.glob("tokenizer*")) or any(folder.glob("*.model"))
+
+
+def _random_rows(folder: Path, parameters: int) -> MergeRows:
+    """Rows of random tokens, which need no tokenizer; an adapter changes the logits of all."""
+    vocabulary = int(load_config(folder).get_text_config().vocab_size)
+    draw = np.random.default_rng(0)
+    rows = [
+        Example(draw.integers(vocabulary, size=32, dtype=np.int32), np.ones(32, dtype=np.bool_))
+        for _ in range(CALIBRATION_TOKENS // 32)
+    ]
+    name = "random tokens, because the base has no tokenizer"
+    return MergeRows(_at_most(rows[1::2], _tokens(parameters)), name, rows[::2], name, 0)
 
 
 def _rows(name: str | None, tokenizer: Any, config: DataConfig) -> list[Example]:
