@@ -41,6 +41,9 @@ HARMLESS = {
 }
 JUDGED = {"bias", "init_lora_weights", "peft_type"}
 ValueT = TypeVar("ValueT")
+LARGEST_ALPHA = 1e6
+"""A larger one is a fault of the file: it multiplies the weights out of their type."""
+Alpha = Annotated[float, pydantic.Field(allow_inf_nan=False, ge=-LARGEST_ALPHA, le=LARGEST_ALPHA)]
 
 
 class AdapterConfig(pydantic.BaseModel):
@@ -50,11 +53,11 @@ class AdapterConfig(pydantic.BaseModel):
 
     target_modules: str | list[str] | None = None
     r: int = pydantic.Field(8, ge=1)
-    lora_alpha: float = 8
+    lora_alpha: Alpha = 8
     lora_dropout: float = pydantic.Field(0.0, ge=0, lt=1)
     use_rslora: bool = False
     rank_pattern: dict[str, Annotated[int, pydantic.Field(ge=1)]] = {}
-    alpha_pattern: dict[str, float] = {}
+    alpha_pattern: dict[str, Alpha] = {}
     exclude_modules: str | list[str] = []
     layers_to_transform: int | list[int] | None = None
     layers_pattern: str | list[str] = []

@@ -189,6 +189,8 @@ def _problems(
             tensor = state.get(key.removeprefix(f"{PREFIX}{name}."))
             if tensor is None:
                 problems.append(f"missing: {key}")
+            elif not bool(torch.isfinite(tensor).all()):
+                problems.append(f"{key} holds NaN or infinite numbers")
             elif tuple(tensor.shape) != shape:
                 problems.append(
                     f"{key} has shape {list(tensor.shape)}, expected {list(shape)} "

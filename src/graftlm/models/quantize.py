@@ -24,7 +24,12 @@ from graftlm.frozen.formats import DEFAULT_FORMAT, format_named
 from graftlm.frozen.weight import FrozenWeight, WeightSettings
 from graftlm.models.load import empty_model, load_config, pick_dtype
 from graftlm.models.safetensors_file import Checkpoint
-from graftlm.models.shard_writer import ShardWriter, copy_companions, parameter_names
+from graftlm.models.shard_writer import (
+    ShardWriter,
+    copy_companions,
+    parameter_names,
+    require_every_weight,
+)
 from graftlm.models.source import resolve
 from graftlm.models.streaming import linear_layers, unquantized_names
 
@@ -118,6 +123,7 @@ def _split(model: PreTrainedModel, checkpoint: Checkpoint) -> tuple[dict[str, bo
     """
     linears, spared = linear_layers(model), unquantized_names(model)
     names, shared = parameter_names(model, checkpoint)
+    require_every_weight(model, checkpoint.folder, names.values())
     layers, done = {}, set()
     for key, name in names.items():
         path, _, leaf = name.rpartition(".")

@@ -191,7 +191,13 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
     if not isinstance(header, dict):
         raise _corrupt(file, "its header is not a JSON object")
     header.pop("__metadata__", None)
-    return {name: _entry(file, name, value, 8 + length, size) for name, value in header.items()}
+    tensors = {name: _entry(file, name, value, 8 + length, size) for name, value in header.items()}
+    end, before = 0, ""
+    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].nbytes)):
+        if tensor.start < end and tensor.nbytes:
+            raise _corrupt(file, f"tensors {before!r} and {name!r} overlap")
+        end, before = max(end, tensor.start + tensor.nbytes), name
+    return tensors
 
 
 def _entry(file: Path, name: str, value: Any, data_start: int, file_size: int) -> StoredTensor:

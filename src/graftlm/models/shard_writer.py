@@ -7,16 +7,19 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import safetensors.torch
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 
 from graftlm._compat.loader import WeightConverter, WeightRenaming, rename_source_key
+from graftlm.errors import ModelError
 from graftlm.files import write_json
 
-__all__ = ["ShardWriter", "copy_companions", "parameter_names"]
+__all__ = ["ShardWriter", "copy_companions", "parameter_names", "require_every_weight"]
 
 SHARD_BYTES = 1_000_000_000
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 COMPANIONS = (
     *("generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json"),
     *("vocab*", "merges.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*", "*.py"),
@@ -48,6 +51,25 @@ def parameter_names(
     return names, frozenset(shared)
 
 
+def require_every_weight(model: PreTrainedModel, folder: Path, places: Iterable[str]) -> None:
+    """Check that a checkpoint fills every weight of ``model``; tied ones once.
+
+    Raises:
+        ModelError: the message names what is missing.
+    """
+    filled = {id(tensor) for name, tensor in _weights(model) if name in set(places)}
+    missing = [name for name, tensor in _weights(model) if id(tensor) not in filled]
+    if missing:
+        raise ModelError(
+            f"{folder} lacks {len(missing)} weights of its model, such as {missing[0]}. The "
+            "download may be incomplete; fetch it again."
+        )
+
+
+def _weights(model: PreTrainedModel) -> list[tuple[str, Tensor]]:
+    return list(model.named_parameters(remove_duplicate=False))
+
+
 def copy_companions(source: Path, folder: Path) -> None:
     """Copy tokenizer, chat template, generation settings and licence; not config.json."""
     for pattern in COMPANIONS:
@@ -72,7 +94,16 @@ class ShardWriter:
         self.total_bytes = 0
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """Append one tensor."""
+        """Append one tensor.
+
+        Raises:
+            ModelError: it holds NaN or infinite numbers, so the model would be worthless.
+        """
+        if tensor.dtype in FLOATS and not bool(torch.isfinite(tensor).all()):
+            raise ModelError(
+                f"{name} would hold NaN or infinite numbers. Check the weights that it is made of: "
+                "the base model's, and the adapter's with its scaling."
+            )
         if self._tensors and self._nbytes + tensor.nbytes > self._max_bytes:
             self._flush()
         self._tensors[name] = tensor.contiguous()

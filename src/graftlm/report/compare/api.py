@@ -26,6 +26,9 @@ from graftlm.training.run_folder import (
 
 __all__ = ["OUTSIDE", "Comparison", "compare", "standing"]
 
+MOST_SEEDS = 1000
+"""More runs of each variant are a slip of the finger."""
+
 OUTSIDE = Path(__file__).parents[1] / "outside.txt"
 """A page of text on many subjects, written for this purpose."""
 
@@ -198,8 +201,8 @@ def _check(config: RunConfig, outside: Path, seeds: int, score_rows: int) -> Non
             "train.gradient_checkpointing is auto, which may be another for each method: say true "
             "or false"
         )
-    if seeds < 1:
-        problems.append(f"--seeds {seeds}: expected at least 1")
+    if not 1 <= seeds <= MOST_SEEDS:
+        problems.append(f"--seeds {seeds}: expected 1 to {MOST_SEEDS}")
     if score_rows < 0:
         problems.append(f"--score-rows {score_rows}: expected 0 for none, or more")
     if problems:
