@@ -15,6 +15,8 @@ from tests.oracles.byte_tokenizer import byte_tokenizer
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "GRAFTLM_TEST_GPU" not in os.environ:
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is first imported
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     # Read when torch is first imported. Two workers with two spinning threads each on two cores
     # take ten times as long as with one.
