@@ -114,6 +114,8 @@ class ActiveRun:
                     "first. Remove the folder and start again."
                 )
             self.state = checkpoint.restore(folder, self.run.model, self.optimizer)
+            self.run.require_same_order(self.state.row_order, self.state.step)
+            self.state.row_order = checkpoint.ROW_ORDER
             self.saved_step = self.state.step
         self.measured = measure_rows(self.run, resume)
 

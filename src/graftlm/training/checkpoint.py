@@ -37,8 +37,18 @@ from graftlm.errors import ArtifactError
 from graftlm.files import atomic_folder, recover, remove_folder, write_json
 from graftlm.system.placement import placement_of
 
-__all__ = ["TrainState", "latest", "prune", "reopen", "restore", "save", "save_counters"]
+__all__ = [
+    "ROW_ORDER",
+    "TrainState",
+    "latest",
+    "prune",
+    "reopen",
+    "restore",
+    "save",
+    "save_counters",
+]
 
+ROW_ORDER = 2
 _HIDDEN = re.compile(r"\.(step-\d+)\.")
 
 
@@ -57,6 +67,8 @@ class TrainState:
     stale_evaluations: int = 0
     peak_memory_bytes: int = 0
     finished: bool = False
+    row_order: int = ROW_ORDER
+    """The version of the order of the rows; see `Run.require_same_order`."""
 
 
 def save(
@@ -155,7 +167,8 @@ def _errors_named(folder: Path) -> Iterator[None]:
 
 
 def _state_in(folder: Path) -> TrainState:
-    return TrainState(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
+    recorded = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    return TrainState(**({"row_order": 1} | recorded))
 
 
 def _steps_in(folder: Path) -> dict[int, Path]:

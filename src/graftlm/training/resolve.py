@@ -55,6 +55,7 @@ __all__ = [
     "needs_plan",
     "resolve",
     "steps_in",
+    "steps_per_epoch",
     "with_method",
 ]
 
@@ -170,9 +171,19 @@ def learning_rate_of(request: RunConfig, method: Method) -> float:
 def steps_in(
     sequences: int, batch_size: int, gradient_accumulation_steps: int, epochs: float
 ) -> int:
-    """Optimiser steps in ``epochs`` passes over ``sequences``; at least one."""
-    batches = math.ceil(sequences / batch_size) * epochs
-    return max(1, math.ceil(batches / gradient_accumulation_steps))
+    """Optimiser steps in ``epochs`` passes over ``sequences``; at least one.
+
+    The end of a pass ends a step, which then has fewer batches than the others.
+    """
+    batches = math.ceil(sequences / batch_size)
+    whole, rest = divmod(epochs, 1)
+    steps = int(whole) * steps_per_epoch(batches, gradient_accumulation_steps)
+    return max(1, steps + math.ceil(batches * rest / gradient_accumulation_steps))
+
+
+def steps_per_epoch(batches: int, gradient_accumulation_steps: int) -> int:
+    """Optimiser steps in one pass over ``batches`` batches."""
+    return math.ceil(batches / gradient_accumulation_steps)
 
 
 def continued(request: RunConfig, begun: RunConfig) -> RunConfig:

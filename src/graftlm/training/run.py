@@ -14,8 +14,11 @@ from transformers import PreTrainedModel
 from graftlm.config import ResolvedConfig
 from graftlm.data.pack import lengths_of
 from graftlm.data.sampler import batches as epoch_batches
+from graftlm.errors import ArtifactError
 from graftlm.system.placement import Placement, placement_of
+from graftlm.training.checkpoint import ROW_ORDER
 from graftlm.training.objective import Objective
+from graftlm.training.resolve import steps_per_epoch
 
 __all__ = ["Run", "RunResult", "recompute_activations"]
 
@@ -92,16 +95,38 @@ class Run:
             step: its number.
             measured: the objective's measurements of ``examples``.
         """
-        settings = self.config.train
-        count = settings.gradient_accumulation_steps
-        per_epoch = math.ceil(len(self.examples) / settings.batch_size)
+        count = self.config.train.gradient_accumulation_steps
+        epoch, place = divmod(step, steps_per_epoch(self._batches_per_epoch, count))
         batches: list[Any] = []
-        for i in range(step * count, (step + 1) * count):
-            chosen = self._order(i // per_epoch)[i % per_epoch]
+        for chosen in self._order(epoch)[place * count : (place + 1) * count]:
             rows = [self.examples[row] for row in chosen]
             known = {name: values[chosen] for name, values in measured.items()}
             batches += self.objective.batches(self.model, rows, known)
         return batches
+
+    def require_same_order(self, row_order: int, step: int) -> None:
+        """Check that the rows after ``step`` come in the order that the run began with.
+
+        Args:
+            row_order: the version of the order, from the checkpoint. In version 1 a step went on
+                with rows of the next pass.
+            step: the steps done.
+
+        Raises:
+            ArtifactError: the order has changed since.
+        """
+        count, batches = self.config.train.gradient_accumulation_steps, self._batches_per_epoch
+        crosses = batches % count != 0 and self.total_steps * count > batches
+        if row_order < ROW_ORDER and crosses:
+            raise ArtifactError(
+                f"{self.out} was begun by an older graftlm, whose accumulation of {count} batches "
+                f"went on over the end of a pass ({batches} batches). From step {step} on its rows "
+                "would come in another order. Begin the run again, or finish it with that version."
+            )
+
+    @property
+    def _batches_per_epoch(self) -> int:
+        return math.ceil(len(self.examples) / self.config.train.batch_size)
 
     def _order(self, epoch: int) -> list[list[int]]:
         if epoch not in self._orders:
