@@ -10,7 +10,8 @@
                    1 - kl(model) / kl(base)
 
 The positions are those that predict a supervised token. Logits of all of them do not fit in memory,
-so the hidden states are kept, and multiplied by the output layer a few positions at a time.
+so the hidden states are kept, and multiplied by the output layer for some tokens of the vocabulary
+at a time.
 """
 
 from __future__ import annotations
@@ -19,13 +20,12 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from graftlm.data.batch import IGNORED, collate
 from graftlm.data.example import Example
 from graftlm.errors import DataError
-from graftlm.models.streamed import StreamedModel
+from graftlm.models.streamed import VOCABULARY_ROWS, StreamedModel
 
 __all__ = ["Comparison", "Passed", "compare_passes", "kept_share", "pass_over"]
 
@@ -90,23 +90,68 @@ def pass_over(model: StreamedModel, rows: Sequence[Example], pad_id: int | None)
 @torch.no_grad()
 def compare_passes(live: Passed, other: Passed) -> Comparison:
     """Compare ``other`` with ``live``; both passed over the same rows."""
-    loss = kl = 0.0
-    agreed, count = 0, len(live.targets)
-    for part in _parts(live, torch.arange(count)):
-        logits = other.model.logits(other.hidden[part])
-        loss += float(F.cross_entropy(logits, live.targets[part], reduction="sum"))
+    count = len(live.targets)
+    loss = sum(_loss(other, part) for part in _parts(other, torch.arange(count)))
     spread = torch.arange(0, count, -(-count // KL_POSITIONS))
-    for part in _parts(live, spread):
-        reference = live.model.logits(live.hidden[part])
-        logits = reference if other is live else other.model.logits(other.hidden[part])
-        log_p, log_q = reference.log_softmax(-1), logits.log_softmax(-1)
-        kl += float(F.kl_div(log_q, log_p, reduction="sum", log_target=True))
-        agreed += int((reference.argmax(-1) == logits.argmax(-1)).sum())
+    found = [_divergence(live, other, part) for part in _parts(live, spread)]
+    kl, agreed = (sum(column) / len(spread) for column in zip(*found, strict=True))
     layers = {
         name: float((other.layers[name] - output).norm() / output.norm())
         for name, output in live.layers.items()
     }
-    return Comparison(loss / count, kl / len(spread), agreed / len(spread), layers)
+    return Comparison(loss / count, kl, agreed, layers)
+
+
+def _loss(passed: Passed, positions: Tensor) -> float:
+    """The sum of -log p(target), some tokens of the vocabulary at a time."""
+    targets, start = passed.targets[positions], 0
+    whole, picked = _nothing(positions), torch.zeros(len(positions), dtype=torch.float64)
+    for logits in passed.model.logits_in_parts(passed.hidden[positions]):
+        whole = torch.logaddexp(whole, _log_sum(logits))
+        here = torch.nonzero((targets >= start) & (targets < start + logits.shape[-1])).view(-1)
+        picked[here] = logits[here, targets[here] - start].double()
+        start += logits.shape[-1]
+    return float((whole - picked).sum())
+
+
+def _divergence(live: Passed, other: Passed, positions: Tensor) -> tuple[float, int]:
+    """The sums of KL(live ‖ other) = E_live[z_live - z_other] - (log Z_live - log Z_other), and of
+    agreement, over ``positions``, some tokens of the vocabulary at a time.
+    """
+    of_live, of_other = _nothing(positions), _nothing(positions)
+    mean = torch.zeros(len(positions), dtype=torch.float64)
+    best = [(_nothing(positions), torch.zeros(len(positions), dtype=torch.int64))] * 2
+    start = 0
+    for z, z_other in zip(
+        live.model.logits_in_parts(live.hidden[positions]),
+        other.model.logits_in_parts(other.hidden[positions]),
+        strict=True,
+    ):
+        before, of_live = of_live, torch.logaddexp(of_live, _log_sum(z))
+        of_other = torch.logaddexp(of_other, _log_sum(z_other))
+        p = torch.exp(z - of_live[:, None].float())
+        mean = mean * torch.exp(before - of_live) + (p * (z - z_other)).sum(-1).double()
+        best = [_better(*one, z, start) for one, z in zip(best, (z, z_other), strict=True)]
+        start += z.shape[-1]
+    kl = (mean - (of_live - of_other)).clamp(min=0)
+    return float(kl.sum()), int((best[0][1] == best[1][1]).sum())
+
+
+def _log_sum(logits: Tensor) -> Tensor:
+    """Log Σ exp over the last dimension, in float64 but for the exponentials."""
+    peak = logits.amax(-1, keepdim=True)
+    return peak[:, 0].double() + torch.exp(logits - peak).sum(-1).double().log()
+
+
+def _better(value: Tensor, index: Tensor, logits: Tensor, start: int) -> tuple[Tensor, Tensor]:
+    """The larger of ``value`` and the largest of ``logits``, and its token."""
+    peak, place = logits.max(-1)
+    wins = peak > value
+    return torch.where(wins, peak.double(), value), torch.where(wins, place + start, index)
+
+
+def _nothing(positions: Tensor) -> Tensor:
+    return torch.full((len(positions),), float("-inf"), dtype=torch.float64)
 
 
 def kept_share(base: Comparison, live: Comparison, other: Comparison) -> tuple[float, str]:
@@ -135,4 +180,5 @@ def _groups(rows: Sequence[Example]) -> Iterator[list[Example]]:
 def _parts(passed: Passed, positions: Tensor) -> Iterator[Tensor]:
     """``positions``, as many at a time as their logits may take memory."""
     vocabulary = int(passed.model.model.config.get_text_config().vocab_size)
-    yield from torch.split(positions, max(1, LOGITS_BYTES // (4 * vocabulary)))
+    width = vocabulary if passed.model.adapted_head else min(vocabulary, VOCABULARY_ROWS)
+    yield from torch.split(positions, max(1, LOGITS_BYTES // (4 * width)))

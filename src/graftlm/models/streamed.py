@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -119,26 +119,44 @@ class StreamedModel:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) → (..., V) in float32."""
-        raw = self._scale * self._raw(hidden)
-        return raw if self._softcap is None else self._softcap * torch.tanh(raw / self._softcap)
+        return torch.cat(list(self.logits_in_parts(hidden)), dim=-1)
 
-    @torch.no_grad()
+    def logits_in_parts(self, hidden: Tensor) -> Iterator[Tensor]:
+        """The logits (..., V) in order, some tokens of the vocabulary at a time.
+
+        An adapted output layer gives them all at once.
+        """
+        for raw in self._raw_in_parts(hidden):
+            scaled, cap = self._scale * raw, self._softcap
+            yield scaled if cap is None else cap * torch.tanh(scaled / cap)
+
+    @property
+    def adapted_head(self) -> bool:
+        """Whether the output layer has an adapter."""
+        return type(self._head) is not nn.Linear
+
     def _raw(self, hidden: Tensor) -> Tensor:
+        return torch.cat(list(self._raw_in_parts(hidden)), dim=-1)
+
+    def _raw_in_parts(self, hidden: Tensor) -> Iterator[Tensor]:
         head = self._head
         if type(head) is not nn.Linear:  # an adapter on it
             with contextlib.ExitStack() as hooks:
                 for name, module in head.named_modules(prefix=self._head_name):
                     self._hook(hooks, name, module, None)
-                raw: Tensor = head(hidden)
-            return raw
+                with torch.no_grad():
+                    raw: Tensor = head(hidden)
+            yield raw
+            return
         if self._head_weight is None:
             self._head_weight = self.read(f"{self._head_name}.weight")
-        weight = self._head_weight
-        parts = [hidden @ part.float().T for part in torch.split(weight, VOCABULARY_ROWS)]
-        logits = torch.cat(parts, dim=-1)
+        bias: Tensor | None = None
         if head.bias is not None:
-            logits += self.read(f"{self._head_name}.bias").float()
-        return logits
+            bias = self.read(f"{self._head_name}.bias").float()
+        for start in range(0, len(self._head_weight), VOCABULARY_ROWS):
+            rows = slice(start, start + VOCABULARY_ROWS)
+            part = hidden @ self._head_weight[rows].float().T
+            yield part if bias is None else part + bias[rows]
 
     def _require_same(self, shown: Tensor, hidden: Tensor) -> None:
         """Compare the model's own logits of one token with those of `logits`."""
