@@ -94,7 +94,7 @@ def test_patterns_give_ranks_and_alphas() -> None:
         ({"targets": "(q"}, r"targets '\(q' is not a valid regular expression: missing \)"),
         ({"targets": ("self_attn",)}, r"not model\.layers\.0\.self_attn \(LlamaAttention\)"),
         ({"targets": ("norm",)}, r"model\.norm \(LlamaRMSNorm\)"),
-        ({"rank": 33}, r"k_proj \[32, 64\] with rank 33"),
+        ({"rank": 33, "targets": ("k_proj",)}, r"k_proj \[32, 64\] with rank 33"),
         ({"exclude": ("q_prj",)}, r"exclude 'q_prj' matches none of the targets; did you mean"),
         ({"targets": ("q_proj",), "exclude": ("q_proj",)}, "exclude removes all targets"),
         ({"rank_pattern": {"q_prj": 2}}, r"rank_pattern key 'q_prj' matches none"),
@@ -138,3 +138,30 @@ def test_the_output_head_can_be_named() -> None:
     assert list(lora_modules(model)) == ["lm_head"]
     with torch.no_grad():
         assert model(torch.arange(4)[None]).logits.shape == (1, 4, 260)
+
+
+def test_all_linear_leaves_out_and_names_layers_smaller_than_the_rank() -> None:
+    """As the one-row gate of a shared expert; what the user names is refused."""
+    import transformers
+
+    config = transformers.Qwen2MoeConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=32,
+        moe_intermediate_size=32,
+        shared_expert_intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_experts=4,
+        num_experts_per_tok=2,
+    )
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    gates = [f"model.layers.{i}.mlp.shared_expert_gate" for i in range(2)]
+    with pytest.raises(TargetError, match=r"shared_expert_gate \[1, 32\] with rank 16"):
+        add_lora(model, LoRAConfig(rank=16, targets=("q_proj", "shared_expert_gate")))
+    report = add_lora(model, LoRAConfig(rank=16))
+    assert not report.adapted.keys() & set(gates)
+    assert "model.layers.0.mlp.shared_expert.up_proj" in report.adapted
+    assert {report.skipped[name] for name in gates} == {"a side of 1 is below the rank"}
+    assert any("shared_expert_gate ×2" in note for note in report.notes)

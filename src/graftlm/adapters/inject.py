@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator
 
 from torch import nn
 
-from graftlm.adapters.adapted import adapted_modules, adapter_names
+from graftlm.adapters.adapted import adapted_modules, adapter_names, base_modules
 from graftlm.adapters.adapter import DEFAULT, Adapter, adapter_class
 from graftlm.adapters.report import LoRAReport, describe
 from graftlm.adapters.several import adapters_at, put_adapter, take_adapter
-from graftlm.adapters.targets import Target, matching, select
+from graftlm.adapters.targets import Target, all_linear, matching, select, too_small
 from graftlm.config import LoRAConfig
 from graftlm.errors import TargetError
 from graftlm.models.capabilities import forget
@@ -32,14 +32,16 @@ def add_lora(model: nn.Module, config: LoRAConfig, *, name: str = DEFAULT) -> Lo
         name: the name of the adapters; one base may have several, each under its name.
 
     Raises:
-        TargetError: a target matches nothing, cannot be adapted or is smaller than the rank; a
-            regular expression is invalid; the model already has adapters of that name. The model
-            is unchanged.
+        TargetError: a target matches nothing, cannot be adapted or is smaller than the rank
+            (``all-linear`` leaves such layers out); a regular expression is invalid; the model
+            already has adapters of that name. The model is unchanged.
     """
     targets = select(model, config, name)
+    small = too_small(base_modules(model), all_linear(model), config)
     attach(model, targets, config.dropout, config.use_rslora, config.variant, name)
     names = [name for name, _ in model.named_modules()]
-    return describe(model, excluded=matching(names, config.exclude), adapter=name)
+    left = small | dict.fromkeys(matching(names, config.exclude), "excluded")
+    return describe(model, left, adapter=name)
 
 
 def attach(

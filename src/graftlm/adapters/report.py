@@ -32,7 +32,7 @@ class LoRAReport:
         skipped: the reason for each weight matrix that is not adapted, by module name.
         trainable_parameters: the number of trainable parameters.
         frozen_parameters: the others; a tied weight counts once, a stored one by its elements.
-        notes: remarks on tied weights.
+        notes: remarks on tied weights, and on layers too small for the rank.
     """
 
     adapted: dict[str, int]
@@ -60,17 +60,23 @@ class LoRAReport:
 
 
 def describe(
-    model: nn.Module, excluded: Iterable[str] = (), adapter: str | None = None
+    model: nn.Module, left: Mapping[str, str] | None = None, adapter: str | None = None
 ) -> LoRAReport:
-    """Count and name the modules of one adapter; parameters are counted over the whole model."""
+    """Count and name the modules of one adapter; parameters are counted over the whole model.
+
+    Args:
+        model: a model with adapters.
+        left: the reason for each module that the request leaves out.
+        adapter: its name; may be omitted if the model has one adapter, or if one is active.
+    """
     adapted = lora_modules(model, adapter)
     trainable, total = count_parameters(model)
     return LoRAReport(
         adapted={name: module.rank for name, module in adapted.items()},
-        skipped=_skipped(model, adapted, set(excluded)),
+        skipped=_skipped(model, adapted, left or {}),
         trainable_parameters=trainable,
         frozen_parameters=total - trainable,
-        notes=_tie_notes(model, adapted),
+        notes=(*_tie_notes(model, adapted), *_small_notes(left or {})),
     )
 
 
@@ -109,16 +115,22 @@ def _tie_notes(model: nn.Module, adapted: Iterable[str]) -> tuple[str, ...]:
     )
 
 
+def _small_notes(left: Mapping[str, str]) -> tuple[str, ...]:
+    """The layers that are left out although the targets are all linear layers."""
+    small = {name: reason for name, reason in left.items() if reason != "excluded"}
+    return (f"left out: {_grouped(small.items())}",) if small else ()
+
+
 def _skipped(
-    model: nn.Module, adapted: Mapping[str, nn.Module], excluded: set[str]
+    model: nn.Module, adapted: Mapping[str, nn.Module], left: Mapping[str, str]
 ) -> dict[str, str]:
     head = output_head(model)
     skipped = {}
     for name, module in base_modules(model).items():
         if name in adapted:
             continue
-        if name in excluded:
-            skipped[name] = "excluded"
+        if name in left:
+            skipped[name] = left[name]
         elif module is head:
             skipped[name] = "output head"
         elif linear_shape(module) is not None:

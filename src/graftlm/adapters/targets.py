@@ -93,12 +93,14 @@ def select(model: nn.Module, config: LoRAConfig, name: str = DEFAULT) -> list[Ta
     if problems:
         raise TargetError("\n".join(problems))
     modules = base_modules(model)
-    if isinstance(config.targets, str) and config.targets.lower() == ALL_LINEAR:
+    if every := isinstance(config.targets, str) and config.targets.lower() == ALL_LINEAR:
         names = all_linear(model)
     else:
         names = matching(modules, config.targets)
         problems += _unmatched(config, modules)
     excluded = set(matching(names, config.exclude))
+    if every:
+        excluded |= set(too_small(modules, names, config))
     problems += [
         f"exclude {entry!r} matches none of the targets{_hint(entry, names)}"
         for entry in config.exclude
@@ -124,6 +126,22 @@ def select(model: nn.Module, config: LoRAConfig, name: str = DEFAULT) -> list[Ta
     if problems:
         raise TargetError("\n".join(problems))
     return found
+
+
+def too_small(
+    modules: Mapping[str, nn.Module], names: Iterable[str], config: LoRAConfig
+) -> dict[str, str]:
+    """The linear layers with a side below their rank, and the reason to leave each out.
+
+    ``all-linear`` leaves them out, as the one-row gate of a mixture of experts: an update of full
+    rank costs less there, and no one has named them.
+    """
+    return {
+        name: f"a side of {min(size)} is below the rank"
+        for name in names
+        if (size := linear_shape(modules[name])) is not None
+        and pattern_value(config.rank_pattern, name, config.rank) > min(size)
+    }
 
 
 def adaptable(module: nn.Module, variant: str = "lora") -> bool:

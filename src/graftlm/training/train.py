@@ -5,6 +5,7 @@ The command line calls `run`. `train` does the same for a model that is already 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -157,7 +158,7 @@ def adapted_model(config: RunConfig) -> PreTrainedModel:
     if config.method == "full":
         model.requires_grad_(True)
     else:
-        add_lora(model, config.lora)
+        sys.stderr.writelines(f"{note}\n" for note in add_lora(model, config.lora).notes)
         apply_merge_aware(model, config)
     return model
 
