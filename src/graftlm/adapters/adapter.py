@@ -98,8 +98,9 @@ class Adapter(nn.Module, abc.ABC):
             empty = torch.empty(shape, dtype=torch.float32, device=device)
             self.register_parameter(attribute, nn.Parameter(empty))
         self.reset()
-        for parameter in self.parameters(recurse=False):
-            parameter.data = parameter.data.to(weight.device)
+        if weight.device != device:
+            for attribute, drawn in list(self.named_parameters(recurse=False)):
+                setattr(self, attribute, nn.Parameter(drawn.detach().to(weight.device)))
 
     @classmethod
     @abc.abstractmethod
