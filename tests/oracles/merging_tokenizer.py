@@ -49,7 +49,19 @@ def sentencepiece_like_tokenizer(vocab_size: int = 400) -> Any:
     backend.train_from_iterator(words, trainer)
     described = json.loads(backend.to_str())
     described["added_tokens"] = [t for t in described["added_tokens"] if t["content"] in SPECIAL]
+    _merge_every_cut(described["model"])
     return _wrapped(Tokenizer.from_str(json.dumps(described)))
+
+
+def _merge_every_cut(model: Any) -> None:
+    """A token is merged from each two tokens that give it, as in a conversion of SentencePiece."""
+    joined = dict.fromkeys("".join(pair) for pair in model["merges"])
+    model["merges"] = [
+        [token[:i], token[i:]]
+        for token in joined
+        for i in range(1, len(token))
+        if token[:i] in model["vocab"] and token[i:] in model["vocab"]
+    ]
 
 
 def _wrapped(backend: Any) -> Any:

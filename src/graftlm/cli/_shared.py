@@ -113,3 +113,30 @@ def open_model(
             apply_merge_aware(loaded, run)
         tokenizer = adapter_tokenizer(adapter, tokenizer)
     return loaded.train(False), tokenizer
+
+
+def in_llama_cpp(model: str, adapter: str | None, quantize: str | None) -> Any:
+    """The file ``model`` opened by llama.cpp; ``None`` if graftlm itself is to run it.
+
+    llama.cpp runs a GGUF file where `llama-cpp-python` is installed, alone or with an adapter that
+    is a GGUF file too.
+
+    Raises:
+        ModelError: the adapter is a GGUF file, and llama.cpp cannot run it.
+    """
+    from graftlm.errors import ModelError
+    from graftlm.models import llama_cpp
+
+    file = Path(model)
+    own_adapter = adapter is not None and adapter.endswith(".gguf")
+    if own_adapter and file.suffix != ".gguf":
+        raise ModelError(
+            f"{adapter} is for llama.cpp: name a .gguf file of its base as the model. "
+            "`graftlm export ADAPTER --to gguf` writes the merged model as one file"
+        )
+    if file.suffix != ".gguf" or not file.is_file() or quantize is not None:
+        return None
+    if not own_adapter and (adapter is not None or not llama_cpp.installed()):
+        return None
+    print(f"running {file.name} in llama.cpp", file=sys.stderr)
+    return llama_cpp.LlamaCpp(file, Path(adapter) if adapter else None)

@@ -12,6 +12,7 @@ from graftlm.cli._shared import (
     DeviceOption,
     ModelArgument,
     QuantizeOption,
+    in_llama_cpp,
     open_model,
     run_named,
 )
@@ -36,15 +37,17 @@ def chat(
     Example: `graftlm chat gemma-3-270m --adapter runs/first`
 
     A model that was trained on plain prompts, without turns, is asked each message by itself, as
-    in its training.
+    in its training. A .gguf file is run by llama.cpp where `llama-cpp-python` is installed.
     """
     from graftlm.data import render_prompt, stop_tokens
     from graftlm.data.prompt_format import format_in
     from graftlm.errors import ConfigError
     from graftlm.models import generate_text
 
-    loaded, tokenizer = open_model(*run_named(model, adapter), quantize, device)
-    trained_plain = format_in(tokenizer.chat_template)
+    llama = in_llama_cpp(model, adapter, quantize)
+    if llama is None:
+        loaded, tokenizer = open_model(*run_named(model, adapter), quantize, device)
+    trained_plain = format_in(tokenizer.chat_template if llama is None else llama.template)
     if trained_plain is not None:
         if system:
             raise ConfigError("--system: the model was trained on plain prompts, without turns")
@@ -59,14 +62,19 @@ def chat(
         if trained_plain is not None:
             messages.clear()
         messages.append({"role": "user", "content": line.strip()})
-        answer = generate_text(
-            loaded,
-            tokenizer,
-            [render_prompt(messages, tokenizer)],
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            seed=seed + len(messages),
-            stop=stop_tokens(tokenizer),
-        )[0]
+        drawn = seed + len(messages)
+        if llama is not None:
+            asked = messages if trained_plain is None else messages[-1]["content"]
+            answer = llama.answer(llama.prompt(asked), max_new_tokens, temperature, drawn)
+        else:
+            answer = generate_text(
+                loaded,
+                tokenizer,
+                [render_prompt(messages, tokenizer)],
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                seed=drawn,
+                stop=stop_tokens(tokenizer),
+            )[0]
         print(answer.text, flush=True)
         messages.append({"role": "assistant", "content": answer.text})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,10 +13,14 @@ from graftlm.cli._shared import (
     JsonOption,
     ModelArgument,
     QuantizeOption,
+    in_llama_cpp,
     open_model,
     run_named,
     say,
 )
+
+if TYPE_CHECKING:
+    from graftlm.models import Answer
 
 __all__ = ["generate"]
 
@@ -43,6 +47,8 @@ def generate(
     """Write the model's answer to a prompt.
 
     Example: `graftlm generate gemma-3-270m --adapter runs/first --prompt "two pizzas at 7pm"`
+
+    A .gguf file is run by llama.cpp where `llama-cpp-python` is installed.
     """
     from graftlm.data import render_prompt, stop_tokens
     from graftlm.data.prompt_format import format_in
@@ -51,6 +57,14 @@ def generate(
 
     if layout not in ("auto", "chat", "plain"):
         raise ConfigError(f"--format {layout!r}: expected auto, chat or plain")
+    if (llama := in_llama_cpp(model, adapter, quantize)) is not None:
+        if layout == "auto":
+            layout = "plain" if llama.plain else "chat"
+        asked = prompt if layout == "plain" else [{"role": "user", "content": prompt}]
+        answer = llama.answer(llama.prompt(asked), max_new_tokens, temperature, seed)
+        llama.close()
+        _say(prompt, layout, answer, as_json)
+        return
     loaded, tokenizer = open_model(*run_named(model, adapter), quantize, device)
     if layout == "auto":
         plain = format_in(tokenizer.chat_template) is not None or not tokenizer.chat_template
@@ -68,6 +82,10 @@ def generate(
     )[0]
     if not answer.stopped and answer.tokens < max_new_tokens:
         print("the answer ends where the model's positions end", file=sys.stderr)
+    _say(prompt, layout, answer, as_json)
+
+
+def _say(prompt: str, layout: str, answer: Answer, as_json: bool) -> None:
     result = {
         "prompt": prompt,
         "format": layout,

@@ -1,21 +1,25 @@
 """Runs a written GGUF in llama.cpp beside the live adapter, where `llama-cpp-python` is installed.
 
-Both continue the same prompts. The live adapter answers first, greedily; llama.cpp then reads
-prompt and answer, and at each position of the answer is asked what it would say next:
+Both continue the same prompts greedily, by the same tokens. Then llama.cpp reads the live adapter's
+answers and is asked at each position what it would say next:
 
-    agreement   share of positions where its most probable token is the live adapter's
-    kl          mean over the positions of Σ p log(p / q), p the live adapter's, q llama.cpp's
+    agreement     share of positions where its most probable token is the live adapter's
+    kl            mean over the positions of Σ p log(p / q), p the live adapter's, q llama.cpp's
+    same_answers  share of prompts that it answers by itself with the same tokens to the end
+    same_tokens   share of the tokens of its own answers before the first that differs
+    stopped       share of answers that end by themselves: the live adapter's, llama.cpp's
 
-so that one different token does not spoil the positions after it.
+Agreement is counted on the live adapter's text, so that one different token does not spoil the
+positions after it. The prompts are those of the run's rows, else the beginnings of a shipped text.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
-import importlib.util
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +29,31 @@ from torch import Tensor
 from graftlm.adapters.adapter_folder import run_settings
 from graftlm.adapters.adapter_tokenizer import adapter_tokenizer
 from graftlm.adapters.peft_format import load_adapter
+from graftlm.data import Example, stop_tokens
 from graftlm.data.shipped_text import TEXT
+from graftlm.export.merge_rows import merge_rows
 from graftlm.export.target import Proof
-from graftlm.models import load_model
+from graftlm.models import generate_text, load_model, resolve
+from graftlm.models.llama_cpp import NOT_INSTALLED, LlamaCpp, installed
 from graftlm.models.source import original_gguf
 
-__all__ = ["compare_file", "llama_model"]
+__all__ = ["compare_file"]
 
 PROMPTS, PROMPT_TOKENS, ANSWER_TOKENS = 10, 24, 32
 LEAST_AGREEMENT = 0.5
 """Of a 4-bit file; finer types agree far better. Another model agrees on a few percent."""
-NOT_INSTALLED = "llama-cpp-python is not installed: pip install 'graftlm[llama-cpp]'"
+TOGETHER = 10
+"""Prompts that the live adapter continues in one batch."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Continued:
+    """A prompt, the live adapter's greedy answer, and its logits (length of the answer, vocab)."""
+
+    prompt: list[int]
+    answer: list[int]
+    logits: Tensor
+    stopped: bool
 
 
 def compare_file(
@@ -56,39 +74,26 @@ def compare_file(
         file: the GGUF file.
         onto: the weight format of the base, or ``"original"``.
         as_adapter: whether the file is an adapter, to be run on a GGUF of the base.
-        prompts: how many prompts are continued.
-        answer_tokens: by how many tokens each.
+        prompts: how many prompts are continued, at most.
+        answer_tokens: by how many tokens each, at most.
 
     Returns:
-        The figures ``agreement``, ``kl``, ``positions`` and ``tokens_equal``: whether llama.cpp
-        splits the prompts into the same tokens; or ``not_run`` with the reason.
+        The figures of the file's docstring, ``prompts``, ``positions`` and ``tokens_equal``:
+        whether llama.cpp splits text into the same tokens; or ``not_run`` with the reason.
     """
-    if importlib.util.find_spec("llama_cpp") is None:
+    if not installed():
         return Proof([], {"not_run": NOT_INSTALLED})
-    rows, expected, texts = _live(adapter, base, onto, prompts, answer_tokens)
+    live, texts, ends = _live(adapter, base, onto, prompts, answer_tokens)
     gc.collect()
+    longest = max(len(one.prompt) for one in live) + answer_tokens + 1
     with _base_file(adapter, base, as_adapter) as base_file:
-        model = llama_model(base_file or file, file if as_adapter else None, len(rows[0]))
+        model = LlamaCpp(base_file or file, file if as_adapter else None, longest, every_logit=True)
         try:
-            equal = all(
-                model.tokenize(text.encode(), add_bos=False, special=False) == ids
-                for text, ids in texts
-            )
-            agreed, divergence = 0, 0.0
-            for row, logits in zip(rows, expected, strict=True):
-                there = _logits(model, row)[-1 - len(logits) : -1]
-                p, q = logits.log_softmax(-1), there.log_softmax(-1)
-                agreed += int((logits.argmax(-1) == there.argmax(-1)).sum())
-                divergence += float((p.exp() * (p - q)).sum())
+            equal = all(model.tokens(text, begin=False) == ids for text, ids in texts)
+            figures = _figures(model, live, ends)
         finally:
             model.close()
-    positions = sum(len(logits) for logits in expected)
-    figures = {
-        "agreement": agreed / positions,
-        "kl": divergence / positions,
-        "positions": positions,
-        "tokens_equal": equal,
-    }
+    figures["tokens_equal"] = equal
     problems = []
     if not equal:
         problems.append("llama.cpp splits text into other tokens than the model's tokenizer")
@@ -100,50 +105,73 @@ def compare_file(
     return Proof(problems, figures)
 
 
-def llama_model(file: Path, adapter: Path | None, length: int) -> Any:
-    """A GGUF opened by llama.cpp, with room for ``length`` tokens and the logits of each."""
-    from llama_cpp import Llama
-
-    return Llama(
-        str(file),
-        lora_path=str(adapter) if adapter else None,
-        n_ctx=max(64, length + 1),
-        n_batch=max(64, length + 1),
-        logits_all=True,
-        verbose=False,
-    )
-
-
-def _logits(model: Any, row: list[int]) -> Tensor:
-    model.reset()
-    model.eval(row)
-    return torch.from_numpy(model.scores[: len(row)].copy()).float()
+def _figures(model: LlamaCpp, live: Sequence[_Continued], ends: frozenset[int]) -> dict[str, Any]:
+    agreed, divergence, positions = 0, 0.0, 0
+    same_answers, same_tokens, own_tokens, stopped = 0, 0, 0, 0
+    for one in live:
+        there = model.logits([*one.prompt, *one.answer])[len(one.prompt) - 1 : -1]
+        p, q = one.logits.log_softmax(-1), there.log_softmax(-1)
+        agreed += int((one.logits.argmax(-1) == there.argmax(-1)).sum())
+        divergence += float((p.exp() * (p - q)).sum())
+        positions += len(one.answer)
+        own = model.greedy(one.prompt, len(one.answer))
+        own = own[: next((i + 1 for i, token in enumerate(own) if token in ends), len(own))]
+        pairs = zip(own, one.answer, strict=False)
+        same = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(own), len(one.answer)))
+        same_answers += own == one.answer
+        same_tokens += same
+        own_tokens += len(own)
+        stopped += own[-1] in ends
+    return {
+        "agreement": agreed / positions,
+        "kl": divergence / positions,
+        "same_answers": same_answers / len(live),
+        "same_tokens": same_tokens / own_tokens,
+        "stopped": [sum(one.stopped for one in live) / len(live), stopped / len(live)],
+        "prompts": len(live),
+        "positions": positions,
+    }
 
 
 @torch.no_grad()
 def _live(
     adapter: Path, base: str, onto: str, prompts: int, answer_tokens: int
-) -> tuple[list[list[int]], list[Tensor], list[tuple[str, list[int]]]]:
-    """Prompts with the live adapter's greedy answers, its logits there, and texts with tokens."""
+) -> tuple[list[_Continued], list[tuple[str, list[int]]], frozenset[int]]:
+    """The live adapter's answers, texts with their tokens, and the tokens that end an answer."""
     settings = run_settings(adapter)
     stored: dict[str, Any] = {}
     if settings is not None:
         names = ("block_size", "double_quant", "dtype")
         stored = {name: getattr(settings.model, name) for name in names}
-    model, tokenizer = load_model(base, quantize=None if onto == "original" else onto, **stored)
+    storage = None if onto == "original" else onto
+    model, tokenizer = load_model(base, quantize=storage, device="cpu", **stored)
     load_adapter(model, adapter)
     tokenizer = adapter_tokenizer(adapter, tokenizer)
     model.train(False)
+    ends = frozenset() if tokenizer.eos_token_id is None else frozenset(stop_tokens(tokenizer))
+    rows = merge_rows(adapter, resolve(base).path, calibrating=False).measured
+    asked = [_prompt_of(row) for row in rows][:prompts]
+    live = []
+    for first in range(0, len(asked), TOGETHER):
+        group = asked[first : first + TOGETHER]
+        answers = generate_text(model, tokenizer, group, max_new_tokens=answer_tokens, stop=ends)
+        for prompt, said in zip(group, answers, strict=True):
+            answer = list(said.ids)
+            ids = torch.tensor([[*prompt, *answer]])
+            logits = model(input_ids=ids).logits[0, len(prompt) - 1 :].float()
+            if said.stopped:  # the end token, which `ids` leaves out, is what it says next
+                answer.append(int(logits[-1].argmax()))
+            live.append(_Continued(prompt, answer, logits[: len(answer)], said.stopped))
     texts = [text for text in TEXT.read_text(encoding="utf-8").split("\n\n") if len(text) > 80]
     pieces = [(text, tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
-    begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    starts = [[*begin, *ids[:PROMPT_TOKENS]] for _, ids in pieces if len(ids) >= PROMPT_TOKENS]
-    ids = torch.tensor((starts * prompts)[:prompts])
-    for _ in range(answer_tokens):  # short rows: the whole row is read again for each token
-        chosen = model(input_ids=ids).logits[:, -1].argmax(-1, keepdim=True)
-        ids = torch.cat([ids, chosen], dim=1)
-    logits = [model(input_ids=row[None]).logits[0, -1 - answer_tokens : -1].float() for row in ids]
-    return ids.tolist(), logits, pieces[:prompts]
+    return live, pieces[:20], ends
+
+
+def _prompt_of(row: Example) -> list[int]:
+    """The tokens before the first one that is learned; of plain text, its first tokens."""
+    ids, learned = [int(token) for token in row.input_ids], list(row.supervised)
+    first = next((place for place, one in enumerate(learned) if one), len(ids))
+    return ids[:first] if first > 1 else ids[:PROMPT_TOKENS]
 
 
 @contextlib.contextmanager

@@ -25,11 +25,13 @@ class Answer:
         text: without the prompt and without special tokens.
         tokens: tokens generated, the end token included.
         stopped: whether the model produced an end token before ``max_new_tokens``.
+        ids: the tokens themselves, without the end token.
     """
 
     text: str
     tokens: int
     stopped: bool
+    ids: tuple[int, ...] = ()
 
 
 def generate_text(
@@ -98,7 +100,7 @@ def _answer(tokenizer: Any, new: list[int], end: set[int]) -> Answer:
     stop = next((index for index, token in enumerate(new) if token in end), None)
     kept = new if stop is None else new[:stop]
     text = tokenizer.decode(kept, skip_special_tokens=True)
-    return Answer(text, len(kept) + (stop is not None), stop is not None)
+    return Answer(text, len(kept) + (stop is not None), stop is not None, tuple(kept))
 
 
 def _end_tokens(model: nn.Module, tokenizer: Any) -> set[int]:

@@ -61,13 +61,17 @@ def resolve(name: str | Path, *, trust_remote_code: bool = False) -> ResolvedMod
 
 @contextlib.contextmanager
 def original_gguf(name: str | Path) -> Iterator[Path | None]:
-    """The GGUF file that the model ``name`` was converted from; ``None`` for other models."""
+    """The GGUF file that the model ``name`` was converted from; ``None`` for other models.
+
+    The folder of a built-in in the cache is that built-in, because adapters may name it.
+    """
     path = Path(name).expanduser()
-    if str(name) in builtin.MODELS and not path.exists():
-        with builtin.assembled(str(name)) as file:
-            yield file
-    else:
-        yield path if path.is_file() and path.suffix == ".gguf" else None
+    for model, entry in builtin.MODELS.items():
+        if path.name == entry.sha256 or (str(name) == model and not path.exists()):
+            with builtin.assembled(model) as file:
+                yield file
+            return
+    yield path if path.is_file() and path.suffix == ".gguf" else None
 
 
 def _require_model(folder: Path) -> None:

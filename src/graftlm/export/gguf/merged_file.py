@@ -17,7 +17,7 @@ from graftlm.export.compare_logits import compare
 from graftlm.export.gguf.architecture import problems_of
 from graftlm.export.gguf.library import gguf_library
 from graftlm.export.gguf.proof import prove
-from graftlm.export.gguf.tensors import FileTensor, file_tensors
+from graftlm.export.gguf.tensors import FileTensor, file_tensors, with_kept
 from graftlm.export.gguf.vocabulary import vocabulary
 from graftlm.export.gguf.write import predicted_bytes, write_model
 from graftlm.export.llama_cpp import compare_file
@@ -65,11 +65,11 @@ class MergedFile(ExportTarget):
         """Write the file and prove it; return the proof's figures."""
         merge, plan, tokenizer = self._prepared(adapter, base)
         config = load_config(resolve(base).path)
-        require_free_space(out, predicted_bytes(plan), "Exporting")
-        with atomic_write(out) as file:
-            with original_gguf(base) as base_file:
-                kind, name = self.quantization, Path(base).name
-                write_model(file, merge, plan, config, tokenizer, kind, base_file, name)
+        with original_gguf(base) as base_file, atomic_write(out) as file:
+            plan = with_kept(plan, merge, base_file)
+            require_free_space(out, predicted_bytes(plan), "Exporting")
+            kind, name = self.quantization, Path(base).name
+            write_model(file, merge, plan, config, tokenizer, kind, base_file, name)
             template = getattr(tokenizer, "chat_template", None)
             proof = prove(file, merge, plan, config, template)
             if proof.problems:
@@ -79,6 +79,7 @@ class MergedFile(ExportTarget):
             "quantization": self.quantization,
             "onto": merge.onto,
             "bytes": size,
+            "kept_from_base": sum(tensor.kept for tensor in plan),
             "proof": proof.figures,
         }
 

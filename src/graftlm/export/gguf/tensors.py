@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ __all__ = [
     "stored_type",
     "tensor_names",
     "to_bytes",
+    "with_kept",
 ]
 
 TYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
@@ -44,6 +46,7 @@ class FileTensor:
         name: its name in the file.
         shape: as in PyTorch; GGUF lists dimensions in reverse.
         type: the name of its type in the `gguf` library.
+        kept: whether the bytes of the base's own GGUF file are copied.
     """
 
     key: str
@@ -51,6 +54,7 @@ class FileTensor:
     name: str
     shape: tuple[int, ...]
     type: str
+    kept: bool = False
 
 
 def file_tensors(merge: Merge, config: Any, shapes: dict[str, Any], kind: str) -> list[FileTensor]:
@@ -85,6 +89,20 @@ def file_tensors(merge: Merge, config: Any, shapes: dict[str, Any], kind: str) -
     if missing:
         raise ArtifactError(f"GGUF has no place for these weights of the model: {missing[:5]}")
     return found
+
+
+def with_kept(plan: list[FileTensor], merge: Merge, base_file: Path | None) -> list[FileTensor]:
+    """The plan in which tensors that the merge does not change are copied from ``base_file``."""
+    if base_file is None:
+        return plan
+    stored = {tensor.name: tensor for tensor in gguf_library().GGUFReader(base_file).tensors}
+    changed = merge.deltas.keys() | merge.quantized.keys() | set(merge.untied_head or ())
+    return [
+        tensor
+        if tensor.parameter in changed or tensor.name not in stored
+        else dataclasses.replace(tensor, type=stored[tensor.name].tensor_type.name, kept=True)
+        for tensor in plan
+    ]
 
 
 def stored_type(name: str, shape: tuple[int, ...], kind: str) -> str:

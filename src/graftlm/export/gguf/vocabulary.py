@@ -7,15 +7,17 @@ Two kinds are written:
   another rule would give other tokens without a word;
 - SentencePiece BPE (``llama``): tokens and scores. llama.cpp joins the pair whose result has the
   highest score, transformers the pair that comes first in the list of merges. The score is
-  therefore minus the place of the first merge that gives the token.
+  therefore minus the place of the first merge that gives the token; see `_scores`.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from typing import Any
 
+from graftlm.data import stop_tokens
 from graftlm.errors import ArtifactError
 
 __all__ = ["Vocabulary", "vocabulary"]
@@ -26,14 +28,17 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 LEAST_SCORE = -1e9
 """Of a token that no merge gives; only its own text can become it."""
 
+_SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_WORD = _SHORT + r"|[^\r\n\p{L}\p{N}]?\p{L}+"
+_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_BEFORE, _REST_SLASH = r"[^\r\n\p{L}\p{N}]?", _REST.replace(r"[\r\n]*", r"[\r\n/]*", 1)
 SPLITS = {
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+": "llama-bpe",
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+": "qwen2",
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+": "tekken",
+    _WORD + r"|\p{N}{1,3}" + _REST: "llama-bpe",
+    _WORD + r"|\p{N}" + _REST: "qwen2",
+    f"{_BEFORE}{_UPPER}*{_LOWER}+|{_BEFORE}{_UPPER}+{_LOWER}*" + r"|\p{N}" + _REST_SLASH: "tekken",
+    f"{_BEFORE}{_UPPER}*{_LOWER}+{_SHORT}?|{_BEFORE}{_UPPER}+{_LOWER}*{_SHORT}?"
+    r"|\p{N}{1,3}" + _REST_SLASH: "gpt-4o",
 }
 """The name in llama.cpp of each regular expression that splits text into words."""
 
@@ -49,7 +54,7 @@ class Vocabulary:
         types: of each token.
         scores: of each token, for ``llama``.
         merges: ``left right``, for ``gpt2``.
-        special: ids by role: bos, eos, unknown, padding.
+        special: ids by role: bos, eos, unknown, padding, and eot: the end of an answer in a chat.
         add_bos: whether each text begins with the begin token.
         add_eos: whether each text ends with the end token.
         add_space_prefix: whether a space is put before each text.
@@ -82,15 +87,18 @@ def vocabulary(tokenizer: Any, size: int) -> Vocabulary:
         raise ArtifactError(
             f"the tokenizer is of the kind {kind}; written are byte-level BPE and SentencePiece BPE"
         )
+    added = {token["id"]: token for token in described["added_tokens"]}
+    if (last := max([*described["model"]["vocab"].values(), *added])) >= size:
+        raise ArtifactError(f"the tokenizer has token {last}, and the model {size} rows for tokens")
     tokens = [f"[PAD{i}]" for i in range(size)]
     types = [UNUSED] * size
     bytewise = bool(described["model"].get("byte_fallback"))
     for token, place in described["model"]["vocab"].items():
         tokens[place] = token
         types[place] = BYTE if bytewise and _is_byte(token) else NORMAL
-    for added in described["added_tokens"]:
-        tokens[added["id"]] = added["content"]
-        types[added["id"]] = CONTROL if added["special"] else USER_DEFINED
+    for place, token in added.items():
+        tokens[place] = token["content"]
+        types[place] = CONTROL if token["special"] else USER_DEFINED
     if (unknown := tokenizer.unk_token_id) is not None and bytewise:
         types[unknown] = UNKNOWN
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in _merges(described)]
@@ -101,7 +109,7 @@ def vocabulary(tokenizer: Any, size: int) -> Vocabulary:
         split=split,
         tokens=tokens,
         types=types,
-        scores=_scores(tokens, _merges(described)) if bytewise else None,
+        scores=_scores(described, tokens) if bytewise else None,
         merges=None if bytewise else merges,
         special=_special(tokenizer),
         add_bos=bool(text) and text[0] == tokenizer.bos_token_id,
@@ -119,17 +127,38 @@ def _is_byte(token: str) -> bool:
     return len(token) == 6 and token.startswith("<0x") and token.endswith(">")
 
 
-def _scores(tokens: list[str], merges: list[Any]) -> list[float]:
-    first: dict[str, int] = {}
-    for place, pair in enumerate(merges):
+def _scores(described: dict[str, Any], tokens: list[str]) -> list[float]:
+    """The scores that give the same tokens as the list of merges.
+
+    There are such scores if the merges that give one token stand together, and if the token is
+    merged from every two tokens that it can be cut into. The list of a tokenizer that was converted
+    from SentencePiece is of this kind.
+
+    Raises:
+        ArtifactError: there are none.
+    """
+    known = described["model"]["vocab"]
+    places: dict[str, list[int]] = {}
+    for place, pair in enumerate(_merges(described)):
         left, right = pair.split(" ") if isinstance(pair, str) else pair
-        first.setdefault(left + right, place)
-    return [-float(first[token]) if token in first else LEAST_SCORE for token in tokens]
+        places.setdefault(left + right, []).append(place)
+    for token, there in places.items():
+        cuts = sum(token[:i] in known and token[i:] in known for i in range(1, len(token)))
+        if cuts != len(there) or there[-1] - there[0] != cuts - 1:
+            raise ArtifactError(
+                f"the tokenizer merges {token!r} from {len(there)} of the {cuts} pairs of tokens "
+                "that give it, or at different places of its list. llama.cpp merges by a score of "
+                "the result, so it would split some texts into other tokens"
+            )
+    return [-float(places[token][0]) if token in places else LEAST_SCORE for token in tokens]
 
 
 def _special(tokenizer: Any) -> dict[str, int]:
     roles = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
     found = {role: getattr(tokenizer, f"{name}_token_id") for role, name in roles.items()}
+    if getattr(tokenizer, "chat_template", None) and tokenizer.eos_token is not None:
+        ends = stop_tokens(copy.copy(tokenizer))  # a copy, because it may set the template
+        found["eot"] = next((token for token in ends if token != tokenizer.eos_token_id), None)
     return {role: token for role, token in found.items() if token is not None}
 
 
@@ -147,8 +176,14 @@ def _split_of(described: dict[str, Any]) -> str:
     steps = before.get("pretokenizers", [before])
     patterns = [step["pattern"]["Regex"] for step in steps if "Regex" in step.get("pattern", {})]
     levels = [step for step in steps if step.get("type") == "ByteLevel"]
-    if len(patterns) == 1 and patterns[0] in SPLITS and levels:
-        return SPLITS[patterns[0]]
+    if len(patterns) == 1 and patterns[0] in SPLITS and levels and len(steps) == 2:
+        name = SPLITS[patterns[0]]
+        # The same rule; only under the first name llama.cpp takes whole words without merging.
+        whole = described["model"].get("ignore_merges")
+        return "dbrx" if name == "llama-bpe" and not whole else name
+    digits = steps[0].get("type") == "Digits" and steps[0].get("individual_digits")
+    if digits and len(steps) == 2 and levels and levels[0].get("use_regex", True):
+        return "smollm"
     if not patterns and len(steps) == 1 and levels and levels[0].get("use_regex", True):
         return "gpt-2"
     raise ArtifactError(

@@ -1,7 +1,8 @@
 """Writes a merged model as one GGUF file, tensor by tensor: peak memory is one tensor.
 
 If the base came from a GGUF file, the metadata and the tokenizer of that file are kept, except
-those fields that describe the weights and the chat template.
+those fields that describe the weights and the chat template. Tensors that the merge does not change
+are copied from it, byte by byte.
 """
 
 from __future__ import annotations
@@ -98,11 +99,19 @@ def write_model(
     try:
         for array in numbers.values():
             writer.write_tensor_data(array)
+        own = {} if base_file is None else _tensors_in(base_file)
         for tensor, value in merged_tensors(merge, plan):
+            if tensor.kept:
+                writer.write_tensor_data(own[tensor.name].data)
+                continue
             laid_out = in_file_layout(tensor.parameter, value, config)
             writer.write_tensor_data(to_bytes(laid_out, tensor.type))
     finally:
         writer.close()
+
+
+def _tensors_in(file: Path) -> dict[str, Any]:
+    return {tensor.name: tensor for tensor in gguf_library().GGUFReader(file).tensors}
 
 
 def _bytes_of(tensor: FileTensor) -> int:
