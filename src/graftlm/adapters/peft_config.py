@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar
 import pydantic
 from torch import nn
 
+from graftlm._compat.peft_experts import taken_for_experts
 from graftlm.adapters.adapted import base_modules, lora_modules
 from graftlm.adapters.adapter import variants
 from graftlm.adapters.layers import stores_transposed
@@ -52,6 +53,7 @@ class AdapterConfig(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(frozen=True, strict=True)
 
     target_modules: str | list[str] | None = None
+    target_parameters: list[str] = []
     r: int = pydantic.Field(8, ge=1)
     lora_alpha: Alpha = 8
     lora_dropout: float = pydantic.Field(0.0, ge=0, lt=1)
@@ -71,13 +73,17 @@ class AdapterConfig(pydantic.BaseModel):
 
     def targeted(self, model: nn.Module) -> list[str] | None:
         """Names of the modules that these settings adapt; ``None`` if they do not say."""
-        if self.target_modules is None:
+        if self.target_modules is None and not self.target_parameters:
             return None
         modules = base_modules(model)
-        if str(self.target_modules).lower() == ALL_LINEAR:
+        by_weight = [entry.removesuffix(".weight") for entry in self.target_parameters]
+        if self.target_modules is None:
+            names = []
+        elif str(self.target_modules).lower() == ALL_LINEAR:
             names = all_linear(model)
         else:
             names = matching(modules, self.target_modules)
+        names = list(dict.fromkeys([*names, *matching(modules, by_weight)]))
         excluded = set(matching(names, self.exclude_modules)) if self.exclude_modules else set()
         return [
             name
@@ -105,7 +111,9 @@ def adapter_config(model: nn.Module, base_name: str, adapter: str | None = None)
     settings = lora_config(model, adapter)
     targets = settings.targets
     bases = base_modules(model)
-    transposed = any(stores_transposed(bases[name]) for name in lora_modules(model, adapter))
+    adapted = list(lora_modules(model, adapter))
+    transposed = any(stores_transposed(bases[name]) for name in adapted)
+    by_weight = taken_for_experts(getattr(model, "config", None), adapted)
     config: dict[str, Any] = {
         "alpha_pattern": {key: _number(a) for key, a in settings.alpha_pattern.items()},
         "base_model_name_or_path": base_name,
@@ -121,7 +129,27 @@ def adapter_config(model: nn.Module, base_name: str, adapter: str | None = None)
     }
     if settings.use_rslora:
         config["use_rslora"] = True
+    if by_weight:
+        config |= _named_by_weight(config, by_weight, adapted)
     return config | marks(settings.variant)
+
+
+def _named_by_weight(
+    config: dict[str, Any], by_weight: list[str], adapted: list[str]
+) -> dict[str, Any]:
+    """The entries that make PEFT adapt ``by_weight``; see `_compat/peft_experts.py`.
+
+    PEFT matches patterns against the name of the weight there, and has no dropout for it.
+    """
+    others = [name for name in adapted if name not in set(by_weight)]
+    return {
+        "lora_dropout": 0.0,
+        "target_modules": sorted(others),
+        "target_parameters": [f"{name}.weight" for name in by_weight],
+    } | {
+        patterns: {rf"{key}(\.weight)?": value for key, value in config[patterns].items()}
+        for patterns in ("rank_pattern", "alpha_pattern")
+    }
 
 
 def read_config(folder: Path) -> AdapterConfig:
@@ -167,6 +195,12 @@ def _unsupported(given: dict[str, Any], variant: str | None) -> Iterable[str]:
         yield (
             f"init_lora_weights={start!r} changes the base model too; convert the adapter with "
             "PEFT's save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+        )
+    named = given.get("target_parameters")
+    if isinstance(named, list) and not all(str(entry).endswith(".weight") for entry in named):
+        yield (
+            f"target_parameters={named!r} is not supported; graftlm reads the weights of linear "
+            "layers there, not fused experts"
         )
     known = HARMLESS | JUDGED | AdapterConfig.model_fields.keys() | own.keys()
     for key in sorted(given.keys() - known):
