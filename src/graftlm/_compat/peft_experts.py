@@ -1,4 +1,4 @@
-"""Names of layers that PEFT takes for experts (seen in PEFT 0.21, transformers 5.23).
+"""Names of layers that PEFT 0.21 takes for experts; seen in transformers 5.23.
 
 transformers 5 fuses the experts of a layer into two parameters, so PEFT reads the names that
 version 4 gave to one expert's layers (`gate_proj`, …) as those parameters. It does so wherever an
