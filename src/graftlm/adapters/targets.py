@@ -99,8 +99,9 @@ def select(model: nn.Module, config: LoRAConfig, name: str = DEFAULT) -> list[Ta
         names = matching(modules, config.targets)
         problems += _unmatched(config, modules)
     excluded = set(matching(names, config.exclude))
-    if every:
-        excluded |= set(too_small(modules, names, config))
+    small = too_small(modules, names, config) if every else {}
+    if len(small) < len(names):  # else every layer is refused below, with its size
+        excluded |= small.keys()
     problems += [
         f"exclude {entry!r} matches none of the targets{_hint(entry, names)}"
         for entry in config.exclude
