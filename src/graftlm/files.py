@@ -5,11 +5,15 @@ and renames it. After a crash, or on a full disk, the old file, if there was one
 
 A folder cannot be replaced by one rename. The old one is first renamed to a hidden name. A process
 that is killed between the two renames leaves it there, and `recover` restores it.
+
+A temporary name holds the machine and the process that owns it. What a killed process has left is
+removed by the next one that writes into the same folder.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import glob
 import hashlib
 import json
@@ -17,7 +21,9 @@ import math
 import os
 import re
 import shutil
+import socket
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -54,7 +60,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         )
     with disk_errors_named(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        _remove_abandoned(target.parent)
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.{_owner()}.")
         os.close(handle)
         temporary = Path(name)
         try:
@@ -87,7 +94,9 @@ def atomic_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
         )
     with disk_errors_named(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+        _remove_abandoned(target.parent)
+        prefix = f".{target.name}.{_owner()}."
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=prefix))
         try:
             yield temporary
             temporary.chmod(0o777 & ~_umask())
@@ -95,7 +104,9 @@ def atomic_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
                 file.chmod((0o777 if file.is_dir() else 0o666) & ~_umask())
                 _sync(file)
             if target.exists():
-                old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old."))
+                old = Path(
+                    tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old.{_owner()}.")
+                )
                 target.rename(old / "old")
                 try:
                     temporary.rename(target)
@@ -123,7 +134,8 @@ def finite(value: Any) -> Any:
 def remove_folder(path: Path) -> None:
     """Delete a folder; a kill leaves either all of it or a hidden remainder."""
     with disk_errors_named(path):
-        hidden = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        prefix = f".{path.name}.{_owner()}."
+        hidden = Path(tempfile.mkdtemp(dir=path.parent, prefix=prefix))
         path.rename(hidden / "removed")
         shutil.rmtree(hidden)
 
@@ -136,7 +148,9 @@ def recover(path: Path) -> None:
     """
     with disk_errors_named(path):
         for rest in path.parent.glob(f".{glob.escape(path.name)}.*"):
-            if not re.fullmatch(rf"\.{re.escape(path.name)}\.(old\.)?\w{{8}}", rest.name):
+            if not re.fullmatch(
+                rf"\.{re.escape(path.name)}\.(old\.)?({OWNER}\.)?\w{{8}}", rest.name
+            ):
                 continue
             if (rest / "old").exists() and not path.exists():
                 (rest / "old").rename(path)
@@ -144,6 +158,48 @@ def recover(path: Path) -> None:
                 shutil.rmtree(rest)
             else:
                 rest.unlink()
+
+
+OWNER = r"[0-9a-f]{8}-\d+"
+"""A machine and a process, in a temporary name."""
+
+
+@functools.cache
+def _machine() -> str:
+    return f"{zlib.crc32(socket.gethostname().encode()):08x}"
+
+
+def _owner() -> str:
+    return f"{_machine()}-{os.getpid()}"
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove from ``folder`` the temporary files and folders that no living process owns.
+
+    An old folder that waits to be restored is left to `recover`.
+    """
+    for rest in folder.glob(f".*.{_machine()}-*.*"):
+        found = re.fullmatch(rf"\.(.+?)(\.old)?\.{_machine()}-(\d+)\.\w{{8}}", rest.name)
+        if found is None or _alive(int(found[3]), rest):
+            continue
+        if found[2] and not (folder / found[1]).exists():
+            continue
+        if rest.is_dir():
+            shutil.rmtree(rest, ignore_errors=True)
+        else:
+            rest.unlink(missing_ok=True)
+
+
+def _alive(process: int, made: Path) -> bool:
+    """Whether the process that made ``made`` lives; a number may have gone to a later process."""
+    import psutil
+
+    try:
+        return bool(psutil.Process(process).create_time() <= made.stat().st_mtime + 1)
+    except psutil.NoSuchProcess:
+        return False
+    except (OSError, psutil.Error):
+        return True
 
 
 def write_json(path: str | Path, value: Any, *, sort_keys: bool = False) -> None:
