@@ -212,10 +212,16 @@ class _Measuring:
 def _feedback(
     source: MergeSource, rows: MergeRows, spill: Path, tell: Callable[[str], None]
 ) -> StoredWeights:
-    """The merge into a weight format by error feedback."""
+    """The merge into a weight format by error feedback.
+
+    Its aim is the live model: of an adapter trained on a base in the format, that base and its
+    scales. Such an adapter makes up for the errors of that base.
+    """
     tell(f"calibrating on {len(rows.calibration)} rows")
-    exact = MergedWeights(source.original(), source.updates)
+    same = source.trained == source.to
+    exact = MergedWeights(source.base() if same else source.original(), source.updates)
     plain = source.stored(f"{source.to}-original")
+    base = dataclasses.replace(plain, exact=source.original())
     made = calibrate(
         source.weights,
         exact,
@@ -226,6 +232,7 @@ def _feedback(
         source.settings,
         spill,
         plain.dtype,
+        base.stored if same else None,
     )
     return dataclasses.replace(plain, made=made)
 

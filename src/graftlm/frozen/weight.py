@@ -119,7 +119,12 @@ class FrozenWeight(abc.ABC):
 
     @classmethod
     def quantize_for(
-        cls, weight: Tensor, settings: StorageSettings, gram: Tensor, dtype: torch.dtype
+        cls,
+        weight: Tensor,
+        settings: StorageSettings,
+        gram: Tensor,
+        dtype: torch.dtype,
+        like: FrozenWeight | None = None,
     ) -> Self:
         """Store a weight so that its products with typical inputs change little.
 
@@ -128,6 +133,8 @@ class FrozenWeight(abc.ABC):
             settings: as for `quantize`.
             gram: (in, in) float32, Xᵀ X of typical inputs X of the layer.
             dtype: the type of the weight, as `quantize` would find it.
+            like: a stored weight whose scales to keep. A weight that differs little from it then
+                has little to round.
 
         Raises:
             ConfigError: the format has no such form.

@@ -13,7 +13,7 @@ soon as it is made.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import safetensors.torch
@@ -67,6 +67,7 @@ def calibrate(
     settings: StorageSettings,
     folder: Path,
     dtype: torch.dtype | None = None,
+    like: Callable[[str], FrozenWeight] | None = None,
 ) -> CalibratedWeights:
     """Store ``layers`` for the inputs that ``rows`` give them.
 
@@ -80,6 +81,7 @@ def calibrate(
         settings: its settings.
         folder: where the stored weights go; an existing folder.
         dtype: the type that a stored weight is decoded to; by default its own.
+        like: gives, by name, a stored weight whose scales to keep.
 
     Raises:
         ModelError: the model cannot run from the disk, or a layer never ran, so its inputs are not
@@ -97,7 +99,8 @@ def calibrate(
         if place not in made:
             gram = _gram(x, batch.attention_mask)
             kind = dtype or weights.dtype(place)
-            made.keep(place, format.quantize_for(weight, settings, gram, kind))
+            known = None if like is None else like(place)
+            made.keep(place, format.quantize_for(weight, settings, gram, kind, known))
         dense = made[place].dequantize(torch.float32)
         module.weight = nn.Parameter(dense.T if layers[place] else dense, requires_grad=False)
 

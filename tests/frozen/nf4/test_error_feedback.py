@@ -80,6 +80,22 @@ def test_zero_rows_stay_zero_and_nan_is_refused() -> None:
         feedback(W, X.T @ X, 64, True, torch.float32)
 
 
+def test_a_small_update_survives_on_the_scales_of_its_base() -> None:
+    torch.manual_seed(0)
+    X, base = inputs(400, 128), quantize(torch.randn(96, 128) * 0.05)
+    W = dequantize(base, torch.float32)
+    update = 0.03 * (torch.randn(96, 4) @ torch.randn(4, 128)) * 0.05
+    plain = quantize(W + update)
+    assert float((dequantize(plain, torch.float32) - W).norm()) < 0.6 * float(update.norm())
+    kept = feedback(W + update, X.T @ X, 64, True, torch.float32, base)
+    assert torch.equal(kept.absmax, base.absmax)
+    target = X @ (W + update).T
+    lost = (X @ dequantize(kept, torch.float32).T - target).norm() / (X @ update.T).norm()
+    assert float(lost) < 0.3
+    same = feedback(W, X.T @ X, 64, True, torch.float32, base)
+    assert torch.equal(same.codes, base.codes)
+
+
 def test_the_format_offers_it() -> None:
     W, X = torch.randn(64, 64), inputs(100, 64)
     stored = FrozenNF4.quantize_for(W, WeightSettings(), X.T @ X, torch.bfloat16)

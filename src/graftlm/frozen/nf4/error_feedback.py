@@ -22,6 +22,10 @@ flattened matrix, and double quantisation looks at all blocks together. A scale 
 block's maximum: `search` takes, of `SHRINK` times the maximum, the one whose nearest levels have
 the least Σ_j H_jj (w_j - ŵ_j)². Rounding uses the scale as it is decoded, after its own
 quantisation.
+
+**A merge onto a 4-bit base keeps the base's scales** (`like`). Q⁻¹Q(W) + Δ on another grid would be
+rounded by up to half a step; on the grid of Q(W), only Δ is rounded. Plain rounding then loses all
+of a small Δ, because no weight moves by half a step. Here its effect is collected until one does.
 """
 
 from __future__ import annotations
@@ -45,7 +49,12 @@ COLUMNS = 128
 
 @torch.no_grad()
 def feedback(
-    weight: Tensor, gram: Tensor, block_size: int, double_quant: bool, dtype: torch.dtype
+    weight: Tensor,
+    gram: Tensor,
+    block_size: int,
+    double_quant: bool,
+    dtype: torch.dtype,
+    like: NF4Weight | None = None,
 ) -> NF4Weight:
     """``weight`` in NF4, its errors spread so that products with typical inputs change little.
 
@@ -55,19 +64,16 @@ def feedback(
         block_size: weights that share one scale.
         double_quant: whether the scales are stored in 8 bits.
         dtype: the type that the stored weight is decoded to.
+        like: a stored weight whose scales to keep.
     """
     check(weight, block_size)
     weight = weight.float()
-    importance = gram.diagonal().clamp(min=0)
-    scales = search(weight, importance, block_size)
-    # NaN and infinity are refused here, as for plain rounding.
-    stored = assemble(
-        weight.to(dtype) if dtype != weight.dtype else weight,
-        torch.empty(0, dtype=torch.uint8),
-        scales,
-        block_size,
-        double_quantize if double_quant else None,
-    )
+    stored = like
+    if stored is None:
+        scales = search(weight, gram.diagonal().clamp(min=0), block_size)
+        # NaN and infinity are refused here, as for plain rounding.
+        shrink = double_quantize if double_quant else None
+        stored = assemble(weight, torch.empty(0, dtype=torch.uint8), scales, block_size, shrink)
     decoded = _spread(block_scales(stored), weight.shape, block_size)
     codes = _rounded(weight, decoded, gram)
     return NF4Weight(
@@ -76,7 +82,7 @@ def feedback(
         stored.nested_absmax,
         stored.offset,
         stored.shape,
-        stored.dtype,
+        dtype,
         stored.block_size,
     )
 

@@ -59,10 +59,16 @@ class FrozenNF4(FrozenWeight):
 
     @classmethod
     def quantize_for(
-        cls, weight: Tensor, settings: StorageSettings, gram: Tensor, dtype: torch.dtype
+        cls,
+        weight: Tensor,
+        settings: StorageSettings,
+        gram: Tensor,
+        dtype: torch.dtype,
+        like: FrozenWeight | None = None,
     ) -> Self:
         """By second-order error feedback."""
-        return cls(feedback(weight, gram, settings.block_size, settings.double_quant, dtype))
+        known = like.stored if isinstance(like, FrozenNF4) else None
+        return cls(feedback(weight, gram, settings.block_size, settings.double_quant, dtype, known))
 
     def of_type(self, dtype: torch.dtype) -> Self:
         """The same codes, decoded to ``dtype``."""
