@@ -1,19 +1,29 @@
 # Two virtual environments, so that the demo shows what a user installs and nothing more.
 #   make demo    install, then the whole demo          make check   format, lint, types
 #   make test    install with test extras, the suite   make bench   all benchmarks
+#   make test-gpu, make bench-gpu: the same for a GPU, in an environment with a torch that can use it
 PYTHON ?= python3
 DEMO_ENV ?= .venv-demo
 TEST_ENV ?= .venv
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
 
-.PHONY: demo test check sanitize format bench bench-kernels bench-peers clean
+.PHONY: demo test test-gpu bench-gpu check sanitize format bench bench-kernels bench-peers clean
 
 demo: $(DEMO_ENV)/installed
 	$(DEMO_ENV)/bin/graftlm demo --out demo-run
 
 test: $(TEST_ENV)/installed
 	$(TEST_ENV)/bin/python -m pytest --numprocesses 2 --dist loadgroup
+
+# Both fail where torch finds no GPU. GPU_PYTHON: an environment with graftlm and a torch for the GPU;
+# PYTHONPATH=src suffices for a copied folder.
+GPU_PYTHON ?= $(TEST_ENV)/bin/python
+test-gpu:
+	GRAFTLM_TEST_GPU=1 PYTHONPATH=src $(GPU_PYTHON) -m pytest tests/gpu
+
+bench-gpu:
+	PYTHONPATH=src $(GPU_PYTHON) benchmarks/bench_gpu.py
 
 check: $(TEST_ENV)/installed
 	$(TEST_ENV)/bin/ruff format --check .
