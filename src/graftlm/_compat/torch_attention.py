@@ -1,13 +1,18 @@
-"""PyTorch's attention kernel for the CPU. Seen in torch 2.6 to 2.13.
+"""PyTorch's attention kernels, by name. Seen in torch 2.6 to 2.13.
 
-`torch.nn.functional.scaled_dot_product_attention` chooses it by itself, but gives no log-sum-exp.
+`torch.nn.functional.scaled_dot_product_attention` chooses one by itself. It gives no log-sum-exp,
+and for a fake tensor of a GPU that is not here it chooses none of the GPU's.
 """
 
 from __future__ import annotations
 
 import torch
 
-__all__ = ["cpu_attention", "cpu_attention_backward"]
+__all__ = ["cpu_attention", "cpu_attention_backward", "efficient_attention", "flash_attention"]
 
 cpu_attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 cpu_attention_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+flash_attention = torch.ops.aten._scaled_dot_product_flash_attention.default
+"""A GPU's, in 16 bits and without a mask."""
+efficient_attention = torch.ops.aten._scaled_dot_product_efficient_attention.default
+"""A GPU's, in any type and with a mask."""

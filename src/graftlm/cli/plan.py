@@ -38,6 +38,10 @@ def plan(
     device: Annotated[
         str, typer.Option(help="cpu or cuda; it need not be here. auto: what is here.")
     ] = "auto",
+    card: Annotated[
+        str | None,
+        typer.Option(help="A GPU by name, with its data sheet: T4, A100, …", **_HIDE),
+    ] = None,
     max_length: Annotated[int | None, typer.Option(help="Tokens a row.", **_HIDE)] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows a batch.", **_HIDE)] = None,
     rank: Annotated[int | None, typer.Option(help="Rank of the adapters.", **_HIDE)] = None,
@@ -91,7 +95,8 @@ def plan(
         found = make_plan(
             config,
             memory=memory,
-            device=DEVICES[bool(candidates())] if device == "auto" else device,
+            device=DEVICES[bool(card or candidates())] if device == "auto" else device,
+            card=card,
             methods=[word.strip() for word in methods.split(",")],  # type: ignore[misc]
             lengths=row_lengths(config) if data else (),
             verify="all" if verify_all else "recommended" if verify else None,

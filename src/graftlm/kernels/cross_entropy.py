@@ -113,7 +113,8 @@ def walk_of(
     rest = (*arguments, max_dropped, want_grad)
     weight = (head.weight, head.row_scale, head.bias)
     # Only the CPU's kernel leaves entries out, for which the mean row stands.
-    wants_mean = mean is None and hidden.is_cpu and bool(want_grad or label_smoothing)
+    here = hidden.device.type == "cpu"  # a fake tensor of a GPU says that it `is_cpu`
+    wants_mean = mean is None and here and bool(want_grad or label_smoothing)
     if wants_mean and _cross_entropy.has_kernel(hidden, *weight, None, *rest):
         mean = mean_row(head.weight, head.row_scale)
     loss, lse, grad, dropped, counts = _cross_entropy(hidden, *weight, mean, *rest)

@@ -16,6 +16,7 @@ from graftlm.frozen.formats import format_named
 from graftlm.frozen.linear import FrozenLinear
 from graftlm.models.assemble import assemble
 from graftlm.models.streaming import linear_layers, unquantized_names
+from graftlm.planning.card_attention import attend_as_a_card
 from graftlm.system.placement import Placement
 from graftlm.training.resolve import embeddings_of
 from graftlm.training.run import recompute_activations
@@ -69,6 +70,8 @@ def build(
     """
     model = without_tensors(architecture, config, dtype)
     _materialise(model, dtype, device)
+    if not Placement.on(device).runs_on_cpu:
+        attend_as_a_card(model)
     if config.method == "full":
         model.requires_grad_(True)
     else:

@@ -16,6 +16,7 @@ from graftlm.config import (
     parse_size,
 )
 from graftlm.errors import ConfigError, ModelError, ResourceError, TargetError
+from graftlm.planning.data_sheet import card_of
 from graftlm.planning.planner import METHODS, Method, Option, Planner, Setting, as_setting
 from graftlm.planning.recommend import Recommendation, recommend
 from graftlm.planning.source import Source, source_of
@@ -81,6 +82,7 @@ def make_plan(
     verify: Literal["recommended", "all"] | None = None,
     progress: Callable[[str], None] = lambda text: None,
     only_recommended: bool = False,
+    card: str | None = None,
 ) -> Plan:
     """Plan a run from its settings. Of the model only the config is read.
 
@@ -95,6 +97,8 @@ def make_plan(
             process, for at most `LIMIT_SECONDS`.
         progress: is called with a description of the current work.
         only_recommended: predict no more settings than the recommendation needs.
+        card: the GPU to plan for, such as ``"A100"``: times are by its data sheet, and the default
+            limit is its memory. By default the one that is here.
 
     Raises:
         ConfigError: a size, device or method is invalid, or the objective is not `next_token`.
@@ -119,9 +123,12 @@ def make_plan(
     if not _leads_to(device, config.device):
         config = config.model_copy(update={"device": device})
     placement = Placement.on(device)
+    sheet = card_of(card, placement)
+    if memory is None and card is not None and sheet is not None:
+        memory = int(sheet.memory)
     limit = placement.free_memory() if memory is None else parse_size(memory)
     source = Source(architecture) if architecture is not None else source_of(config)
-    planner = Planner(source, config, limit, placement, lengths)
+    planner = Planner(source, config, limit, placement, lengths, sheet)
     embeddings = config.model.embeddings
     made: dict[Setting, Option | None] = {}
 

@@ -12,11 +12,13 @@ from graftlm.config import Embeddings, RunConfig
 from graftlm.models.capabilities import capabilities
 from graftlm.planning.baseline_memory import framework_memory
 from graftlm.planning.calibration import Calibration, calibrate
+from graftlm.planning.data_sheet import speed_of
 from graftlm.planning.fake_model import without_tensors
 from graftlm.planning.largest_batch import laid, stacked
 from graftlm.planning.source import Source
 from graftlm.planning.timeline import COMPONENTS
 from graftlm.planning.trace import BatchShape, Trace, trace_step
+from graftlm.system.cards import Card
 from graftlm.system.placement import Placement
 from graftlm.training.batching import most_positions
 from graftlm.training.resolve import changed, embeddings_of
@@ -105,7 +107,9 @@ class Planner:
         limit: int,
         placement: Placement,
         lengths: Sequence[int] = (),
+        card: Card | None = None,
     ) -> None:
+        self.card = card
         self.source, self.config, self.limit = source, config, limit
         self.placement, self.lengths = placement, sorted(lengths)
         self._traces: dict[tuple[Method, bool, Embeddings, BatchShape], Trace] = {}
@@ -116,7 +120,9 @@ class Planner:
 
     @functools.cached_property
     def _speed(self) -> Calibration | None:
-        return calibrate() if self.placement.runs_on_cpu else None
+        if self.placement.runs_on_cpu:
+            return calibrate()
+        return None if self.card is None else speed_of(self.card)
 
     @functools.cached_property
     def _end_to_end(self) -> bool:

@@ -55,6 +55,6 @@ def card_named(name: str) -> Card | None:
     words = name.upper().replace("-", " ").replace("_", " ")
     for card in CARDS:
         wanted = card.name.upper()
-        if f" {wanted} " in f" {words} " or wanted.replace(" ", "") in words.replace(" ", ""):
+        if f" {wanted} " in f" {words} " or wanted.replace(" ", "") in words.split():
             return card
     return None
