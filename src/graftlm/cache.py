@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from graftlm.errors import ResourceError
-from graftlm.files import atomic_folder
+from graftlm.files import atomic_folder, remove_abandoned
 
 __all__ = ["cache_folder", "forget", "once"]
 
@@ -28,6 +28,7 @@ def once(kind: str, key: str, make: Callable[[Path], None]) -> Path:
     import filelock
 
     target = cache_folder() / kind / key
+    remove_abandoned(target.parent)
     if target.is_dir():
         return target
     try:

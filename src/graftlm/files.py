@@ -36,10 +36,12 @@ __all__ = [
     "disk_errors_named",
     "finite",
     "recover",
+    "remove_abandoned",
     "remove_folder",
     "require_free_space",
     "require_writable",
     "sha256_of_files",
+    "temporary_folder",
     "write_json",
 ]
 
@@ -60,7 +62,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         )
     with disk_errors_named(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(target.parent)
+        remove_abandoned(target.parent)
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.{_owner()}.")
         os.close(handle)
         temporary = Path(name)
@@ -94,7 +96,7 @@ def atomic_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
         )
     with disk_errors_named(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(target.parent)
+        remove_abandoned(target.parent)
         prefix = f".{target.name}.{_owner()}."
         temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=prefix))
         try:
@@ -120,6 +122,18 @@ def atomic_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
             _sync(target.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def temporary_folder(name: str, place: str | Path | None = None) -> Iterator[Path]:
+    """Yield a new folder in ``place``, by default the system's folder for such; then remove it."""
+    parent = Path(place or tempfile.gettempdir())
+    remove_abandoned(parent)
+    folder = Path(tempfile.mkdtemp(dir=parent, prefix=f".graftlm-{name}.{_owner()}."))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def finite(value: Any) -> Any:
@@ -173,7 +187,7 @@ def _owner() -> str:
     return f"{_machine()}-{os.getpid()}"
 
 
-def _remove_abandoned(folder: Path) -> None:
+def remove_abandoned(folder: Path) -> None:
     """Remove from ``folder`` the temporary files and folders that no living process owns.
 
     An old folder that waits to be restored is left to `recover`.
@@ -221,8 +235,7 @@ def require_free_space(folder: str | Path, nbytes: int, what: str) -> None:
 
 def require_writable(folder: str | Path) -> None:
     """Raise `ResourceError` unless ``folder`` can be written to, or could be created."""
-    existing = _nearest_existing(folder)
-    with disk_errors_named(Path(folder)), tempfile.TemporaryDirectory(dir=existing):
+    with disk_errors_named(Path(folder)), temporary_folder("writable", _nearest_existing(folder)):
         pass
 
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from graftlm.data import Example, stop_tokens
 from graftlm.data.shipped_text import TEXT
 from graftlm.export.merge_rows import merge_rows
 from graftlm.export.target import Proof
+from graftlm.files import temporary_folder
 from graftlm.models import generate_text, load_model, resolve
 from graftlm.models.llama_cpp import NOT_INSTALLED, LlamaCpp, installed
 from graftlm.models.source import original_gguf
@@ -186,7 +186,7 @@ def _base_file(adapter: Path, base: str, wanted: bool) -> Iterator[Path | None]:
             return
     from graftlm.export.gguf.merged_file import write_base
 
-    with tempfile.TemporaryDirectory(prefix="graftlm-") as folder:
-        file = Path(folder) / "base.gguf"
+    with temporary_folder("llama") as folder:
+        file = folder / "base.gguf"
         write_base(file, adapter, base)
         yield file

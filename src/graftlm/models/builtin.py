@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from graftlm.cache import cache_folder
 from graftlm.errors import ModelError
+from graftlm.files import temporary_folder
 from graftlm.models import gguf_convert
 
 __all__ = ["MODELS", "BuiltIn", "assembled", "folder_of"]
@@ -69,8 +69,8 @@ def assembled(name: str) -> Iterator[Path]:
     """
     model = MODELS[name]
     package = _package(name, model)
-    with tempfile.TemporaryDirectory(prefix="graftlm-") as folder:
-        file = Path(folder) / f"{name}.gguf"
+    with temporary_folder("model") as folder:
+        file = folder / f"{name}.gguf"
         try:
             package.assemble(file)
         except (OSError, ValueError, ImportError) as error:

@@ -16,7 +16,6 @@ import functools
 import hashlib
 import importlib.util
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from typing import Any
 from graftlm.cache import cache_folder, once
 from graftlm.errors import GraftLMError, ModelError, ResourceError, error_in, record_of
 from graftlm.files import require_free_space
+from graftlm.system.child import end_with_parent
 
 __all__ = ["converted", "file_sha256", "loaded_from_gguf"]
 
@@ -171,14 +171,8 @@ def file_sha256(file: Path, size: int, mtime_ns: int) -> str:
     return digest.hexdigest()
 
 
-def _end_with_the_parent() -> None:
-    """End this process when stdin closes. It closes when the parent ends, for any reason."""
-    os.read(0, 1)  # not sys.stdin, whose lock would still be held when the interpreter ends
-    os._exit(1)
-
-
 def _main(file: str, folder: str) -> int:
-    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    end_with_parent()
     try:
         _convert(Path(file), Path(folder))
     except GraftLMError as error:

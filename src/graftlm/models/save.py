@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from graftlm.errors import ModelError
-from graftlm.files import atomic_folder, atomic_write, disk_errors_named, require_free_space
+from graftlm.files import (
+    atomic_folder,
+    atomic_write,
+    disk_errors_named,
+    require_free_space,
+    temporary_folder,
+)
 from graftlm.models.quiet import without_progress_bars
 
 if TYPE_CHECKING:
@@ -78,8 +83,8 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> No
     target = Path(folder)
     with disk_errors_named(target):
         target.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target, prefix=".tokenizer.") as temporary:
+        with temporary_folder("tokenizer", target) as temporary:
             tokenizer.save_pretrained(temporary)
-            for file in sorted(Path(temporary).iterdir()):
+            for file in sorted(temporary.iterdir()):
                 with atomic_write(target / file.name) as place:
                     shutil.copyfile(file, place)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
+
+from graftlm.files import temporary_folder
 
 __all__ = ["StoredTokenizer"]
 
@@ -14,15 +16,17 @@ class StoredTokenizer:
     """The files of a tokenizer, on disk during a ``with`` block; free the tokenizer inside it."""
 
     def __init__(self, tokenizer: Any) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="graftlm-tokenizer-")
-        tokenizer.save_pretrained(self._folder.name)
+        with contextlib.ExitStack() as opened:
+            self._folder = opened.enter_context(temporary_folder("tokenizer"))
+            tokenizer.save_pretrained(self._folder)
+            self._open = opened.pop_all()
 
     def __enter__(self) -> StoredTokenizer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._folder.cleanup()
+        self._open.close()
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the same files as the tokenizer's own method."""
-        shutil.copytree(self._folder.name, folder, dirs_exist_ok=True)
+        shutil.copytree(self._folder, folder, dirs_exist_ok=True)

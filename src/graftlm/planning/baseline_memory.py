@@ -13,13 +13,12 @@ import dataclasses
 import hashlib
 import json
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from graftlm.cache import once
 from graftlm.config import ModelConfig, RunConfig, TrainConfig
-from graftlm.files import write_json
+from graftlm.files import temporary_folder, write_json
 from graftlm.planning.trace import BatchShape, trace_step
 from graftlm.planning.trial_run import Measured, run_trial
 from graftlm.system import versions
@@ -56,8 +55,7 @@ def _measure(tokenizer_files: list[Path], target: Path) -> None:
         tie_word_embeddings=True,
     )
     shape = BatchShape(rows=1, length=512, sequences=2)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with temporary_folder("baseline") as folder:
         model: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
             architecture, dtype=torch.bfloat16
         )

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import json
 import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from graftlm.config import RunConfig, validate
 from graftlm.errors import GraftLMError, TrainingError, error_in, record_of
 from graftlm.planning.plan import choose
 from graftlm.system import available_memory
+from graftlm.system.child import ask, end_with_parent
 from graftlm.training import RunResult
 from graftlm.training import run as run_decided
 
@@ -65,13 +65,9 @@ def decide(
         "lengths": [int(length) for length in lengths],
         "limit": limit,
     }
-    done = subprocess.run(
-        [sys.executable, "-c", "from graftlm.planning.decide import answer; answer()"],
-        input=json.dumps(asked),
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    chosen = validate(RunConfig, _answer_of(done.returncode, done.stdout))
+    script = "from graftlm.planning.decide import answer; answer()"
+    code, said = ask([sys.executable, "-c", script], json.dumps(asked))
+    chosen = validate(RunConfig, _answer_of(code, said))
     if say:
         tokens, train = chosen.train.micro_batch_tokens, chosen.train
         at_once = f", {tokens} at once" if tokens else ""
@@ -104,7 +100,8 @@ def _answer_of(code: int, said: str) -> dict[str, Any]:
 
 def answer() -> None:
     """The planning process: reads the request from stdin as JSON, prints the decision on stdout."""
-    asked = json.load(sys.stdin)
+    asked = json.loads(sys.stdin.readline())
+    end_with_parent()
     try:
         request = validate(RunConfig, asked["config"])
         said = choose(request, asked["lengths"], limit=asked["limit"]).model_dump(mode="json")

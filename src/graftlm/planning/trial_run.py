@@ -14,7 +14,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,7 +21,8 @@ from typing import Any
 
 from graftlm.config import RunConfig, TrainConfig
 from graftlm.errors import TrainingError
-from graftlm.files import write_json
+from graftlm.files import temporary_folder, write_json
+from graftlm.system.child import end_with_parent
 
 __all__ = ["LIMIT_SECONDS", "STEPS", "Measured", "run_trial"]
 
@@ -83,14 +83,14 @@ def run_trial(
         TrainingError: the process failed, and the message quotes its last output; or it took
             longer than `LIMIT_SECONDS`.
     """
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with temporary_folder("trial") as folder:
         settings = config.model_copy(update={"out": str(folder / "run")}).model_dump(mode="json")
         request = {"config": settings, "length": length, "padded": padded, "steps": steps}
         write_json(folder / REQUEST, request)
         with (folder / "output.txt").open("w", encoding="utf-8") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "graftlm.planning.trial_run", name],
+                [sys.executable, "-m", "graftlm.planning.trial_run", str(folder)],
+                stdin=subprocess.PIPE,  # open while this process lives
                 stdout=output,
                 stderr=output,
                 env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
@@ -100,6 +100,8 @@ def run_trial(
             finally:
                 process.kill()
                 process.wait()
+                assert process.stdin is not None
+                process.stdin.close()
         if process.returncode:
             said = (folder / "output.txt").read_text(encoding="utf-8", errors="replace")
             *_, last = f"exit code {process.returncode}", *said.strip().splitlines()
@@ -192,4 +194,5 @@ def _rows(request: dict[str, Any], ids: Sequence[int], train: TrainConfig) -> li
 
 
 if __name__ == "__main__":
+    end_with_parent()
     write_json(Path(sys.argv[1]) / ANSWER, dataclasses.asdict(_measure(Path(sys.argv[1]))))

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from graftlm.errors import ResourceError
-from graftlm.files import disk_errors_named
+from graftlm.files import disk_errors_named, remove_abandoned
 
 __all__ = ["OWN_FILES", "locked"]
 
@@ -47,6 +47,7 @@ def locked(out: Path) -> Iterator[Path]:
                 "another --out."
             ) from None
     try:
+        remove_abandoned(out.parent)
         _say_who(out)
         yield out
     finally:

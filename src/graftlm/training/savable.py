@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from graftlm.adapters.peft_config import adapter_config
 from graftlm.errors import GraftLMError, ModelError
+from graftlm.files import temporary_folder
 from graftlm.training.run import Run
 
 __all__ = ["require_savable"]
@@ -28,10 +28,10 @@ def require_savable(run: Run) -> None:
             parts["the model's generation_config.json"] = model.generation_config.save_pretrained
     else:
         parts["the adapter's settings"] = lambda _: adapter_config(model, run.config.model.name)
-    with tempfile.TemporaryDirectory(prefix="graftlm-save-") as folder:
+    with temporary_folder("save") as folder:
         for what, save in parts.items():
             with _refusal_named(what):
-                save(Path(folder))
+                save(folder)
 
 
 @contextlib.contextmanager

@@ -167,8 +167,6 @@ def _do(
         say(f"{name}: done before")
         return
     say(name + {"new": "", "resume": ", going on", "done": ", measured again"}[state])
-    if state == "new" and job.folder.exists():
-        shutil.rmtree(job.folder)  # it ended before its first checkpoint
     run_job({"config": job.config.model_dump(mode="json"), "train": state, "measure": asked}, name)
     if standing(job) != "done":
         raise KeyboardInterrupt

@@ -38,8 +38,9 @@ def launch(request: dict[str, Any], name: str) -> None:
     assert process.stdout is not None
     said, stopped = "", False
     with _passing_on_termination(process):
-        with contextlib.suppress(BrokenPipeError), process.stdin:
-            process.stdin.write(json.dumps(request))
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(json.dumps(request) + "\n")
+            process.stdin.flush()  # not closed: its end tells the worker that we have ended
         try:
             said = process.stdout.read()
         except KeyboardInterrupt:
@@ -47,6 +48,8 @@ def launch(request: dict[str, Any], name: str) -> None:
             stopped = True
         process.wait()
     process.stdout.close()
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.close()
     if stopped or process.returncode == -signal.SIGTERM:
         raise KeyboardInterrupt
     _raise_what_went_wrong(process.returncode, said, name)

@@ -1,14 +1,17 @@
 """One run of a comparison in a separate process, so that its peak memory is measured alone.
 
-    python -m graftlm.report.compare.worker < request.json
+    python -m graftlm.report.compare.worker
 
-It writes its measurements to the run folder and one JSON object to stdout: ``{}``, or ``error`` and
-``exit_code``. The exit code is also 0 for a run that was stopped and left a checkpoint.
+It reads one line of JSON from stdin. It writes its measurements to the run folder and one JSON
+object to stdout: ``{}``, or ``error`` and ``exit_code``. The exit code is also 0 for a run that was
+stopped and left a checkpoint. If the parent process ends, the run stops with a checkpoint.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -72,10 +75,14 @@ def planned_memory(config: Any) -> dict[str, int] | None:
 def _main() -> int:
     from graftlm.errors import GraftLMError
     from graftlm.system import return_freed_memory
+    from graftlm.system.child import end_with_parent
 
     return_freed_memory()
     try:
-        do_job(json.load(sys.stdin), progress=sys.stderr.isatty())
+        request = json.loads(sys.stdin.readline())
+        # As Ctrl-C: training writes a checkpoint, everything else ends at once.
+        end_with_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
+        do_job(request, progress=sys.stderr.isatty())
     except GraftLMError as error:
         print(json.dumps({"error": str(error), "exit_code": error.exit_code}))
         return error.exit_code
