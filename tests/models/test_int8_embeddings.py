@@ -250,9 +250,9 @@ def test_a_run_learns_and_its_adapter_fits_the_plain_model(
     lines = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     losses = [json.loads(line)["loss"] for line in lines]
     assert sum(losses[-3:]) < 0.95 * sum(losses[:3])
-    model, _ = open_model(str(tiny_llama), result.adapter, None)  # held as the run held it
+    model, _ = open_model(str(tiny_llama), result.adapter, None, "cpu")  # held as the run held it
     assert isinstance(model.get_output_embeddings(), FrozenOutput)
-    model, _ = open_model(str(tiny_llama), result.adapter, "none")
+    model, _ = open_model(str(tiny_llama), result.adapter, "none", "cpu")
     assert not isinstance(model.get_output_embeddings(), FrozenOutput)
     plain, _ = graftlm.load_model(tiny_llama, quantize=None)
     graftlm.load_adapter(plain, result.adapter)

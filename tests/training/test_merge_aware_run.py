@@ -60,7 +60,7 @@ def test_stopped_resumed_saved_merged_and_opened_it_is_one_model(
     report = measured_merge(tmp_path / "whole", tmp_path / "merged", to="nf4")
     assert report["chosen"] == "nf4-original"
     assert report["live_loss"] == pytest.approx(whole.eval_loss_after, rel=1e-4)
-    live, _ = open_model(str(tiny_llama), str(tmp_path / "whole"), None)
+    live, _ = open_model(str(tiny_llama), str(tmp_path / "whole"), None, "cpu")
     written, _ = load_model(tmp_path / "merged", quantize=None)
     beside, _ = load_model(tiny_llama, quantize="nf4")
     load_adapter(beside, tmp_path / "whole")
