@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from graftlm.adapters import lora_embedding, lora_linear  # these register the variant "lora"
+from graftlm.adapters import dora, lora_embedding, lora_linear  # these register the variants
 from graftlm.adapters.adapted import adapter_names, lora_modules, lora_parameters
 from graftlm.adapters.adapter import adapter_classes
 from graftlm.adapters.inject import activate, active_adapters, add_lora, disable_adapters, remove
@@ -21,6 +21,7 @@ __all__ = [
     "add_lora",
     "count_parameters",
     "disable_adapters",
+    "dora",
     "lora_config",
     "lora_embedding",
     "lora_linear",

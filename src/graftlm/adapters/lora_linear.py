@@ -41,6 +41,8 @@ class LoRALinear(Adapter):
     peft_keys: ClassVar = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"}
     lora_A: nn.Parameter  # noqa: N815, the name in checkpoints
     lora_B: nn.Parameter  # noqa: N815
+    trains_through_merge: ClassVar[bool] = True
+    """Whether the merged weight can stand for the update in training; see `through_merge.py`."""
     through: ThroughMerge | None = None
     """Set while the adapter trains through its merge; see `merge_aware.py`."""
 

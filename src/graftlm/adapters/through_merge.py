@@ -113,7 +113,7 @@ def require_mergeable(adapter: nn.Module, name: str, format: str) -> None:
     why = None
     if not isinstance(base, FrozenLinear) or base.frozen.format != format:
         why = f"its base is not held in {format}"
-    elif not hasattr(adapter, "through"):
+    elif not getattr(adapter, "trains_through_merge", False):
         why = f"{type(adapter).__name__} has no such form"
     elif getattr(adapter, "dropout", 0.0):
         why = "it has dropout, which a merged weight cannot have"

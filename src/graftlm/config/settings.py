@@ -152,7 +152,8 @@ class LoRAConfig(Settings):
     alpha_pattern: dict[Text, Strength] = {}
     """Another alpha for modules whose name matches the key."""
     variant: Text = "lora"
-    """The kind of adapter: `lora`, or another that was registered (`graftlm.extend`)."""
+    """The kind of adapter: `lora`; `dora`, which trains the length of each row of the weight apart
+    (arXiv 2402.09353); or another that was registered (`graftlm.extend`)."""
     merge_aware: Text = ""
     """Train through the merge into this weight format, `nf4`: each step uses the merged weights as
     they will be stored, so that `graftlm merge --to nf4` writes exactly the model that was trained.

@@ -11,6 +11,7 @@ from torch import nn
 from graftlm.adapters.adapter_folder import adapter_folder
 from graftlm.adapters.peft_config import read_config
 from graftlm.adapters.peft_format import load_adapter
+from graftlm.adapters.variant_of_file import marks
 from graftlm.errors import GraftLMError
 from graftlm.export.compare_logits import compare
 from graftlm.export.target import ExportTarget, Proof, register_target
@@ -33,7 +34,7 @@ class PeftFolder(ExportTarget):
         except GraftLMError as error:
             return [str(error)]
         variant = read_config(adapter_folder(adapter)).variant
-        if variant != "lora":
+        if marks(variant).get("peft_type") != "LORA":
             return [f"PEFT does not know adapters of the variant {variant!r}; export another form"]
         return []
 

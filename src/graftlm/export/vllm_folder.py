@@ -32,6 +32,8 @@ class VllmFolder(PeftFolder):
     def check(self, adapter: Path, base: str) -> list[str]:
         """Check what `peft` checks, and vLLM's rules."""
         problems = super().check(adapter, base)
+        if not problems and (variant := read_config(adapter_folder(adapter)).variant) != "lora":
+            problems.append(f"vLLM serves plain LoRA, not {variant!r}: merge the adapter instead")
         rank = _largest_rank(adapter, base) if not problems else 0
         if rank > RANKS[-1]:
             problems.append(f"rank {rank} is above {RANKS[-1]}, the most that vLLM serves")
