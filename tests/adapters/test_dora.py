@@ -48,7 +48,7 @@ def randomised(module: nn.Module) -> None:
                 parameter.normal_(std=0.2)
 
 
-def in_peft(layer: DoRALinear, weight: Tensor, dropout: float = 0.0) -> nn.Module:
+def in_peft(layer: DoRALinear, weight: Tensor, dropout: float = 0.0) -> Any:
     plain = nn.Linear(64, 128, bias=layer.bias is not None)
     plain.weight = nn.Parameter(weight.clone())
     if layer.bias is not None:
@@ -73,7 +73,7 @@ def test_outputs_and_gradients_are_those_of_peft(kind: str, dropout: float) -> N
     weight = dense(inner)
     x = torch.randn(3, 5, 64, requires_grad=True)
     layer = DoRALinear(inner, 4, 12, dropout)
-    torch.testing.assert_close(layer.eval()(x), inner(x), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(layer.eval()(x), inner(x), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(layer.magnitude, weight.norm(dim=1), rtol=1e-6, atol=0)
     randomised(layer)
     theirs = in_peft(layer, weight, dropout)
@@ -82,7 +82,7 @@ def test_outputs_and_gradients_are_those_of_peft(kind: str, dropout: float) -> N
         torch.manual_seed(1)
         y = model(x)
         if model is theirs:
-            there: Any = theirs[0]
+            there = theirs[0]
             own = [
                 there.lora_A["default"].weight,
                 there.lora_B["default"].weight,

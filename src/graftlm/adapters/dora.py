@@ -19,7 +19,7 @@ with W Aᵀ [out, r], A Aᵀ [r, r], and ‖W‖² [out] computed once. With dro
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -126,7 +126,7 @@ def _weight(base: nn.Module) -> FrozenWeight:
     frozen = frozen_weight(base)
     if frozen is not None:
         return frozen
-    weight: Tensor = base.weight.detach()  # type: ignore[operator, assignment]
+    weight = cast("Tensor", base.weight).detach()
     return DenseWeight(weight.T if isinstance(base, Conv1D) else weight)
 
 
