@@ -32,7 +32,7 @@ def test_nulls_are_defaults(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
-        ({"use_dora": True}, "use_dora=True is not supported"),
+        ({"use_bdlora": True}, "use_bdlora=True is not supported"),
         ({"bias": "lora_only"}, "trained biases"),
         ({"lora_bias": True}, "lora_bias=True"),
         ({"modules_to_save": ["lm_head"]}, r"modules_to_save=\['lm_head'\] is not supported"),
@@ -58,8 +58,8 @@ def test_what_is_not_plain_lora_is_refused_by_name(
 
 
 def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"(?s)use_dora.*use_qalora.*r=0"):
-        read(tmp_path, PLAIN | {"use_dora": True, "use_qalora": True, "r": 0})
+    with pytest.raises(ArtifactError, match=r"(?s)use_bdlora.*use_qalora.*r=0"):
+        read(tmp_path, PLAIN | {"use_bdlora": True, "use_qalora": True, "r": 0})
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3"])
