@@ -94,7 +94,8 @@ class DoRALinear(LoRALinear):
 
     def gain(self, weight: FrozenWeight) -> Tensor:
         """``g = m / ‖W + s · B A‖``: [out] in float32, differentiable in m alone."""
-        return self.magnitude / self._row_norms(weight)
+        gain: Tensor = self.magnitude / self._row_norms(weight)
+        return gain
 
     @torch.no_grad()
     def _row_norms(self, weight: FrozenWeight) -> Tensor:
