@@ -134,4 +134,5 @@ def _weight(base: nn.Module) -> FrozenWeight:
 @torch.no_grad()
 def _squares(weight: Tensor) -> Tensor:
     """‖W‖² of each row of W [out, in], in float32."""
-    return torch.linalg.vector_norm(weight, dim=1, dtype=torch.float32).square()
+    norms: Tensor = torch.linalg.vector_norm(weight, dim=1, dtype=torch.float32)
+    return norms.square()
