@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterable, Iterator
 
 from torch import nn
@@ -12,6 +13,7 @@ from graftlm.adapters.adapter import DEFAULT, Adapter, adapter_class
 from graftlm.adapters.report import LoRAReport, describe
 from graftlm.adapters.several import adapters_at, put_adapter, take_adapter
 from graftlm.adapters.targets import Target, all_linear, matching, select, too_small
+from graftlm.adapters.without_gradient import REASON, without_gradient
 from graftlm.config import LoRAConfig
 from graftlm.errors import TargetError
 from graftlm.models.capabilities import forget
@@ -31,17 +33,51 @@ def add_lora(model: nn.Module, config: LoRAConfig, *, name: str = DEFAULT) -> Lo
         config: the targets and sizes of the adapters.
         name: the name of the adapters; one base may have several, each under its name.
 
+    An adapter that would never learn, because the logits do not depend on it, is taken off again
+    and named in the report; see `without_gradient.py`.
+
     Raises:
         TargetError: a target matches nothing, cannot be adapted or is smaller than the rank
             (``all-linear`` leaves such layers out); a regular expression is invalid; the model
-            already has adapters of that name. The model is unchanged.
+            already has adapters of that name; none of the adapters could learn. The model is
+            unchanged.
     """
     targets = select(model, config, name)
     small = too_small(base_modules(model), all_linear(model), config)
     attach(model, targets, config.dropout, config.use_rslora, config.variant, name)
+    dead, failure = _without_gradient(model, name)
+    if len(dead) == len(targets):
+        remove(model, name)
+        raise TargetError(
+            f"none of the {len(dead)} targeted layers would learn: on text the model's logits do "
+            f"not depend on their adapters ({', '.join(dead[:6])}). Choose other targets."
+        )
+    for place in dead:
+        for adapter in adapters_at(adapted_modules(model)[place]):
+            if adapter.name == name:
+                take_adapter(model, place, adapter)
+    forget(model)
+    small |= dict.fromkeys(dead, REASON)
     names = [name for name, _ in model.named_modules()]
     left = small | dict.fromkeys(matching(names, config.exclude), "excluded")
-    return describe(model, left, adapter=name)
+    report = describe(model, left, adapter=name)
+    if failure:
+        note = f"whether each adapter can learn was not tried; the model failed: {failure}"
+        report = dataclasses.replace(report, notes=(*report.notes, note))
+    return report
+
+
+def _without_gradient(model: nn.Module, name: str) -> tuple[list[str], str]:
+    """`without_gradient`, with the adapters of this name active while it asks."""
+    before = active_adapters(model)
+    if before == [name]:
+        return without_gradient(model, name)
+    activate(model, name)
+    try:
+        return without_gradient(model, name)
+    finally:
+        for adapter in _adapters(model):
+            _switch(adapter, adapter.name in before)
 
 
 def attach(

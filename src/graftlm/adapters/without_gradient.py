@@ -1,0 +1,95 @@
+"""Finds adapters that would never learn, because the loss does not depend on them.
+
+A model may read a layer's weight itself (`dt_proj` of Mamba), use its output without a gradient, or
+not call it on text at all (the vision side of Gemma 3, cross attention of Mllama). An adapter there
+trains nothing, and a merge would fold its initial values in.
+
+One forward pass of a few tokens builds autograd's graph; an adapter is reached if one of its
+parameters is a leaf of the graph behind the logits. No backward pass runs and no value counts, so
+that an update of zero is no obstacle. The cost is that pass: on the CPU about what eight tokens
+of prompt cost.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from graftlm._compat.compiled import uncompiled
+from graftlm._compat.tracing import FakeTensor
+from graftlm.adapters.adapted import lora_modules, token_table
+from graftlm.models.probing import being_probed
+
+__all__ = ["REASON", "without_gradient"]
+
+REASON = "its adapter would never learn: on text the logits do not depend on it"
+TOKENS = 8
+NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+FAILURES = (AttributeError, IndexError, RuntimeError, TypeError, ValueError)
+"""What a model's code raises that does not take a short row of tokens."""
+
+
+def without_gradient(model: Any, adapter: str) -> tuple[list[str], str]:
+    """The modules whose active adapter the logits do not depend on, and why none could be found.
+
+    A model that cannot be asked answers with no modules: one without a token table, or one whose
+    tensors have no values (on the meta device, or faked for a plan). An expert that these few
+    tokens did not choose counts as reached if another expert of the same layer is.
+
+    Args:
+        model: a model with adapters.
+        adapter: the name of those that are asked for; they must be active.
+
+    Returns:
+        the names, and the error of the model's forward pass; empty if it had none.
+    """
+    table = getattr(token_table(model), "weight", None)
+    if not isinstance(table, Tensor) or isinstance(table, FakeTensor):
+        return [], ""
+    if any(parameter.is_meta for parameter in model.parameters()):
+        return [], ""
+    ids = torch.arange(1, TOKENS + 1, device=table.device).remainder(len(table))[None]
+    try:
+        with being_probed(model), torch.enable_grad():
+            logits = uncompiled(model)(input_ids=ids, use_cache=False).logits
+    except FAILURES as error:
+        return [], f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    leaves = _leaves(logits)
+    modules = lora_modules(model, adapter)
+    reached = {
+        name
+        for name, module in modules.items()
+        if any(id(parameter) in leaves for parameter in module.adapter_parameters().values())
+    }
+    groups = {_layer_of_experts(name) for name in reached}
+    return [
+        name for name in modules if name not in reached and _layer_of_experts(name) not in groups
+    ], ""
+
+
+def _layer_of_experts(name: str) -> str:
+    """``layers.3.experts.7.up`` → ``layers.3.experts.*.up``; other names stay as they are."""
+    numbers = list(NUMBER.finditer(name))
+    if len(numbers) < 2:
+        return name
+    last = numbers[-1]
+    return f"{name[: last.start()]}*{name[last.end() :]}"
+
+
+def _leaves(result: Tensor) -> set[int]:
+    """The identities of all leaves that need a gradient behind ``result``."""
+    leaves: set[int] = set()
+    seen: set[Any] = set()
+    nodes: list[Any] = [result.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if (variable := getattr(node, "variable", None)) is not None:
+            leaves.add(id(variable))
+        nodes += [before for before, _ in node.next_functions]
+    return leaves
