@@ -5,8 +5,8 @@
     F-requantized         Q(Q⁻¹Q(W) + Δ)      that, rounded to the format F again
     F-original            Q(W + Δ)            rounded once; after `lora.merge_aware` it is the model
                                               that was trained, to the bit
-    F-feedback            by error feedback on calibration rows: of Q⁻¹Q(W) + Δ on the scales of
-                          Q(W), or, if the adapter was trained on 16 bits, of W + Δ
+    F-feedback            fitted to calibration rows: from F-original towards Q⁻¹Q(W) + Δ, or, if
+                          the adapter was trained on 16 bits, W + Δ by error feedback
 
 R rounds to the type of the checkpoint, Q to a weight format. Δ is the adapter's update. What a
 candidate is worth is measured (`measure.py`), not assumed.

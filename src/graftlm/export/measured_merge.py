@@ -214,14 +214,13 @@ def _feedback(
 ) -> StoredWeights:
     """The merge into a weight format by error feedback.
 
-    Its aim is the live model: of an adapter trained on a base in the format, that base and its
-    scales. Such an adapter makes up for the errors of that base.
+    Its aim is the live model. An adapter that was trained on a base in the format makes up for that
+    base's errors, so the aim is that base plus the update, and plain rounding is the start.
     """
     tell(f"calibrating on {len(rows.calibration)} rows")
     same = source.trained == source.to
     exact = MergedWeights(source.base() if same else source.original(), source.updates)
     plain = source.stored(f"{source.to}-original")
-    base = dataclasses.replace(plain, exact=source.original())
     made = calibrate(
         source.weights,
         exact,
@@ -232,7 +231,7 @@ def _feedback(
         source.settings,
         spill,
         plain.dtype,
-        base.stored if same else None,
+        plain.stored if same else None,
     )
     return dataclasses.replace(plain, made=made)
 

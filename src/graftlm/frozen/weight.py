@@ -124,7 +124,7 @@ class FrozenWeight(abc.ABC):
         settings: StorageSettings,
         gram: Tensor,
         dtype: torch.dtype,
-        like: FrozenWeight | None = None,
+        start: FrozenWeight | None = None,
     ) -> Self:
         """Store a weight so that its products with typical inputs change little.
 
@@ -133,8 +133,7 @@ class FrozenWeight(abc.ABC):
             settings: as for `quantize`.
             gram: (in, in) float32, Xᵀ X of typical inputs X of the layer.
             dtype: the type of the weight, as `quantize` would find it.
-            like: a stored weight whose scales to keep. A weight that differs little from it then
-                has little to round.
+            start: a stored weight to change as little as the aim needs; its scales are kept.
 
         Raises:
             ConfigError: the format has no such form.

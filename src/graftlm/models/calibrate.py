@@ -67,7 +67,7 @@ def calibrate(
     settings: StorageSettings,
     folder: Path,
     dtype: torch.dtype | None = None,
-    like: Callable[[str], FrozenWeight] | None = None,
+    start: Callable[[str], FrozenWeight] | None = None,
 ) -> CalibratedWeights:
     """Store ``layers`` for the inputs that ``rows`` give them.
 
@@ -81,7 +81,7 @@ def calibrate(
         settings: its settings.
         folder: where the stored weights go; an existing folder.
         dtype: the type that a stored weight is decoded to; by default its own.
-        like: gives, by name, a stored weight whose scales to keep.
+        start: gives, by name, a stored weight to start from.
 
     Raises:
         ModelError: the model cannot run from the disk, or a layer never ran, so its inputs are not
@@ -99,7 +99,7 @@ def calibrate(
         if place not in made:
             gram = _gram(x, batch.attention_mask)
             kind = dtype or weights.dtype(place)
-            known = None if like is None else like(place)
+            known = None if start is None else start(place)
             made.keep(place, format.quantize_for(weight, settings, gram, kind, known))
         dense = made[place].dequantize(torch.float32)
         module.weight = nn.Parameter(dense.T if layers[place] else dense, requires_grad=False)

@@ -8,8 +8,11 @@ import torch
 from graftlm.errors import ModelError
 from graftlm.frozen.nf4.error_feedback import feedback, search
 from graftlm.frozen.nf4.frozen_nf4 import FrozenNF4
+from graftlm.frozen.nf4.refine import refine
 from graftlm.frozen.weight import WeightSettings
 from graftlm.kernels.nf4 import dequantize, quantize
+from graftlm.kernels.nf4.codebook import nf4_levels
+from graftlm.kernels.nf4.quantize import unpack
 
 
 def inputs(rows: int, features: int) -> torch.Tensor:
@@ -44,8 +47,6 @@ def test_with_uncorrelated_inputs_it_is_rounding_to_the_nearest_level_of_its_sca
     torch.manual_seed(0)
     W = torch.randn(64, 128) * 0.05
     stored = feedback(W, torch.eye(128), 64, False, torch.float32)
-    from graftlm.kernels.nf4.codebook import nf4_levels
-
     levels = nf4_levels()
     scaled = W.view(-1, 64) / stored.absmax[:, None]
     nearest = (scaled[..., None] - levels).abs().argmin(-1)
@@ -80,20 +81,37 @@ def test_zero_rows_stay_zero_and_nan_is_refused() -> None:
         feedback(W, X.T @ X, 64, True, torch.float32)
 
 
-def test_a_small_update_survives_on_the_scales_of_its_base() -> None:
+def test_refining_from_the_rounded_original_keeps_a_small_update_with_less_noise() -> None:
     torch.manual_seed(0)
-    X, base = inputs(400, 128), quantize(torch.randn(96, 128) * 0.05)
-    W = dequantize(base, torch.float32)
+    original, X = torch.randn(96, 128) * 0.05, inputs(400, 128)
+    base = dequantize(quantize(original), torch.float32)
     update = 0.03 * (torch.randn(96, 4) @ torch.randn(4, 128)) * 0.05
-    plain = quantize(W + update)
-    assert float((dequantize(plain, torch.float32) - W).norm()) < 0.6 * float(update.norm())
-    kept = feedback(W + update, X.T @ X, 64, True, torch.float32, base)
-    assert torch.equal(kept.absmax, base.absmax)
-    target = X @ (W + update).T
-    lost = (X @ dequantize(kept, torch.float32).T - target).norm() / (X @ update.T).norm()
-    assert float(lost) < 0.3
-    same = feedback(W, X.T @ X, 64, True, torch.float32, base)
-    assert torch.equal(same.codes, base.codes)
+    start = quantize(original + update)
+    fitted = feedback(base + update, X.T @ X, 64, True, torch.float32, start)
+    assert torch.equal(fitted.absmax, start.absmax)
+    target = X @ (base + update).T
+    lost = [
+        float((X @ dequantize(one, torch.float32).T - target).norm() / (X @ update.T).norm())
+        for one in (fitted, start, quantize(base + update))
+    ]
+    assert lost[0] < 0.5 * min(lost[1:]), lost
+
+
+def test_refining_never_raises_the_error_and_leaves_what_fits() -> None:
+    torch.manual_seed(0)
+    W, X = torch.randn(40, 192) * 0.05, inputs(300, 192)
+    H = X.T @ X + torch.eye(192)
+    stored = quantize(W, 64, False)
+    scales = stored.absmax.repeat_interleave(64).view(W.shape)
+    codes = unpack(stored.codes, W.shape)
+    errors = []
+    for sweeps in (0, 1, 2, 4):
+        found = refine(codes, scales, W, H, sweeps)
+        residual = nf4_levels()[found.int()] * scales - W
+        errors.append(float(((residual @ H) * residual).sum()))
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 0.5 * errors[0]
+    assert torch.equal(refine(codes, scales, dequantize(stored, torch.float32), H, 3), codes)
 
 
 def test_the_format_offers_it() -> None:

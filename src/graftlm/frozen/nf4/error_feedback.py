@@ -23,9 +23,8 @@ block's maximum: `search` takes, of `SHRINK` times the maximum, the one whose ne
 the least Σ_j H_jj (w_j - ŵ_j)². Rounding uses the scale as it is decoded, after its own
 quantisation.
 
-**A merge onto a 4-bit base keeps the base's scales** (`like`). Q⁻¹Q(W) + Δ on another grid would be
-rounded by up to half a step; on the grid of Q(W), only Δ is rounded. Plain rounding then loses all
-of a small Δ, because no weight moves by half a step. Here its effect is collected until one does.
+The codes are refined at last by `refine.py`. A merge onto a 4-bit base uses only that: it starts
+from given codes and scales.
 """
 
 from __future__ import annotations
@@ -33,9 +32,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from graftlm.frozen.nf4.refine import refine
 from graftlm.kernels.nf4.codebook import nf4_levels, nf4_thresholds
 from graftlm.kernels.nf4.double_quant import block_scales, double_quantize
-from graftlm.kernels.nf4.quantize import assemble, check, pack
+from graftlm.kernels.nf4.quantize import assemble, check, pack, unpack
 from graftlm.kernels.nf4.weight import NF4Weight
 
 __all__ = ["feedback"]
@@ -43,6 +43,7 @@ __all__ = ["feedback"]
 DAMPING = 0.01
 """λ as a share of the mean of H's diagonal."""
 SHRINK = (1.0, 0.97, 0.94, 0.91, 0.88, 0.85, 0.82, 0.79, 0.76)
+SWEEPS, SWEEPS_FROM_START = 2, 6
 COLUMNS = 128
 """Columns whose errors are collected before they are spread over the rest in one product."""
 
@@ -54,7 +55,7 @@ def feedback(
     block_size: int,
     double_quant: bool,
     dtype: torch.dtype,
-    like: NF4Weight | None = None,
+    start: NF4Weight | None = None,
 ) -> NF4Weight:
     """``weight`` in NF4, its errors spread so that products with typical inputs change little.
 
@@ -64,18 +65,22 @@ def feedback(
         block_size: weights that share one scale.
         double_quant: whether the scales are stored in 8 bits.
         dtype: the type that the stored weight is decoded to.
-        like: a stored weight whose scales to keep.
+        start: a stored weight to start from; its scales are kept.
     """
     check(weight, block_size)
-    weight = weight.float()
-    stored = like
+    weight, gram = weight.float(), _damped(gram)
+    stored = start
     if stored is None:
-        scales = search(weight, gram.diagonal().clamp(min=0), block_size)
+        scales = search(weight, gram.diagonal(), block_size)
         # NaN and infinity are refused here, as for plain rounding.
         shrink = double_quantize if double_quant else None
         stored = assemble(weight, torch.empty(0, dtype=torch.uint8), scales, block_size, shrink)
-    decoded = _spread(block_scales(stored), weight.shape, block_size)
-    codes = _rounded(weight, decoded, gram)
+    decoded = _held(_spread(block_scales(stored), weight.shape, block_size))
+    if start is None:
+        codes = _rounded(weight, decoded, gram)
+        codes = refine(codes, decoded, weight, gram, SWEEPS)
+    else:
+        codes = refine(unpack(start.codes, weight.shape), decoded, weight, gram, SWEEPS_FROM_START)
     return NF4Weight(
         pack(codes.reshape(-1)),
         stored.absmax,
@@ -116,7 +121,7 @@ def _rounded(weight: Tensor, scales: Tensor, gram: Tensor) -> Tensor:
     """uint8 (out, in): the code of each weight."""
     order = torch.argsort(gram.diagonal(), descending=True)
     factor = _factor(gram[order][:, order])
-    rest, scale = weight[:, order], _held(scales[:, order])
+    rest, scale = weight[:, order], scales[:, order]
     levels, thresholds = nf4_levels(weight.device), nf4_thresholds(weight.device)
     columns = rest.shape[1]
     # Columns are rows of the transposed matrices: contiguous.
@@ -138,12 +143,15 @@ def _rounded(weight: Tensor, scales: Tensor, gram: Tensor) -> Tensor:
     return there.T.contiguous()
 
 
+def _damped(gram: Tensor) -> Tensor:
+    """H = Xᵀ X + λ I, in float32."""
+    mean = float(gram.diagonal().mean())
+    return gram + (DAMPING * mean if mean > 0 else 1.0) * torch.eye(len(gram), device=gram.device)
+
+
 def _factor(gram: Tensor) -> Tensor:
-    """U, the upper Cholesky factor of the inverse of the damped ``gram``."""
-    H = gram.double()
-    mean = float(H.diagonal().mean())
-    H.diagonal().add_(DAMPING * mean if mean > 0 else 1.0)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(H))
+    """U, the upper Cholesky factor of the inverse of ``gram``."""
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram.double()))
     factor: Tensor = torch.linalg.cholesky(inverse, upper=True).float()
     return factor
 

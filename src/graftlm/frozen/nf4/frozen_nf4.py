@@ -64,10 +64,10 @@ class FrozenNF4(FrozenWeight):
         settings: StorageSettings,
         gram: Tensor,
         dtype: torch.dtype,
-        like: FrozenWeight | None = None,
+        start: FrozenWeight | None = None,
     ) -> Self:
         """By second-order error feedback."""
-        known = like.stored if isinstance(like, FrozenNF4) else None
+        known = start.stored if isinstance(start, FrozenNF4) else None
         return cls(feedback(weight, gram, settings.block_size, settings.double_quant, dtype, known))
 
     def of_type(self, dtype: torch.dtype) -> Self:

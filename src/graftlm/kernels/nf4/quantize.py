@@ -40,7 +40,7 @@ from graftlm.kernels.nf4.codebook import nf4_thresholds
 from graftlm.kernels.nf4.double_quant import double_quantize
 from graftlm.kernels.nf4.weight import NF4Weight
 
-__all__ = ["assemble", "check", "pack", "quantize", "quantize_blocks"]
+__all__ = ["assemble", "check", "pack", "quantize", "quantize_blocks", "unpack"]
 
 SMALLEST_ABSMAX = 1e-38
 ZERO_CODE = 7
@@ -121,6 +121,11 @@ def pack(codes: Tensor) -> Tensor:
     if codes.numel() % 2:
         codes = torch.cat([codes, codes.new_full((1,), ZERO_CODE)])
     return (codes[::2] << 4) | codes[1::2]
+
+
+def unpack(packed: Tensor, shape: torch.Size) -> Tensor:
+    """uint8 ``[ceil(n / 2)]`` → uint8 of ``shape``, the codes; the reverse of `pack`."""
+    return torch.stack([packed >> 4, packed & 15], dim=1).view(-1)[: shape.numel()].view(shape)
 
 
 def check(w: Tensor, block_size: int) -> None:
