@@ -81,7 +81,7 @@ def test_a_peft_folder_is_copied_whole_and_opens_in_peft(
 ) -> None:
     report = export(adapter, "peft", tmp_path / "out", verify=True)
     assert report["verified"]["distance"] == 0
-    names = {file.name for file in adapter.iterdir()}
+    names = {file.name for file in adapter.iterdir()} | {"README.md"}
     assert {file.name for file in (tmp_path / "out").iterdir()} == names == set(report["files"])
     model, _ = load_model(base, quantize=None)
     from graftlm.adapters.peft_format import load_adapter

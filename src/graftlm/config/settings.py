@@ -209,6 +209,9 @@ class TrainConfig(Settings):
     gradient_checkpointing: bool | Literal["auto"] = False
     """Recompute each layer's activations in the backward pass: less memory, more time. `auto`:
     where the run would not fit in `memory` (or what is free) without."""
+    export_to: Names = ()
+    """Forms that `graftlm export` shall make of the result, such as `[gguf-adapter, vllm]`. What a
+    form does not take is refused before training."""
     tensorboard: bool = False
     """Also write TensorBoard event files into the run folder."""
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,13 +38,30 @@ from graftlm.models import generate_text, load_model, resolve
 from graftlm.models.llama_cpp import NOT_INSTALLED, LlamaCpp, installed
 from graftlm.models.source import original_gguf
 
-__all__ = ["compare_file"]
+__all__ = ["LiveAnswers", "base_file_of", "compare_file", "compare_with", "live_answers"]
 
 PROMPTS, PROMPT_TOKENS, ANSWER_TOKENS = 10, 24, 32
 LEAST_AGREEMENT = 0.5
 """Of a 4-bit file; finer types agree far better. Another model agrees on a few percent."""
 TOGETHER = 10
 """Prompts that the live adapter continues in one batch."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LiveAnswers:
+    """What the live adapter says.
+
+    Attributes:
+        continued: its answers.
+        texts: texts with their tokens.
+        ends: the tokens that end an answer.
+        answer_tokens: the longest answer that was asked for.
+    """
+
+    continued: list[_Continued]
+    texts: list[tuple[str, list[int]]]
+    ends: frozenset[int]
+    answer_tokens: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,16 +101,21 @@ def compare_file(
     """
     if not installed():
         return Proof([], {"not_run": NOT_INSTALLED})
-    live, texts, ends = _live(adapter, base, onto, prompts, answer_tokens)
+    live = live_answers(adapter, base, onto, prompts, answer_tokens)
     gc.collect()
-    longest = max(len(one.prompt) for one in live) + answer_tokens + 1
-    with _base_file(adapter, base, as_adapter) as base_file:
-        model = LlamaCpp(base_file or file, file if as_adapter else None, longest, every_logit=True)
-        try:
-            equal = all(model.tokens(text, begin=False) == ids for text, ids in texts)
-            figures = _figures(model, live, ends)
-        finally:
-            model.close()
+    with base_file_of(adapter, base, as_adapter) as base_file:
+        return compare_with(live, base_file or file, file if as_adapter else None)
+
+
+def compare_with(live: LiveAnswers, file: Path, adapter: Path | None = None) -> Proof:
+    """Compare a GGUF file, perhaps with one of an adapter, with what the live adapter says."""
+    longest = max(len(one.prompt) for one in live.continued) + live.answer_tokens + 1
+    model = LlamaCpp(file, adapter, longest, every_logit=True)
+    try:
+        equal = all(model.tokens(text, begin=False) == ids for text, ids in live.texts)
+        figures = _figures(model, live)
+    finally:
+        model.close()
     figures["tokens_equal"] = equal
     problems = []
     if not equal:
@@ -105,16 +128,17 @@ def compare_file(
     return Proof(problems, figures)
 
 
-def _figures(model: LlamaCpp, live: Sequence[_Continued], ends: frozenset[int]) -> dict[str, Any]:
+def _figures(model: LlamaCpp, live: LiveAnswers) -> dict[str, Any]:
+    continued, ends = live.continued, live.ends
     agreed, divergence, positions = 0, 0.0, 0
     same_answers, same_tokens, own_tokens, stopped = 0, 0, 0, 0
-    for one in live:
+    for one in continued:
         there = model.logits([*one.prompt, *one.answer])[len(one.prompt) - 1 : -1]
         p, q = one.logits.log_softmax(-1), there.log_softmax(-1)
         agreed += int((one.logits.argmax(-1) == there.argmax(-1)).sum())
         divergence += float((p.exp() * (p - q)).sum())
         positions += len(one.answer)
-        own = model.greedy(one.prompt, len(one.answer))
+        own = model.greedy(one.prompt, live.answer_tokens)
         own = own[: next((i + 1 for i, token in enumerate(own) if token in ends), len(own))]
         pairs = zip(own, one.answer, strict=False)
         same = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(own), len(one.answer)))
@@ -125,19 +149,22 @@ def _figures(model: LlamaCpp, live: Sequence[_Continued], ends: frozenset[int]) 
     return {
         "agreement": agreed / positions,
         "kl": divergence / positions,
-        "same_answers": same_answers / len(live),
+        "same_answers": same_answers / len(continued),
         "same_tokens": same_tokens / own_tokens,
-        "stopped": [sum(one.stopped for one in live) / len(live), stopped / len(live)],
-        "prompts": len(live),
+        "stopped": [
+            sum(one.stopped for one in continued) / len(continued),
+            stopped / len(continued),
+        ],
+        "prompts": len(continued),
         "positions": positions,
     }
 
 
 @torch.no_grad()
-def _live(
+def live_answers(
     adapter: Path, base: str, onto: str, prompts: int, answer_tokens: int
-) -> tuple[list[_Continued], list[tuple[str, list[int]]], frozenset[int]]:
-    """The live adapter's answers, texts with their tokens, and the tokens that end an answer."""
+) -> LiveAnswers:
+    """Ask the live adapter; the arguments are those of `compare_file`."""
     settings = run_settings(adapter)
     stored: dict[str, Any] = {}
     if settings is not None:
@@ -164,7 +191,7 @@ def _live(
             live.append(_Continued(prompt, answer, logits[: len(answer)], said.stopped))
     texts = [text for text in TEXT.read_text(encoding="utf-8").split("\n\n") if len(text) > 80]
     pieces = [(text, tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
-    return live, pieces[:20], ends
+    return LiveAnswers(live, pieces[:20], ends, answer_tokens)
 
 
 def _prompt_of(row: Example) -> list[int]:
@@ -175,7 +202,7 @@ def _prompt_of(row: Example) -> list[int]:
 
 
 @contextlib.contextmanager
-def _base_file(adapter: Path, base: str, wanted: bool) -> Iterator[Path | None]:
+def base_file_of(adapter: Path, base: str, wanted: bool) -> Iterator[Path | None]:
     """A GGUF of the base: the one it came from, or one written for the occasion."""
     if not wanted:
         yield None

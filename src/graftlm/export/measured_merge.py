@@ -22,6 +22,7 @@ from graftlm.export.candidates import SIXTEEN_BIT, MergeSource, open_source
 from graftlm.export.measure import compare_passes, kept_share, pass_over
 from graftlm.export.merge_rows import MergeRows, merge_rows
 from graftlm.export.merged_weights import In16Bits, MergedWeights, StoredWeights
+from graftlm.export.model_card import card_of_adapter, write_card
 from graftlm.export.proof import EffectProof, count_tensors, prove, require_same_base
 from graftlm.files import atomic_folder, require_free_space, write_json
 from graftlm.frozen.formats import format_named
@@ -145,6 +146,8 @@ def measured_merge(
         if brings_tokenizer(adapter):
             save_tokenizer(adapter_tokenizer(adapter, tokenizer_in(folder)), temporary)
         write_json(temporary / REPORT_NAME, report)
+        told = {"merged by": chosen, "share of the tune kept": candidate["kept"]}
+        write_card(temporary, card_of_adapter(adapter, name, "merged", told))
         finish(report, temporary)
     return report
 

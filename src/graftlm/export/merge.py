@@ -20,6 +20,7 @@ import torch
 from graftlm.adapters.adapter_folder import base_of
 from graftlm.adapters.adapter_tokenizer import adapter_tokenizer, brings_tokenizer
 from graftlm.export.merge_plan import Merge, prepare_merge
+from graftlm.export.model_card import card_of_adapter, write_card
 from graftlm.files import atomic_folder, require_free_space, write_json
 from graftlm.models import resolve
 from graftlm.models.load import tokenizer_in
@@ -78,6 +79,8 @@ def merge_to_folder(
         if brings_tokenizer(adapter):
             save_tokenizer(adapter_tokenizer(adapter, tokenizer_in(source.path)), folder)
         write_json(folder / "config.json", _edited_config(source.path, merge))
+        kept = {"share of the update that survives rounding": merge.rounding.update_kept}
+        write_card(folder, card_of_adapter(Path(adapter), name, "merged", kept))
     return {
         "base": name,
         "onto": merge.onto,

@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from graftlm.adapters.adapted import lora_modules
 from graftlm.adapters.lora_linear import LoRALinear
 from graftlm.adapters.peft_format import load_adapter
-from graftlm.errors import GraftLMError
+from graftlm.export.model_card import card_of_adapter, write_card
+from graftlm.export.rules import with_adapter
 from graftlm.export.target import ExportTarget, Proof, register_target
 from graftlm.files import atomic_folder, require_free_space, write_json
 from graftlm.models import resolve
@@ -35,11 +36,12 @@ class MlxFolder(ExportTarget):
 
     def check(self, adapter: Path, base: str) -> list[str]:
         """Check that the adapter is plain LoRA of one rank and scale, inside the blocks."""
-        try:
-            modules = _modules(adapter, base)
-        except GraftLMError as error:
-            return [str(error)]
-        problems = []
+        model, problems = with_adapter(adapter, base)
+        return problems or self.rules(model)
+
+    def rules(self, model: nn.Module) -> list[str]:
+        """Plain LoRA of one rank and scale, on the same layers of the last blocks."""
+        modules, problems = lora_modules(model), []
         if any(type(module) is not LoRALinear for module in modules.values()):
             problems.append("mlx-lm reads plain LoRA of linear layers here")
         if len({(module.rank, module.scaling) for module in modules.values()}) > 1:
@@ -58,6 +60,7 @@ class MlxFolder(ExportTarget):
         with atomic_folder(out) as folder:
             save_file(tensors, folder / "adapters.safetensors", {"format": "mlx"})
             write_json(folder / "adapter_config.json", settings)
+            write_card(folder, card_of_adapter(adapter, base, "mlx", {}))
         return {"tensors": len(tensors), "num_layers": settings["num_layers"]}
 
     def verify(self, adapter: Path, base: str, out: Path) -> Proof:

@@ -11,9 +11,12 @@ import json
 from pathlib import Path
 from typing import Any, ClassVar
 
+from torch import nn
+
 from graftlm.adapters.adapter_tokenizer import adapter_tokenizer
 from graftlm.errors import GraftLMError
 from graftlm.export.gguf.merged_file import MergedFile
+from graftlm.export.model_card import card_of_adapter, write_card
 from graftlm.export.ollama_template import OllamaTemplate, ollama_template
 from graftlm.export.target import ExportTarget, Proof, register_target
 from graftlm.files import atomic_folder
@@ -46,6 +49,10 @@ class OllamaFolder(ExportTarget):
             problems.append(str(error))
         return problems
 
+    def rules(self, model: nn.Module) -> list[str]:
+        """The rules of `gguf`."""
+        return MergedFile(self.quantization).rules(model)
+
     def write(self, adapter: Path, base: str, out: Path) -> dict[str, Any]:
         """Write both files; the GGUF is proven as by the target `gguf`."""
         tokenizer = _tokenizer(adapter, base)
@@ -55,6 +62,8 @@ class OllamaFolder(ExportTarget):
             stops = _stops(template, tokenizer)
             text = modelfile(template, stops, _sampling(resolve(base).path))
             (folder / "Modelfile").write_text(text, encoding="utf-8")
+            kept = {"share of the update in the file": figures["proof"]["kept"]}
+            write_card(folder, card_of_adapter(adapter, base, "ollama", kept))
         return {**figures, "stop": stops}
 
     def verify(self, adapter: Path, base: str, out: Path) -> Proof:

@@ -14,6 +14,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+from torch import nn
+
 from graftlm.adapters.adapter_folder import base_of
 from graftlm.errors import ArtifactError, ConfigError, GraftLMError
 from graftlm.registry import Registry
@@ -68,6 +70,15 @@ class ExportTarget(abc.ABC):
     @abc.abstractmethod
     def check(self, adapter: Path, base: str) -> list[str]:
         """The problems that prevent writing ``adapter`` in this form; writes nothing."""
+
+    def rules(self, model: nn.Module) -> list[str]:
+        """The rules of the target that ``model``, a base with adapters, breaks.
+
+        They are also asked before training (``train.export_to``): names, shapes and settings may be
+        read, but no weights, which may be on the meta device.
+        """
+        del model
+        return []
 
     @abc.abstractmethod
     def write(self, adapter: Path, base: str, out: Path) -> dict[str, Any]:
@@ -127,6 +138,7 @@ def export(
     base: str | None = None,
     quantization: str | None = None,
     verify: bool = False,
+    push_to: str | None = None,
 ) -> dict[str, Any]:
     """Write ``adapter`` in the form of the target ``to``.
 
@@ -137,18 +149,24 @@ def export(
         base: the base model; by default the one the adapter names.
         quantization: the type of the stored weights, where the target has a choice.
         verify: open the written files and compare them with the live adapter.
+        push_to: a repository of the Hub to upload to afterwards.
 
     Returns:
         ``to``, ``base``, ``out``, the target's figures, and under ``verified`` the measurements
-        (``None`` without ``verify``).
+        (``None`` without ``verify``); with ``push_to`` the address ``uploaded``.
 
     Raises:
-        ConfigError: there is no such target.
+        ConfigError: there is no such target, or nothing could be uploaded to ``push_to``.
         ArtifactError: the adapter cannot be written in this form; every problem is listed.
         ExportError: the written files do not give the adapter's results. They are not removed.
         ResourceError: the disk is too small, or ``out`` exists or cannot be written.
+        UploadError: the Hub refuses the upload. The files stay.
     """
+    from graftlm.export import model_card, push  # they need what this file defines
+
     target = target_named(to, quantization)
+    if push_to is not None:
+        push.require_uploadable(push_to)
     name = base or base_of(adapter)
     if problems := target.check(Path(adapter), name):
         raise ArtifactError(f"{adapter} cannot be exported to {to}:\n" + "\n".join(problems))
@@ -162,4 +180,9 @@ def export(
                 + "\n".join([*proof.problems, f"measured: {proof.figures}"])
             )
         verified = proof.figures
-    return {"to": to, "base": name, "out": str(out), **said, "verified": verified}
+    report = {"to": to, "base": name, "out": str(out), **said, "verified": verified}
+    if push_to is not None:
+        form = to if to in model_card.FORMS else "gguf"
+        beside = model_card.card_of_adapter(Path(adapter), name, form, {})
+        report["uploaded"] = push.push(Path(out), push_to, beside)
+    return report

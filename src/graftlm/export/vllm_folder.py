@@ -10,14 +10,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from graftlm.adapters.adapted import lora_modules
 from graftlm.adapters.adapter_folder import adapter_folder
 from graftlm.adapters.peft_config import read_config
-from graftlm.adapters.peft_format import load_adapter
 from graftlm.export.peft_folder import PeftFolder
+from graftlm.export.rules import file_rules, with_adapter
 from graftlm.export.target import register_target
-from graftlm.models import resolve
-from graftlm.models.load import empty_model, load_config
 
 __all__ = ["VllmFolder"]
 
@@ -29,14 +29,24 @@ RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 class VllmFolder(PeftFolder):
     """A folder for `vllm serve BASE --enable-lora --lora-modules name=FOLDER`."""
 
+    form = "vllm"
+
     def check(self, adapter: Path, base: str) -> list[str]:
         """Check what `peft` checks, and vLLM's rules."""
-        problems = super().check(adapter, base)
-        if not problems and (variant := read_config(adapter_folder(adapter)).variant) != "lora":
-            problems.append(f"vLLM serves plain LoRA, not {variant!r}: merge the adapter instead")
-        rank = _largest_rank(adapter, base) if not problems else 0
+        problems = file_rules(adapter, "vllm") + super().check(adapter, base)
+        return problems or self.rules(with_adapter(adapter, base)[0])
+
+    def rules(self, model: nn.Module) -> list[str]:
+        """Plain LoRA of linear layers, of a rank that vLLM can be told."""
+        modules, problems = lora_modules(model), []
+        rank = max(module.rank for module in modules.values())
         if rank > RANKS[-1]:
             problems.append(f"rank {rank} is above {RANKS[-1]}, the most that vLLM serves")
+        problems += [
+            f"{name}: vLLM serves plain LoRA, not {module.variant!r}"
+            for name, module in modules.items()
+            if module.variant != "lora"
+        ][:1]
         return problems
 
     def write(self, adapter: Path, base: str, out: Path) -> dict[str, Any]:
@@ -53,10 +63,7 @@ class VllmFolder(PeftFolder):
 
 
 def _largest_rank(adapter: Path, base: str) -> int:
-    config = load_config(resolve(base).path)
-    config.__dict__.pop("quantization_config", None)
-    model = empty_model(config)
-    load_adapter(model, adapter)
+    model, _ = with_adapter(adapter, base)
     return max(module.rank for module in lora_modules(model).values())
 
 

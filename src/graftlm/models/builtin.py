@@ -14,7 +14,7 @@ from graftlm.errors import ModelError
 from graftlm.files import temporary_folder
 from graftlm.models import gguf_convert
 
-__all__ = ["MODELS", "BuiltIn", "assembled", "folder_of"]
+__all__ = ["MODELS", "BuiltIn", "assembled", "folder_of", "name_of"]
 
 
 class BuiltIn(NamedTuple):
@@ -42,6 +42,15 @@ MODELS = {
         ),
     )
 }
+
+
+def name_of(name: str | Path) -> str | None:
+    """The built-in that ``name`` is: its name, or its folder in the cache; else ``None``."""
+    path = Path(name).expanduser()
+    for model, entry in MODELS.items():
+        if path.name == entry.sha256 or (str(name) == model and not path.exists()):
+            return model
+    return None
 
 
 def folder_of(name: str) -> Path:

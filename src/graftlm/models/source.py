@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 from graftlm.errors import ModelError, near_matches
 from graftlm.models import builtin, gguf_convert
 
-__all__ = ["ResolvedModel", "original_gguf", "resolve"]
+__all__ = ["HUB_ID", "ResolvedModel", "original_gguf", "resolve"]
 
 Kind = Literal["folder", "hub", "gguf", "builtin"]
 
@@ -66,11 +66,10 @@ def original_gguf(name: str | Path) -> Iterator[Path | None]:
     The folder of a built-in in the cache is that built-in, because adapters may name it.
     """
     path = Path(name).expanduser()
-    for model, entry in builtin.MODELS.items():
-        if path.name == entry.sha256 or (str(name) == model and not path.exists()):
-            with builtin.assembled(model) as file:
-                yield file
-            return
+    if (model := builtin.name_of(name)) is not None:
+        with builtin.assembled(model) as file:
+            yield file
+        return
     yield path if path.is_file() and path.suffix == ".gguf" else None
 
 

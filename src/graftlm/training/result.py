@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from graftlm.adapters.peft_format import save_adapter
+from graftlm.export.model_card import CARD, card, write_card
 from graftlm.files import write_json
 from graftlm.models import save_model
 from graftlm.training import checkpoint
@@ -56,6 +57,10 @@ def finish(active: ActiveRun) -> RunResult:
         kept_step=(state.best_step or state.step) if state.finished else None,
     )
     write_json(run.out / "summary.json", dataclasses.asdict(summary))
+    if folder is not None:
+        form = "full" if run.config.method == "full" else "adapter"
+        (folder / CARD).unlink(missing_ok=True)  # of an earlier end of this run
+        write_card(folder, card(run.out, run.config.model.name, form))
     return summary
 
 

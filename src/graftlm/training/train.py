@@ -27,6 +27,7 @@ from graftlm.config import (
 )
 from graftlm.data.pack import lengths_of
 from graftlm.errors import ConfigError, TargetError
+from graftlm.export.rules import require_exportable
 from graftlm.frozen.embedding import FrozenEmbedding
 from graftlm.frozen.formats import format_named
 from graftlm.frozen.modules import held_as, linear_format
@@ -114,6 +115,7 @@ def run(
         base = resolve_model(config.model.name, trust_remote_code=trusted).path
         if begun is None:
             check_folder(out)
+        require_exportable(request)
         # Read the rows first: the tokenizer can then be freed before the model is loaded.
         tokenizer = load_tokenizer(config.model.name, trust_remote_code=trusted)
         rows, held = read_rows(tokenizer, request.data, request.data.train, request.data.eval)
@@ -203,6 +205,7 @@ def train(
     if problems := contradictions(request.model_copy(update={"model": ModelConfig()})):
         raise ConfigError(problems)
     objective_named(request.train.objective)
+    require_exportable(request, model)
     with locked(Path(out).absolute()) as folder:
         begun = run_in(folder) if resume else None
         if begun is None:

@@ -12,18 +12,18 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from graftlm.adapters.adapted import lora_modules
 from graftlm.adapters.adapter_folder import run_settings
 from graftlm.adapters.lora_embedding import LoRAEmbedding
 from graftlm.adapters.lora_linear import LoRALinear
 from graftlm.adapters.peft_format import load_adapter
-from graftlm.errors import GraftLMError
 from graftlm.export.gguf.architecture import ARCHITECTURES, permuted, problems_of
 from graftlm.export.gguf.library import gguf_library
 from graftlm.export.gguf.tensors import tensor_names
 from graftlm.export.llama_cpp import compare_file
+from graftlm.export.rules import with_adapter
 from graftlm.export.target import ExportError, ExportTarget, Proof, register_target
 from graftlm.files import atomic_write, require_free_space
 from graftlm.models import resolve
@@ -45,14 +45,15 @@ class AdapterFile(ExportTarget):
         settings = run_settings(adapter)
         if settings is not None and settings.lora.merge_aware:
             return ["the adapter was trained through its merge: only the merged model is exact"]
-        config = _config(base)
+        model, problems = with_adapter(adapter, base)
+        return problems or self.rules(model)
+
+    def rules(self, model: nn.Module) -> list[str]:
+        """Plain LoRA, on weights that the file of the base has."""
+        config: Any = model.config
         if problems := problems_of(config):
             return problems
-        try:
-            modules = _modules(adapter, config)
-        except GraftLMError as error:
-            return [str(error)]
-        return _problems(modules, config)
+        return _problems(dict(lora_modules(model)), config)
 
     def write(self, adapter: Path, base: str, out: Path) -> dict[str, Any]:
         """Write the file, read it again and compare every factor."""

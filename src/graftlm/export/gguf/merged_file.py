@@ -10,6 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar
 
+from torch import nn
+
+from graftlm.adapters.adapted import lora_modules
 from graftlm.adapters.adapter_folder import run_settings
 from graftlm.adapters.adapter_tokenizer import adapter_tokenizer
 from graftlm.errors import GraftLMError
@@ -22,6 +25,7 @@ from graftlm.export.gguf.vocabulary import vocabulary
 from graftlm.export.gguf.write import predicted_bytes, write_model
 from graftlm.export.llama_cpp import compare_file
 from graftlm.export.merge_plan import Merge, prepare_merge
+from graftlm.export.rules import with_adapter
 from graftlm.export.target import ExportError, ExportTarget, Proof, register_target
 from graftlm.files import atomic_write, require_free_space
 from graftlm.models import resolve
@@ -51,7 +55,8 @@ class MergedFile(ExportTarget):
             ]
         folder = resolve(base).path
         config = load_config(folder)
-        if problems := problems_of(config):
+        model, problems = with_adapter(adapter, base)
+        if problems := problems or self.rules(model):
             return problems
         try:
             merge, _, tokenizer = self._prepared(adapter, base)
@@ -60,6 +65,18 @@ class MergedFile(ExportTarget):
         except GraftLMError as error:
             return [str(error)]
         return []
+
+    def rules(self, model: nn.Module) -> list[str]:
+        """A family that llama.cpp computes in the same way, with the head it expects."""
+        config: Any = model.config
+        problems = problems_of(config)
+        ends = [name for name in lora_modules(model) if name.endswith(("embed_tokens", "lm_head"))]
+        if ends and config.model_type == "gemma2":
+            problems.append(
+                f"{ends[0]}: merging it unties table and head, and llama.cpp has one table for "
+                "both in Gemma 2"
+            )
+        return problems
 
     def write(self, adapter: Path, base: str, out: Path) -> dict[str, Any]:
         """Write the file and prove it; return the proof's figures."""
