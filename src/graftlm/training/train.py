@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 from transformers import PreTrainedModel
 
 from graftlm._compat.base_name import base_name
-from graftlm.adapters import adapter_classes, add_lora, count_parameters, lora_config, lora_modules
+from graftlm.adapters import add_lora, count_parameters, lora_config, lora_modules
 from graftlm.adapters.merge_aware import apply_merge_aware
 from graftlm.config import (
     DataConfig,
@@ -29,7 +29,6 @@ from graftlm.data.pack import lengths_of
 from graftlm.errors import ConfigError, TargetError
 from graftlm.export.rules import require_exportable
 from graftlm.frozen.embedding import FrozenEmbedding
-from graftlm.frozen.formats import format_named
 from graftlm.frozen.modules import held_as, linear_format
 from graftlm.models import StoredTokenizer, load_tokenizer, load_weights
 from graftlm.models import resolve as resolve_model
@@ -50,6 +49,7 @@ from graftlm.training.lock import locked
 from graftlm.training.loop import fit
 from graftlm.training.objective import Objective, objective_named
 from graftlm.training.origin import origin_of
+from graftlm.training.registered import require_registered
 from graftlm.training.resolve import (
     Plan,
     continued,
@@ -98,9 +98,7 @@ def run(
         GraftLMError: the model, the data or the training failed; see `graftlm.errors`.
     """
     require_complete(config)
-    format_named(config.model.weight_format)  # refuses unregistered names early
-    adapter_classes(config.lora.variant)
-    objective_named(config.train.objective)
+    require_registered(config)
     return_freed_memory()
     with locked(Path(config.out).absolute()) as out:
         begun = run_in(out) if resume else None
