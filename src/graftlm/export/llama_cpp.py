@@ -18,8 +18,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
