@@ -105,9 +105,7 @@ def run(
         request = config if begun is None else continued(config, begun)
         undecided = needs_plan(request) if begun is None else []
         if undecided and plan is None:
-            raise ConfigError(
-                [f"{what}: `graftlm train` plans it, here say it" for what in undecided]
-            )
+            raise ConfigError([f"{what}: `graftlm train` plans it; say it" for what in undecided])
         if request.device != "auto":
             placement_for(request.device)  # refuse it before any work
         trusted = config.model.trust_remote_code
