@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from graftlm.files import atomic_folder, atomic_write, recover
+from graftlm.training.lock import locked
+from graftlm.training.run_folder import check_folder
 
 WRITER = """
 import os, signal, sys
@@ -85,3 +87,15 @@ with atomic_folder(sys.argv[1], replace=True) as folder:
     recover(target)
     assert (target / "a").read_text() == "old"
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["other", "step-2"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_a_run_killed_before_its_settings_stand_can_be_started_again(
+    kind: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    assert len(left_by_a_kill(out / "config.yaml", kind)) == 1
+    with locked(out):
+        check_folder(out)
+    assert list(out.iterdir()) == []  # a run that wrote nothing leaves nothing

@@ -201,7 +201,9 @@ def remove_abandoned(folder: Path) -> None:
         if rest.is_dir():
             shutil.rmtree(rest, ignore_errors=True)
         else:
-            rest.unlink(missing_ok=True)
+            # In a folder of many users it may be another's; two processes may remove it at once.
+            with contextlib.suppress(FileNotFoundError, PermissionError):
+                rest.unlink()
 
 
 def _alive(process: int, made: Path) -> bool:

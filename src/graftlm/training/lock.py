@@ -47,6 +47,8 @@ def locked(out: Path) -> Iterator[Path]:
                 "another --out."
             ) from None
     try:
+        # A run killed before it wrote config.yaml left only these, and they would bar the next one.
+        remove_abandoned(out)
         remove_abandoned(out.parent)
         _say_who(out)
         yield out
