@@ -75,8 +75,8 @@ class Registry(Generic[ClassT]):
         if name not in self._classes:
             raise ConfigError(
                 f"{self.kind} {name!r} is not registered: expected one of "
-                f"{', '.join(self.names())}{near_matches(str(name), self.names())}. One of your "
-                f"own is registered by graftlm.extend.{self.function} before it is used."
+                f"{', '.join(self.names())}{near_matches(str(name), self.names()) or '.'} One of "
+                f"your own is registered by graftlm.extend.{self.function} before it is used."
             )
         return self._classes[name]
 

@@ -118,7 +118,7 @@ def test_an_unknown_objective_is_refused_with_those_that_exist(
 ) -> None:
     model, tokenizer = opened(tiny_llama)
     config = graftlm.TrainConfig(objective="preferense", steps=1)
-    with pytest.raises(ConfigError, match=r"no 'preferense'.*next_token, preference"):
+    with pytest.raises(ConfigError, match=r"'preferense' is not.*next_token, preference"):
         graftlm.train(model, tokenizer, rows(), config, out=tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
 

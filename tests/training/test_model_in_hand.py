@@ -29,7 +29,8 @@ def adapted(folder: Path, *names: str) -> tuple[Any, Any]:
     model, tokenizer = graftlm.load_model(str(folder))
     for name in names:
         torch.manual_seed(0)
-        graftlm.add_lora(model, graftlm.LoRAConfig(rank=4), name=name)
+        config = graftlm.LoRAConfig(rank=4, targets=("q_proj", "up_proj", "lm_head"))
+        graftlm.add_lora(model, config, name=name)
     activate(model, names[-1])
     return model, tokenizer
 
@@ -39,15 +40,18 @@ def test_the_active_adapter_resumes_and_keeps_its_best_weights(
     names: tuple[str, ...], tiny_llama: Path, rows_file: Path, tmp_path: Path
 ) -> None:
     config = graftlm.TrainConfig(
-        steps=3, batch_size=2, learning_rate=20.0, schedule="constant", warmup_ratio=0.0,
+        steps=3, batch_size=2, learning_rate=0.3, schedule="constant", warmup_ratio=0.0,
         eval_steps=1,
     )  # fmt: skip
+    # What is learned makes these less likely with every step, so the first weights are the best.
+    held = tmp_path / "held.jsonl"
+    held.write_text('{"prompt": "say", "completion": "ZQXWZQXWZQXW"}\n' * 4)
 
     def fit(out: Path, **options: Any) -> tuple[Any, Any]:
         model, tokenizer = adapted(tiny_llama, *names)
         result = graftlm.train(
             model, tokenizer, rows_file, config,
-            out=out, eval_data=rows_file, progress=False, **options,
+            out=out, eval_data=held, progress=False, **options,
         )  # fmt: skip
         return model, result
 

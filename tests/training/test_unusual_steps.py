@@ -57,7 +57,7 @@ def test_a_step_with_nothing_to_learn_is_refused(tiny_llama: Path, tmp_path: Pat
 def test_one_objective_serves_the_whole_run_with_the_resolved_settings(
     tiny_llama: Path, rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(objective, "_OBJECTIVES", dict(objective._OBJECTIVES))
+    monkeypatch.setattr(objective._objectives, "_classes", {**objective._objectives._classes})
     number = itertools.count()
     calls: set[tuple[str, int]] = set()
 
