@@ -170,7 +170,7 @@ class LlamaCpp:
         )
         shape = Jinja2ChatFormatter(self.template, eos_token=end, bos_token=begin)
         try:
-            text: str = shape(messages=messages).prompt  # type: ignore[arg-type]
+            text: str = shape(messages=messages).prompt
         except Exception as error:  # templates refuse by exceptions of their own
             raise DataError(f"the chat template refuses: {error}") from error
         return text
