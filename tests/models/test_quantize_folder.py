@@ -190,7 +190,9 @@ def test_companion_files_come_along(plain: Any, tmp_path: Path) -> None:
     assert names == {path.name for path in source.iterdir()}
     config = json.loads((tmp_path / "nf4/config.json").read_text())
     assert config.pop("quantization_config")["llm_int8_skip_modules"] == ["lm_head"]
+    theta = config.pop("rope_theta")  # its name in transformers 4
     assert config == json.loads((source / "config.json").read_text())
+    assert theta == config["rope_parameters"]["rope_theta"]
 
 
 def test_family_that_bitsandbytes_cannot_hold_is_refused(plain: Any, tmp_path: Path) -> None:

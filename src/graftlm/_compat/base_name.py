@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["base_name", "set_base_name"]
+__all__ = ["BASE_NAME", "base_name", "set_base_name"]
+
+BASE_NAME = "_name_or_path"
+"""The setting of a config that holds the name."""
 
 
 def base_name(model: Any) -> str:

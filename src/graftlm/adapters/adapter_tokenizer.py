@@ -15,6 +15,7 @@ from graftlm.adapters.adapter_folder import adapter_folder, run_folder_of, run_s
 from graftlm.data.chat import use_chat_template
 from graftlm.data.prompt_format import PromptFormat, with_format
 from graftlm.errors import ArtifactError
+from graftlm.models.base_files import as_base
 from graftlm.models.load import tokenizer_in
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ def adapter_tokenizer(adapter: str | Path, base: PreTrainedTokenizerBase) -> Any
             chat template.
 
     Returns:
-        The adapter's own tokenizer if its folder has one, else ``base``.
+        ``base`` with the template and the settings of the adapter's own tokenizer, or that one
+        where it takes text apart in another way.
 
     Raises:
         ArtifactError: the adapter's tokenizer has another vocabulary than the base's.
@@ -45,7 +47,7 @@ def adapter_tokenizer(adapter: str | Path, base: PreTrainedTokenizerBase) -> Any
     if _has_files(adapter):
         own = tokenizer_in(adapter_folder(adapter))
         _require_same_vocabulary(adapter_folder(adapter), own, base)
-        return own
+        return as_base(own, base)
     settings = run_settings(adapter)
     if settings is None:
         return base

@@ -79,7 +79,7 @@ def save_adapter(
         temporary.write_bytes(content)
     write_json(Path(path) / CONFIG_NAME, adapter_config(model, base_name, adapter), sort_keys=True)
     if tokenizer is not None:
-        save_tokenizer(tokenizer, path)
+        save_tokenizer(tokenizer, path, alone=True)
 
 
 def load_adapter(model: nn.Module, path: str | Path, *, name: str = DEFAULT) -> LoRAReport:

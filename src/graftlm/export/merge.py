@@ -21,10 +21,11 @@ from graftlm.adapters.adapter_folder import base_of
 from graftlm.adapters.adapter_tokenizer import adapter_tokenizer, brings_tokenizer
 from graftlm.export.merge_plan import Merge, prepare_merge
 from graftlm.export.model_card import card_of_adapter, write_card
-from graftlm.files import atomic_folder, require_free_space, write_json
+from graftlm.files import atomic_folder, require_free_space
 from graftlm.models import resolve
 from graftlm.models.load import tokenizer_in
 from graftlm.models.save import save_tokenizer
+from graftlm.models.saved_config import write_config
 from graftlm.models.shard_writer import ShardWriter, copy_companions
 
 __all__ = ["merge_to_folder"]
@@ -78,7 +79,7 @@ def merge_to_folder(
         copy_companions(source.path, folder)
         if brings_tokenizer(adapter):
             save_tokenizer(adapter_tokenizer(adapter, tokenizer_in(source.path)), folder)
-        write_json(folder / "config.json", _edited_config(source.path, merge))
+        write_config(folder, _edited_config(source.path, merge), source.path)
         kept = {"share of the update that survives rounding": merge.rounding.update_kept}
         write_card(folder, card_of_adapter(Path(adapter), name, "merged", kept))
     return {
@@ -103,6 +104,6 @@ def _edited_config(folder: Path, merge: Merge) -> dict[str, Any]:
         if merge.untied_head is not None:
             part["tie_word_embeddings"] = False
         if merge.dtype is not None:
-            part.pop("torch_dtype", None)
-            part["dtype"] = str(merge.dtype).removeprefix("torch.")
+            name = "torch_dtype" if "torch_dtype" in part else "dtype"
+            part[name] = str(merge.dtype).removeprefix("torch.")
     return config

@@ -15,6 +15,7 @@ from graftlm.frozen.formats import DEFAULT_FORMAT, format_named
 from graftlm.frozen.modules import linear_format
 from graftlm.frozen.weight import WeightSettings
 from graftlm.models.assemble import REPLACEMENTS, assemble, empty_model
+from graftlm.models.base_files import remember_folder, remember_tokenizer
 from graftlm.models.kind_of_model import require_causal
 from graftlm.models.loading_report import captured_messages, require_complete
 from graftlm.models.quiet import without_progress_bars
@@ -147,6 +148,7 @@ def load_weights(
     if embeddings == "int8":
         checkpoint.forget()  # free the mapped pages of the 16-bit rows
     set_base_name(model, source.name)
+    remember_folder(model, source.path)
     return model
 
 
@@ -270,4 +272,5 @@ def tokenizer_in(folder: Path, trust_remote_code: bool = False) -> PreTrainedTok
             f"cannot load a tokenizer from {folder}: {error}. Expected tokenizer.json beside the "
             "weights; copy the tokenizer files of the original model there."
         ) from error
+    remember_tokenizer(tokenizer, folder)
     return tokenizer

@@ -19,11 +19,12 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from graftlm.errors import ConfigError, GraftLMError, ModelError
-from graftlm.files import atomic_folder, require_free_space, write_json
+from graftlm.files import atomic_folder, require_free_space
 from graftlm.frozen.formats import DEFAULT_FORMAT, format_named
 from graftlm.frozen.weight import FrozenWeight, WeightSettings
 from graftlm.models.load import empty_model, load_config, pick_dtype
 from graftlm.models.safetensors_file import Checkpoint
+from graftlm.models.saved_config import write_config
 from graftlm.models.shard_writer import (
     ShardWriter,
     copy_companions,
@@ -104,7 +105,7 @@ def quantize_folder(
         copy_companions(source.path, folder)
         how = reader.config(settings, pick_dtype("auto", config, checkpoint), kept)
         plain = json.loads((source.path / "config.json").read_text(encoding="utf-8"))
-        write_json(folder / "config.json", plain | {"quantization_config": how})
+        write_config(folder, plain | {"quantization_config": how}, source.path)
     return {
         "out": str(out),
         "quantized_layers": len(layers),

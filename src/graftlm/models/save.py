@@ -16,7 +16,11 @@ from graftlm.files import (
     require_free_space,
     temporary_folder,
 )
+from graftlm.models.base_files import folder_read
 from graftlm.models.quiet import without_progress_bars
+from graftlm.models.saved_config import restore_base_files
+from graftlm.models.saved_tokenizer import write_tokenizer
+from graftlm.models.shard_writer import copy_beside
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -71,11 +75,21 @@ def write_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
     """Write the model into ``folder``; the caller makes the write atomic."""
     with without_progress_bars():
         model.save_pretrained(folder, max_shard_size="4GB")
-    tokenizer.save_pretrained(folder)
+    if (source := folder_read(model)) is not None:
+        copy_beside(source, folder)
+    restore_base_files(model, folder)
+    write_tokenizer(tokenizer, folder)
 
 
-def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
+def save_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, folder: str | Path, *, alone: bool = False
+) -> None:
     """Write a tokenizer, with its chat template, into a folder that may hold other files.
+
+    Args:
+        tokenizer: the tokenizer.
+        folder: where; it is created.
+        alone: whether the folder has no config.json of a model, as that of an adapter.
 
     Raises:
         ResourceError: the folder cannot be written.
@@ -84,7 +98,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> No
     with disk_errors_named(target):
         target.mkdir(parents=True, exist_ok=True)
         with temporary_folder("tokenizer", target) as temporary:
-            tokenizer.save_pretrained(temporary)
+            write_tokenizer(tokenizer, temporary, alone=alone)
             for file in sorted(temporary.iterdir()):
                 with atomic_write(target / file.name) as place:
                     shutil.copyfile(file, place)

@@ -15,15 +15,23 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from graftlm._compat.loader import WeightConverter, WeightRenaming, rename_source_key
 from graftlm.errors import ModelError
 from graftlm.files import write_json
+from graftlm.models.saved_tokenizer import TOKENIZER_FILES, name_for_both_releases
 
-__all__ = ["ShardWriter", "copy_companions", "parameter_names", "require_every_weight"]
+__all__ = [
+    "ShardWriter",
+    "copy_beside",
+    "copy_companions",
+    "parameter_names",
+    "require_every_weight",
+]
 
 SHARD_BYTES = 1_000_000_000
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-COMPANIONS = (
-    *("generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab*", "merges.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*", "*.py"),
+BESIDE = (
+    *("LICENSE*", "NOTICE*", "*.py"),
+    *("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"),
 )
+"""Licence, code, and what prepares images, video and sound."""
 
 
 def parameter_names(
@@ -71,8 +79,19 @@ def _weights(model: PreTrainedModel) -> list[tuple[str, Tensor]]:
 
 
 def copy_companions(source: Path, folder: Path) -> None:
-    """Copy tokenizer, chat template, generation settings and licence; not config.json."""
-    for pattern in COMPANIONS:
+    """Copy tokenizer, chat template, generation settings and processors; not config.json."""
+    _copy(source, folder, ("generation_config.json", *TOKENIZER_FILES))
+    name_for_both_releases(folder)
+    copy_beside(source, folder)
+
+
+def copy_beside(source: Path, folder: Path) -> None:
+    """Copy the licence, the code and the processors that lie beside a model."""
+    _copy(source, folder, BESIDE)
+
+
+def _copy(source: Path, folder: Path, patterns: Iterable[str]) -> None:
+    for pattern in patterns:
         for file in source.glob(pattern):
             if file.is_file():
                 shutil.copyfile(file, folder / file.name)

@@ -11,10 +11,10 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from graftlm.errors import ConfigError
-from graftlm.files import write_json
 from graftlm.frozen.weight import FrozenWeight, StorageSettings
 from graftlm.models.load import pick_dtype
 from graftlm.models.named_weights import NamedWeights
+from graftlm.models.saved_config import write_config
 from graftlm.models.shard_writer import ShardWriter, copy_companions
 from graftlm.models.streamed import Reader
 from graftlm.models.streaming import linear_layers, unquantized_names
@@ -106,7 +106,7 @@ def write_folder(
         kept = sorted(linear_layers(weights.empty).keys() - names)
         dtype = pick_dtype("auto", weights.empty.config, weights.checkpoint)
         config["quantization_config"] = disk_form.config(settings, dtype, kept)
-    write_json(folder / "config.json", config)
+    write_config(folder, config, source)
     return writer.total_bytes
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from graftlm.files import temporary_folder
+from graftlm.models.saved_tokenizer import write_tokenizer
 
 __all__ = ["StoredTokenizer"]
 
@@ -18,8 +19,9 @@ class StoredTokenizer:
     def __init__(self, tokenizer: Any) -> None:
         with contextlib.ExitStack() as opened:
             self._folder = opened.enter_context(temporary_folder("tokenizer"))
-            tokenizer.save_pretrained(self._folder)
+            write_tokenizer(tokenizer, self._folder)
             self._open = opened.pop_all()
+        self.class_name = type(tokenizer).__name__
 
     def __enter__(self) -> StoredTokenizer:
         return self
