@@ -37,7 +37,7 @@ from benchmarks.sweep_stages import QUICK, STAGES, NotTinyError, sweep
 from tests.oracles.byte_tokenizer import byte_tokenizer
 from tests.oracles.tiny_architectures import architectures
 
-LIMIT_SECONDS = 90
+LIMIT_SECONDS = 180
 NOT_TINY = "not tried: "
 Row = dict[str, str]
 

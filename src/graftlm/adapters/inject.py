@@ -8,11 +8,11 @@ from collections.abc import Iterable, Iterator
 
 from torch import nn
 
-from graftlm.adapters.adapted import adapted_modules, adapter_names, base_modules
+from graftlm.adapters.adapted import adapted_modules, adapter_names
 from graftlm.adapters.adapter import DEFAULT, Adapter, adapter_class
 from graftlm.adapters.report import LoRAReport, describe
 from graftlm.adapters.several import adapters_at, put_adapter, take_adapter
-from graftlm.adapters.targets import Target, all_linear, matching, select, too_small
+from graftlm.adapters.targets import Target, all_linear, left_out, matching, select
 from graftlm.adapters.without_gradient import REASON, without_gradient
 from graftlm.config import LoRAConfig
 from graftlm.errors import TargetError
@@ -43,7 +43,7 @@ def add_lora(model: nn.Module, config: LoRAConfig, *, name: str = DEFAULT) -> Lo
             unchanged.
     """
     targets = select(model, config, name)
-    small = too_small(base_modules(model), all_linear(model), config)
+    unasked = left_out(model, all_linear(model), config)
     attach(model, targets, config.dropout, config.use_rslora, config.variant, name)
     dead, failure = _without_gradient(model, name)
     if len(dead) == len(targets):
@@ -57,9 +57,9 @@ def add_lora(model: nn.Module, config: LoRAConfig, *, name: str = DEFAULT) -> Lo
             if adapter.name == name:
                 take_adapter(model, place, adapter)
     forget(model)
-    small |= dict.fromkeys(dead, REASON)
+    unasked |= dict.fromkeys(dead, REASON)
     names = [name for name, _ in model.named_modules()]
-    left = small | dict.fromkeys(matching(names, config.exclude), "excluded")
+    left = unasked | dict.fromkeys(matching(names, config.exclude), "excluded")
     report = describe(model, left, adapter=name)
     if failure:
         note = f"whether each adapter can learn was not tried; the model failed: {failure}"

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from torch import nn
 
+from graftlm._compat.peft_mamba import refused_by_peft
 from graftlm.adapters.adapted import adapter_names, base_modules, output_head
 from graftlm.adapters.adapter import DEFAULT, adapter_class, adapter_classes
 from graftlm.adapters.layers import linear_shape
@@ -27,6 +28,7 @@ __all__ = [
     "all_linear",
     "endings",
     "fault",
+    "left_out",
     "matching",
     "pattern_value",
     "select",
@@ -99,9 +101,9 @@ def select(model: nn.Module, config: LoRAConfig, name: str = DEFAULT) -> list[Ta
         names = matching(modules, config.targets)
         problems += _unmatched(config, modules)
     excluded = set(matching(names, config.exclude))
-    small = too_small(modules, names, config) if every else {}
-    if len(small) < len(names):  # else every layer is refused below, with its size
-        excluded |= small.keys()
+    unasked = left_out(model, names, config) if every else {}
+    if len(unasked) < len(names):  # else every layer is refused below, with its size
+        excluded |= unasked.keys()
     problems += [
         f"exclude {entry!r} matches none of the targets{_hint(entry, names)}"
         for entry in config.exclude
@@ -118,6 +120,12 @@ def select(model: nn.Module, config: LoRAConfig, name: str = DEFAULT) -> list[Ta
         if name not in excluded
     ]
     problems += _unfit(found, config.variant)
+    refused = refused_by_peft(getattr(model, "config", None), [target.name for target in found])
+    if refused:
+        problems.append(
+            f"PEFT refuses adapters on {_listed(refused)}: on a GPU the kernels of this model read "
+            "the weight themselves, and the adapter has no effect. Leave these targets out."
+        )
     if found:
         problems += _idle_patterns(config, [target.name for target in found])
     elif not problems:
@@ -129,20 +137,21 @@ def select(model: nn.Module, config: LoRAConfig, name: str = DEFAULT) -> list[Ta
     return found
 
 
-def too_small(
-    modules: Mapping[str, nn.Module], names: Iterable[str], config: LoRAConfig
-) -> dict[str, str]:
-    """The linear layers with a side below their rank, and the reason to leave each out.
+def left_out(model: nn.Module, names: Iterable[str], config: LoRAConfig) -> dict[str, str]:
+    """The layers that ``all-linear`` leaves out, and the reason for each; no one has named them.
 
-    ``all-linear`` leaves them out, as the one-row gate of a mixture of experts: an update of full
-    rank costs less there, and no one has named them.
+    Those with a side below their rank, such as the one-row gate of a mixture of experts: an update
+    of full rank costs less there. And those that PEFT refuses.
     """
-    return {
+    modules, names = base_modules(model), list(names)
+    small = {
         name: f"a side of {min(size)} is below the rank"
         for name in names
         if (size := linear_shape(modules[name])) is not None
         and pattern_value(config.rank_pattern, name, config.rank) > min(size)
     }
+    refused = refused_by_peft(getattr(model, "config", None), names)
+    return small | dict.fromkeys(refused, "PEFT refuses an adapter there")
 
 
 def adaptable(module: nn.Module, variant: str = "lora") -> bool:
