@@ -34,7 +34,7 @@ def worker(folder: str, length: int) -> None:
     from graftlm.data.batch import Batch
     from graftlm.system import peak_resident, return_freed_memory
     from graftlm.training.next_token import NextToken
-    from graftlm.training.run import recompute_activations
+    from graftlm.training.recompute import recompute_activations
     from graftlm.training.step import train_step
 
     return_freed_memory()

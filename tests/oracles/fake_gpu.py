@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -16,6 +17,22 @@ __all__ = ["FakeGPU", "put_in"]
 GIGABYTE = 1_000_000_000
 
 
+class Queue:
+    """A stream of the GPU. What is put into it runs at once; waits are counted."""
+
+    def __init__(self, device: Any = None) -> None:
+        self.waited: list[Any] = []
+
+    def wait_stream(self, other: Any) -> None:
+        self.waited.append(other)
+
+    def wait_event(self, event: Any) -> None:
+        self.waited.append(event)
+
+    def record_event(self) -> object:
+        return object()
+
+
 @dataclasses.dataclass
 class FakeGPU:
     """Some cards of one kind, each with the same memory."""
@@ -26,6 +43,7 @@ class FakeGPU:
     allocated: int = 0
     reserved: int = 0
     states: dict[int, Tensor] = dataclasses.field(default_factory=dict)
+    queue: Queue = dataclasses.field(default_factory=Queue)
 
     def is_available(self) -> bool:
         return bool(self.free)
@@ -60,6 +78,9 @@ class FakeGPU:
     def set_rng_state(self, state: Tensor, device: torch.device) -> None:
         self.states[device.index or 0] = state
 
+    def current_stream(self, device: Any = None) -> Queue:
+        return self.queue
+
 
 def put_in(patch: pytest.MonkeyPatch, gpu: FakeGPU) -> FakeGPU:
     """Let this machine have ``gpu``, as far as `graftlm.system` asks."""
@@ -69,5 +90,8 @@ def put_in(patch: pytest.MonkeyPatch, gpu: FakeGPU) -> FakeGPU:
         patch.setattr(f"torch.cuda.{name}", getattr(gpu, name))
     for name in ("max_memory_allocated", "get_rng_state", "set_rng_state"):
         patch.setattr(f"torch.cuda.{name}", getattr(gpu, name))
+    patch.setattr("torch.cuda.current_stream", gpu.current_stream)
+    patch.setattr("torch.cuda.Stream", Queue)
+    patch.setattr("torch.cuda.stream", contextlib.nullcontext)
     devices.say_once.cache_clear()
     return gpu

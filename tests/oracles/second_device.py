@@ -156,6 +156,8 @@ def _computed(func: Any, args: Any, kwargs: Any) -> Any:
     if there and here and func not in MOVES:
         shapes = [(type(leaf).__name__, tuple(leaf.shape)) for leaf in leaves]
         raise DeviceMixError(f"{func} got tensors of both devices: {shapes}")
+    if kwargs.get("pin_memory"):
+        kwargs = {**kwargs, "pin_memory": False}  # only a driver can lock pages
     asked = kwargs.get("device")
     if asked is not None:
         asked = torch.device(asked)

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from transformers import LlamaConfig
 
-from graftlm.config import DataConfig, RunConfig, TrainConfig
+from graftlm.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from graftlm.errors import ConfigError
+from graftlm.models.host_layers import layer_sizes
 from graftlm.planning import make_plan
 from graftlm.planning.data_sheet import card_of, speed_of
+from graftlm.planning.fake_model import without_tensors
+from graftlm.planning.planner import Option
 from graftlm.system.cards import CARDS, card_named
 from graftlm.system.placement import Placement
 
 GPU = Placement.on("cuda")
 
 
-def llama() -> LlamaConfig:
+def llama(layers: int = 2) -> LlamaConfig:
     return LlamaConfig(
         vocab_size=512,
         hidden_size=256,
         intermediate_size=512,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=8,
         num_key_value_heads=4,
         dtype="bfloat16",
@@ -87,3 +91,36 @@ def test_a_card_is_found_by_what_its_driver_calls_it() -> None:
     assert card_of(None, GPU) is None
     with pytest.raises(ConfigError, match="expected one of T4, RTX 4090"):
         card_of("A1000", GPU)
+
+
+def test_layers_in_host_memory_leave_two_of_them_on_the_card_and_take_the_links_time() -> None:
+    def option(offload: str, limit: str) -> Option:
+        config = RunConfig(
+            method="qlora",
+            device="cuda",
+            model=ModelConfig(name="a", offload=offload, embeddings="keep"),  # type: ignore[arg-type]
+            train=TrainConfig(batch_size=1, gradient_checkpointing=True, micro_batch_tokens=64),
+        )
+        plan = make_plan(
+            config,
+            architecture=llama(layers=8),
+            device="cuda",
+            card="T4",
+            methods=["qlora"],
+            memory=limit,
+            only_recommended=True,
+        )
+        return plan.recommendation.option
+
+    there, here = option("none", "16GB"), option("layers", "16GB")
+    model = without_tensors(llama(layers=8), RunConfig(method="qlora"), torch.bfloat16)
+    sizes = layer_sizes(model.requires_grad_(False))
+    assert len(sizes) == 8
+    saved = there.predicted_peak_bytes - here.predicted_peak_bytes
+    assert saved == sum(sizes) - 2 * max(sizes)
+    assert here.seconds_per_step is not None
+    assert there.seconds_per_step is not None
+    assert here.seconds_per_step >= there.seconds_per_step
+    limit = there.predicted_peak_bytes  # which leaves no room
+    assert option("auto", "16GB").offload == "none"
+    assert option("auto", f"{limit / 1e6:.3f}MB").offload == "layers"

@@ -145,3 +145,17 @@ def test_the_sentence_names_8_bits_only_where_the_plan_chose_them() -> None:
         assert found.option.embeddings == "int8"
         assert len(found.tried) > 1
         assert ("lose hardly anything" in found.why) is named
+
+
+def test_on_an_accelerator_layers_go_to_the_host_before_rows_are_cut() -> None:
+    asked, methods = Setting("lora", False, None, 256), ("lora", "qlora")
+    without = ladder(asked, methods, ROWS * 256, ("keep", "int8"))
+    rungs = ladder(asked, methods, ROWS * 256, ("keep", "int8"), offloads=True)
+    here = [rung for rung in rungs if rung.offload == "layers"]
+    assert [dataclasses.replace(rung, offload="none") for rung in rungs[: len(without) - 2]] == (
+        without[:-2]
+    )
+    assert [rung.max_length for rung in here] == [256, 256, 128, 128]
+    assert all(rung.gradient_checkpointing and rung.method == "qlora" for rung in here)
+    full = ladder(Setting("full", False, None, 256), ("full",), ROWS * 256, ("keep",), True)
+    assert {rung.offload for rung in full} == {"none"}

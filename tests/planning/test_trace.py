@@ -17,8 +17,8 @@ from graftlm.models.assemble import assemble
 from graftlm.models.streaming import linear_layers, unquantized_names
 from graftlm.planning.trace import BatchShape, Trace, trace_step
 from graftlm.training.next_token import NextToken
+from graftlm.training.recompute import recompute_activations
 from graftlm.training.resolve import embeddings_of
-from graftlm.training.run import recompute_activations
 from graftlm.training.step import train_step
 from tests.oracles.model_families import FAMILIES, tiny_config
 

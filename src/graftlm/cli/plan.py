@@ -149,7 +149,7 @@ def _table(found: Plan) -> Any:
     for option in found.options:
         mark = " ←" if option == found.recommendation.option and option.fits else ""
         table.add_row(
-            option.method,
+            option.method + (", layers in host memory" if option.offload == "layers" else ""),
             "yes" if option.gradient_checkpointing else "no",
             option.embeddings,
             f"{option.rows} × {option.length}",

@@ -20,7 +20,7 @@ def contradictions(config: RunConfig) -> list[str]:
             f"method=full holds its weights in float32: model.dtype={config.model.dtype} would not "
             "be used. Leave it out"
         )
-    problems += _of_merge_aware(config)
+    problems += _of_merge_aware(config) + _of_offload(config)
     if data.eval and data.eval_fraction:
         problems.append(
             "data.eval names the rows to measure on, so data.eval_fraction would not be used: "
@@ -45,6 +45,31 @@ def _of_merge_aware(config: RunConfig) -> list[str]:
     }
     said = f"lora.merge_aware={lora.merge_aware} cannot be used with"
     return [f"{said} {what}" for what, is_wrong in wrong.items() if is_wrong and lora.merge_aware]
+
+
+def _of_offload(config: RunConfig) -> list[str]:
+    """A problem for each setting that rules out keeping layers or their inputs in host memory."""
+    train, problems = config.train, []
+    if config.model.offload == "layers":
+        wrong = {
+            "method=full: it trains the layers, use qlora or lora": config.method == "full",
+            f"lora.merge_aware={config.lora.merge_aware}": bool(config.lora.merge_aware),
+            "train.gradient_checkpointing=false: use true": train.gradient_checkpointing is False,
+            "device=cpu, whose memory is the host's": config.device == "cpu",
+        }
+        problems += [
+            f"model.offload=layers cannot be used with {what}"
+            for what, is_wrong in wrong.items()
+            if is_wrong
+        ]
+    if train.offload_checkpoints and train.gradient_checkpointing is False:
+        problems.append(
+            "train.offload_checkpoints=true keeps what train.gradient_checkpointing=true saves: "
+            "set both, or neither"
+        )
+    if train.offload_checkpoints and config.device == "cpu":
+        problems.append("train.offload_checkpoints=true does nothing with device=cpu: leave it out")
+    return problems
 
 
 def without_rows(config: RunConfig) -> list[str]:

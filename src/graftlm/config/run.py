@@ -39,6 +39,7 @@ class RunModel(ModelConfig):
 
     dtype: Literal["float32", "bfloat16", "float16"]
     embeddings: Literal["keep", "int8"]
+    offload: Literal["none", "layers"] = "none"
 
 
 class RunData(DataConfig):

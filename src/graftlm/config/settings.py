@@ -88,6 +88,10 @@ class ModelConfig(Settings):
     """`int8` stores the embedding table and the output head in 8 bits, a scale a row: half of what
     16 bits take. They must be frozen: not with `full`, and no adapters on them. `auto` keeps their
     type, unless a plan (`memory`, or another `auto`) finds that 8 bits make the run fit."""
+    offload: Literal["auto", "none", "layers"] = "auto"
+    """`layers` keeps the layers' frozen weights in host memory and copies each to the card while
+    the one before it computes, for a base that is larger than the card. It needs
+    `train.gradient_checkpointing`. `auto` does so only if a plan finds that nothing else fits."""
     replacements: Annotated[tuple[Replacement, ...], pydantic.Strict(False)] = typing.get_args(
         Replacement
     )
@@ -209,6 +213,9 @@ class TrainConfig(Settings):
     gradient_checkpointing: bool | Literal["auto"] = False
     """Recompute each layer's activations in the backward pass: less memory, more time. `auto`:
     where the run would not fit in `memory` (or what is free) without."""
+    offload_checkpoints: bool = False
+    """With `gradient_checkpointing` on an accelerator: keep the inputs of the layers in host memory
+    until the backward pass. It pays for long rows, where they are most of the memory."""
     export_to: Names = ()
     """Forms that `graftlm export` shall make of the result, such as `[gguf-adapter, vllm]`. What a
     form does not take is refused before training."""

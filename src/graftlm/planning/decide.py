@@ -73,6 +73,7 @@ def decide(
         at_once = f", {tokens} at once" if tokens else ""
         checkpointed = ", gradient checkpointing" if train.gradient_checkpointing else ""
         held = ", embeddings in 8 bits" if chosen.model.embeddings == "int8" else ""
+        held += ", layers in host memory" if chosen.model.offload == "layers" else ""
         print(
             f"planned: {chosen.method}, batches of {train.batch_size} rows, each of at most "
             f"{chosen.data.max_length} tokens{at_once}{checkpointed}{held}",

@@ -18,8 +18,8 @@ from graftlm.models.assemble import assemble
 from graftlm.models.streaming import linear_layers, unquantized_names
 from graftlm.planning.card_attention import attend_as_a_card
 from graftlm.system.placement import Placement
+from graftlm.training.recompute import recompute_activations
 from graftlm.training.resolve import embeddings_of
-from graftlm.training.run import recompute_activations
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

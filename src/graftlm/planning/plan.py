@@ -150,11 +150,13 @@ def make_plan(
             predict(as_setting(config, method, checkpointing))
     asked = as_setting(config, methods[0], config.train.gradient_checkpointing is True)
     allowed: tuple[Embeddings, ...] = ("keep", "int8") if embeddings == "auto" else (embeddings,)
-    chosen = recommend(asked, methods, limit, planner.at_once(asked), predict, allowed)
+    offloads = config.model.offload == "auto" and not placement.runs_on_cpu
+    at_once = planner.at_once(asked)
+    chosen = recommend(asked, methods, limit, at_once, predict, allowed, offloads)
     options: dict[Any, Option] = {}
     for option in filter(None, made.values()):
         # A long row is not cut into parts, so that settings may differ and their batches not.
-        key = option.method, option.gradient_checkpointing, option.embeddings
+        key = option.method, option.gradient_checkpointing, option.embeddings, option.offload
         options.setdefault((*key, option.rows, option.length), option)
     to_verify = [chosen.option] if verify else []
     if verify == "all":
@@ -215,6 +217,8 @@ def choose(
         asked = dataclasses.replace(asked, micro_batch_tokens=setting.micro_batch_tokens)
     if config.model.embeddings == "auto":
         asked = dataclasses.replace(asked, embeddings=setting.embeddings)
+    if config.model.offload == "auto":
+        asked = dataclasses.replace(asked, offload=setting.offload)
     if not auto and setting != asked:
         raise ResourceError(f"as asked it does not fit: {chosen.why}. Run: {plan.command}")
     return setting.applied(config)

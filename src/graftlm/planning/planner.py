@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from graftlm.config import Embeddings, RunConfig
+from graftlm.errors import ModelError
 from graftlm.models.capabilities import capabilities
+from graftlm.models.host_layers import layer_sizes
 from graftlm.planning.baseline_memory import framework_memory
 from graftlm.planning.calibration import Calibration, calibrate
-from graftlm.planning.data_sheet import speed_of
+from graftlm.planning.data_sheet import UNCERTAIN, speed_of
 from graftlm.planning.fake_model import without_tensors
 from graftlm.planning.largest_batch import laid, stacked
 from graftlm.planning.source import Source
@@ -26,11 +28,16 @@ from graftlm.training.resolve import changed, embeddings_of
 if TYPE_CHECKING:
     from graftlm.planning.trial_run import Measured
 
-__all__ = ["METHODS", "Method", "Option", "Planner", "Setting", "as_setting"]
+__all__ = ["METHODS", "Method", "Offload", "Option", "Planner", "Setting", "as_setting"]
 
 Method = Literal["full", "lora", "qlora"]
+Offload = Literal["none", "layers"]
 METHODS: tuple[Method, ...] = ("full", "lora", "qlora")
 
+Seconds = tuple[float | None, float | None]
+"""A time and its uncertainty."""
+SLOTS = 2
+"""Layers on the card at once, if the others are in host memory; see `models/host_layers.py`."""
 ROOM = 0.08
 """Share of the limit that a recommended setting leaves free: predictions are within 10 %."""
 
@@ -44,6 +51,7 @@ class Setting:
     micro_batch_tokens: int | None
     max_length: int
     embeddings: Embeddings = "keep"
+    offload: Offload = "none"
 
     def applied(self, config: RunConfig) -> RunConfig:
         """``config`` with this setting in it."""
@@ -54,7 +62,7 @@ class Setting:
             micro_batch_tokens=self.micro_batch_tokens,
         )
         config = changed(config, "data", max_length=self.max_length)
-        config = changed(config, "model", embeddings=self.embeddings)
+        config = changed(config, "model", embeddings=self.embeddings, offload=self.offload)
         return config.model_copy(update={"method": self.method})
 
 
@@ -124,6 +132,21 @@ class Planner:
             return calibrate()
         return None if self.card is None else speed_of(self.card)
 
+    def _layer_sizes(self, config: RunConfig) -> list[int]:
+        """Bytes of each layer that would lie in host memory."""
+        model = without_tensors(self.source.architecture, config, self.source.dtype(config))
+        sizes = layer_sizes(model.requires_grad_(False))
+        if not sum(sizes):
+            raise ModelError(f"model.offload=layers: {type(model).__name__} has no such layers")
+        return sizes
+
+    def _with_transfers(self, seconds: Seconds, nbytes: int) -> Seconds:
+        """The time of a step if ``nbytes`` cross the link to the card while it computes."""
+        if self.card is None or seconds[0] is None or seconds[1] is None:
+            return None, None
+        crossing = nbytes / self.card.link
+        return max(seconds[0], crossing), max(seconds[1], UNCERTAIN * crossing)
+
     @functools.cached_property
     def _end_to_end(self) -> bool:
         """Whether rows are laid end to end. Assumes that the model keeps them apart, as most do."""
@@ -178,8 +201,14 @@ class Planner:
                 components = {name: components.get(name, 0) for name in held}
                 components["temporary"] = max(0, loading - sum(components.values()))
                 peak_at = "loading"
-        peak = sum(components.values())
         seconds = self._speed.seconds(trace.cost) if self._speed else (None, None)
+        if setting.offload == "layers":
+            sizes = self._layer_sizes(config)
+            # Both slots hold codes and scales alike.
+            stored = sum(components.pop(name, 0) for name in ("weights", "quantization_state"))
+            components["weights"] = stored - sum(sizes) + SLOTS * max(sizes)
+            seconds = self._with_transfers(seconds, 2 * sum(sizes) * shape.passes)
+        peak = sum(components.values())
         return Option(
             **dataclasses.asdict(setting),
             rows=shape.rows,
@@ -196,10 +225,12 @@ class Planner:
 
 def as_setting(config: RunConfig, method: Method, checkpointing: bool) -> Setting:
     """The run's own settings, with another method and checkpointing."""
+    offload: Offload = "layers" if config.model.offload == "layers" else "none"
     return Setting(
         method,
-        checkpointing,
+        checkpointing or offload == "layers",
         config.train.micro_batch_tokens,
         config.data.max_length,
         embeddings_of(config.model_copy(update={"method": method})),
+        offload,
     )

@@ -7,7 +7,8 @@
     5. 3 and 4 with embeddings in 8 bits
     6. 1 to 5 with gradient checkpointing      a third more time
     7. QLoRA, checkpointing, ever smaller micro-batches
-    8. … and shorter rows             last, because this changes what is learned
+    8. 7 with the layers in host memory        on an accelerator; they cross its link twice a pass
+    9. … and shorter rows             last, because this changes what is learned
 
 If only one method is allowed, it replaces QLoRA in 3 to 8. From 7 on each setting is tried with
 both kinds of embeddings: 8-bit ones need less memory in a step, but more during loading. The search
@@ -53,6 +54,7 @@ def ladder(
     methods: Sequence[Method],
     at_once: int,
     embeddings: Sequence[Embeddings],
+    offloads: bool = False,
 ) -> list[Setting]:
     """Settings from best to smallest, each once.
 
@@ -61,32 +63,46 @@ def ladder(
         methods: the methods that may be used.
         at_once: the requested positions of a pass.
         embeddings: the allowed storage of embeddings, best first; ``full`` always keeps them.
+        offloads: whether layers may be put into host memory.
     """
     preferred: Sequence[Method] = [method for method in methods if method != "full"]
     if not preferred:
         preferred, embeddings = methods, ("keep",)
-    return list(dict.fromkeys(_rungs(asked, preferred, at_once, embeddings)))
+    return list(dict.fromkeys(_rungs(asked, preferred, at_once, embeddings, offloads)))
 
 
 def _rungs(
-    asked: Setting, methods: Sequence[Method], at_once: int, embeddings: Sequence[Embeddings]
+    asked: Setting,
+    methods: Sequence[Method],
+    at_once: int,
+    embeddings: Sequence[Embeddings],
+    offloads: bool,
 ) -> Iterator[Setting]:
+    def rung(
+        method: Method, checkpointing: bool, tokens: int | None, length: int, held: Embeddings
+    ) -> Setting:
+        return Setting(method, checkpointing, tokens, length, held, offload)
+
+    offload = asked.offload
     last, tokens, length = methods[-1], at_once // 2, asked.max_length
     halved = asked.micro_batch_tokens is None and tokens >= LEAST_AT_ONCE
     for checkpointing in (asked.gradient_checkpointing, True):
         for method in methods:
             for held in embeddings:
-                setting = Setting(method, checkpointing, asked.micro_batch_tokens, length, held)
+                setting = rung(method, checkpointing, asked.micro_batch_tokens, length, held)
                 yield setting
                 if halved and method == last:
                     yield dataclasses.replace(setting, micro_batch_tokens=tokens)
     at_least = asked.micro_batch_tokens
     while tokens >= LEAST_AT_ONCE:
-        yield from (Setting(last, True, tokens, length, held) for held in embeddings)
+        yield from (rung(last, True, tokens, length, held) for held in embeddings)
         at_least, tokens = tokens, tokens // 2
+    if offloads and last != "full":
+        offload = "layers"
+        yield from (rung(last, True, at_least, length, held) for held in embeddings)
     while length > SHORTEST:
         length = max(SHORTEST, length // 2)
-        yield from (Setting(last, True, at_least, length, held) for held in embeddings)
+        yield from (rung(last, True, at_least, length, held) for held in embeddings)
 
 
 def recommend(
@@ -96,13 +112,14 @@ def recommend(
     at_once: int,
     predict: Callable[[Setting], Option | None],
     embeddings: Sequence[Embeddings],
+    offloads: bool = False,
 ) -> Recommendation:
     """Try the settings of the `ladder` in order until one fits in ``limit`` bytes.
 
     A setting for which ``predict`` returns ``None`` does not suit the model and is skipped.
     """
     tried: list[Option] = []
-    for setting in ladder(asked, methods, at_once, embeddings):
+    for setting in ladder(asked, methods, at_once, embeddings, offloads):
         option = predict(setting)
         if option is None:
             continue
@@ -142,6 +159,7 @@ def _why(asked: Setting, tried: Sequence[Option], limit: int) -> str:
         f"rows longer than {chosen.max_length} tokens are dropped or cut": (
             chosen.max_length != asked.max_length
         ),
+        "each layer comes from host memory twice a pass": chosen.offload != asked.offload,
         "recomputing activations costs about a third more time": (
             chosen.gradient_checkpointing and not asked.gradient_checkpointing
         ),
@@ -154,6 +172,7 @@ def _why(asked: Setting, tried: Sequence[Option], limit: int) -> str:
 def _named(option: Option) -> str:
     names = {"lora": "LoRA", "qlora": "QLoRA", "full": "full fine-tuning"}
     extras = ["checkpointing"] if option.gradient_checkpointing else []
+    extras += ["layers in host memory"] if option.offload == "layers" else []
     extras += ["embeddings in 8 bits"] if option.embeddings == "int8" else []
     given = f" with {' and '.join(extras)}" if extras else ""
     return f"{names[option.method]}{given} at {option.rows} × {option.length}"

@@ -25,6 +25,7 @@ class Card(NamedTuple):
         bandwidth: bytes a second.
         narrow: floating-point operations a second of 16-bit products.
         float32: the same in float32, outside the tensor cores.
+        link: bytes a second from host memory, of the 16 lanes of its PCI Express generation.
         bfloat16: whether it multiplies bfloat16 in hardware.
     """
 
@@ -34,15 +35,16 @@ class Card(NamedTuple):
     bandwidth: float
     narrow: float
     float32: float
+    link: float
     bfloat16: bool = True
 
 
 CARDS = (
-    Card("T4", "sm_75", 16e9, 320e9, 65e12, 8.1e12, bfloat16=False),
-    Card("RTX 4090", "sm_89", 24e9, 1008e9, 165e12, 82.6e12),
-    Card("A100", "sm_80", 80e9, 2039e9, 312e12, 19.5e12),
-    Card("H100", "sm_90", 80e9, 3350e9, 989e12, 67e12),
-    Card("MI300X", "gfx942", 192e9, 5300e9, 1307e12, 163e12),
+    Card("T4", "sm_75", 16e9, 320e9, 65e12, 8.1e12, 16e9, bfloat16=False),
+    Card("RTX 4090", "sm_89", 24e9, 1008e9, 165e12, 82.6e12, 32e9),
+    Card("A100", "sm_80", 80e9, 2039e9, 312e12, 19.5e12, 32e9),
+    Card("H100", "sm_90", 80e9, 3350e9, 989e12, 67e12, 64e9),
+    Card("MI300X", "gfx942", 192e9, 5300e9, 1307e12, 163e12, 64e9),
 )
 
 

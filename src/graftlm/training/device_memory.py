@@ -45,6 +45,8 @@ def needs_less(config: RunConfig) -> list[str]:
         changes.append("train.gradient_checkpointing=true (slower by about a third)")
     if config.model.embeddings != "int8" and config.method != "full":
         changes.append("model.embeddings=int8")
+    if config.method != "full" and config.model.offload != "layers":
+        changes.append("model.offload=layers (in host memory; much slower)")
     if config.method != "qlora":
         changes.append("--method qlora (the base in 4 bits)")
     changes.append(f"data.max_length below {config.data.max_length}, or a smaller model")

@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from graftlm.config import RunConfig
+from graftlm.config import DataConfig, RunConfig
 from graftlm.data.batch import Example
 from graftlm.data.store import Examples
 from graftlm.files import sha256_of_files
 
-__all__ = ["changes", "origin_of"]
+__all__ = ["changes", "named", "origin_of"]
 
 
 def origin_of(
@@ -62,3 +62,13 @@ def _digest(rows: Sequence[Example]) -> str | None:
     if not isinstance(rows, Examples) or not len(rows):
         return None
     return hashlib.sha256(rows.hashes.tobytes() + rows.lengths.tobytes()).hexdigest()
+
+
+def named(config: DataConfig, data: Any, eval_data: Any) -> DataConfig:
+    """The data settings with the names of the files, for the record."""
+    names = {
+        key: str(value)
+        for key, value in (("train", data), ("eval", eval_data))
+        if isinstance(value, str | Path)
+    }
+    return config.model_copy(update=names)

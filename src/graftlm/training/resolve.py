@@ -10,6 +10,7 @@ value for each. Only this file decides these values:
     model.dtype                   the checkpoint's, or float16 on a GPU without bfloat16; float32
                                   for full fine-tuning; of a model in hand, its own
     model.embeddings              keep, unless a plan has said int8
+    model.offload                 none, unless a plan has said layers
     data.chat_template            the template in force: ``own``, or a built-in's name
     device                        the CPU without an accelerator, else a plan's to say
     method                        a plan's to say (`needs_plan`)
@@ -136,6 +137,8 @@ def resolve(request: RunConfig, facts: Facts) -> ResolvedConfig:
     tree["model"]["dtype"] = "float32" if loads_float32 else facts.dtype
     tree["data"]["chat_template"] = facts.chat_template
     tree["train"]["learning_rate"] = learning_rate_of(request, request.method)
+    if request.model.offload == "auto":
+        tree["model"]["offload"] = "none"
     if train.micro_batch_tokens is None:
         tree["train"]["micro_batch_tokens"] = facts.positions_at_once or 0
     if train.steps is None:
@@ -203,6 +206,7 @@ def continued(request: RunConfig, begun: RunConfig) -> RunConfig:
     for section, name, open_value in (
         ("model", "dtype", "auto"),
         ("model", "embeddings", "auto"),
+        ("model", "offload", "auto"),
         ("data", "chat_template", "auto"),
         ("train", "gradient_checkpointing", "auto"),
         ("train", "micro_batch_tokens", None),

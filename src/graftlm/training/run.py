@@ -20,7 +20,7 @@ from graftlm.training.checkpoint import ROW_ORDER
 from graftlm.training.objective import Objective
 from graftlm.training.resolve import steps_per_epoch
 
-__all__ = ["Run", "RunResult", "recompute_activations"]
+__all__ = ["Run", "RunResult"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,15 +141,3 @@ class Run:
                 group_by_length=self.config.data.group_by_length,
             )
         return self._orders[epoch]
-
-
-def recompute_activations(model: Any) -> None:
-    """Switch on gradient checkpointing for a transformers model, in place.
-
-    Only the input of each layer is kept; the backward pass computes its activations again. It is
-    the non-reentrant kind, which works even if the first layer's input needs no gradient.
-    """
-    # transformers 5.23 renamed the switch.
-    enable = getattr(model, "activation_checkpointing_enable", None)
-    enable = enable or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})

@@ -33,6 +33,7 @@ from graftlm.frozen.modules import held_as, linear_format
 from graftlm.models import StoredTokenizer, load_tokenizer, load_weights
 from graftlm.models import resolve as resolve_model
 from graftlm.models.capabilities import require_left_to_right, require_packable
+from graftlm.models.host_layers import layers_on_host
 from graftlm.system import release_freed_memory, return_freed_memory
 from graftlm.system.placement import placement_for, placement_of
 from graftlm.training.data_checks import (
@@ -48,7 +49,8 @@ from graftlm.training.hooks.tensorboard import require_tensorboard
 from graftlm.training.lock import locked
 from graftlm.training.loop import fit
 from graftlm.training.objective import Objective, objective_named
-from graftlm.training.origin import origin_of
+from graftlm.training.origin import named, origin_of
+from graftlm.training.recompute import recompute_activations
 from graftlm.training.registered import require_registered
 from graftlm.training.resolve import (
     Plan,
@@ -60,7 +62,7 @@ from graftlm.training.resolve import (
     resolve,
 )
 from graftlm.training.rows import packed, read_rows, require_examples
-from graftlm.training.run import Run, RunResult, recompute_activations
+from graftlm.training.run import Run, RunResult
 from graftlm.training.run_folder import (
     begin_run,
     check_folder,
@@ -150,7 +152,7 @@ def adapted_model(config: RunConfig) -> PreTrainedModel:
         embeddings=embeddings_of(config),
         replacements=config.model.replacements,
         trust_remote_code=config.model.trust_remote_code,
-        device=config.device,
+        device="cpu" if config.model.offload == "layers" else config.device,
     )
     # Seed before the adapters are initialised, so that the seed determines the run.
     placement_of(model).seed(config.train.seed)
@@ -159,6 +161,8 @@ def adapted_model(config: RunConfig) -> PreTrainedModel:
     else:
         sys.stderr.writelines(f"{note}\n" for note in add_lora(model, config.lora).notes)
         apply_merge_aware(model, config)
+    if config.model.offload == "layers":
+        layers_on_host(model, placement_for(config.device).first)
     return model
 
 
@@ -194,7 +198,7 @@ def train(
         out=str(out),
         device=str(placement_of(model).first),
         model=_model_config_of(model),
-        data=_named(data_config or DataConfig(), data, eval_data),
+        data=named(data_config or DataConfig(), data, eval_data),
         lora=lora_config(model) if lora_modules(model) else LoRAConfig(),
         train=config or TrainConfig(),
     )
@@ -244,7 +248,7 @@ def _task(
     if config.data.packing:
         require_packable(model)
     if config.train.gradient_checkpointing:
-        recompute_activations(model)
+        recompute_activations(model, offload=config.train.offload_checkpoints)
     task = Run(
         model=model,
         tokenizer=tokenizer,
@@ -288,13 +292,3 @@ def _model_config_of(model: PreTrainedModel) -> ModelConfig:
             # `model.dtype` is the type of the first parameter, which is an adapter's here.
             held |= {"embeddings": "int8", "dtype": str(module.dtype).removeprefix("torch.")}
     return config.model_copy(update=held)
-
-
-def _named(config: DataConfig, data: Any, eval_data: Any) -> DataConfig:
-    """The data settings with the names of the files, for the record."""
-    names = {
-        key: str(value)
-        for key, value in (("train", data), ("eval", eval_data))
-        if isinstance(value, str | Path)
-    }
-    return config.model_copy(update=names)
