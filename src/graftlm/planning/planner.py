@@ -140,7 +140,7 @@ class Planner:
             raise ModelError(f"model.offload=layers: {type(model).__name__} has no such layers")
         return sizes
 
-    def _with_transfers(self, seconds: Seconds, nbytes: int) -> Seconds:
+    def _with_transfers(self, seconds: Seconds, nbytes: float) -> Seconds:
         """The time of a step if ``nbytes`` cross the link to the card while it computes."""
         if self.card is None or seconds[0] is None or seconds[1] is None:
             return None, None
@@ -201,7 +201,7 @@ class Planner:
                 components = {name: components.get(name, 0) for name in held}
                 components["temporary"] = max(0, loading - sum(components.values()))
                 peak_at = "loading"
-        seconds = self._speed.seconds(trace.cost) if self._speed else (None, None)
+        seconds: Seconds = self._speed.seconds(trace.cost) if self._speed else (None, None)
         if setting.offload == "layers":
             sizes = self._layer_sizes(config)
             # Both slots hold codes and scales alike.
