@@ -85,7 +85,7 @@ def test_what_has_no_layers_or_nothing_frozen_in_them_is_refused() -> None:
     ("changes", "said"),
     [
         ({"method": "full"}, "method=full"),
-        ({"device": "cpu"}, "device=cpu"),
+        ({"device": "cpu"}, "model.offload=layers does nothing on cpu"),
         ({"train": TrainConfig(steps=1)}, "train.gradient_checkpointing=false: use true"),
         ({"lora": LoRAConfig(merge_aware="nf4")}, "lora.merge_aware=nf4"),
     ],

@@ -55,7 +55,6 @@ def _of_offload(config: RunConfig) -> list[str]:
             "method=full: it trains the layers, use qlora or lora": config.method == "full",
             f"lora.merge_aware={config.lora.merge_aware}": bool(config.lora.merge_aware),
             "train.gradient_checkpointing=false: use true": train.gradient_checkpointing is False,
-            "device=cpu, whose memory is the host's": config.device == "cpu",
         }
         problems += [
             f"model.offload=layers cannot be used with {what}"
@@ -67,8 +66,6 @@ def _of_offload(config: RunConfig) -> list[str]:
             "train.offload_checkpoints=true keeps what train.gradient_checkpointing=true saves: "
             "set both, or neither"
         )
-    if train.offload_checkpoints and config.device == "cpu":
-        problems.append("train.offload_checkpoints=true does nothing with device=cpu: leave it out")
     return problems
 
 

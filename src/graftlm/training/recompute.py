@@ -5,9 +5,31 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from graftlm.config import RunConfig
 from graftlm.errors import ConfigError
+from graftlm.system.placement import Placement
 
-__all__ = ["recompute_activations"]
+__all__ = ["recompute_activations", "require_card"]
+
+
+def require_card(config: RunConfig, placement: Placement) -> None:
+    """Refuse settings that keep in host memory what a run on the processor has there anyway.
+
+    Raises:
+        ConfigError: the run is on the processor, and such a setting is on.
+    """
+    wrong = {
+        f"model.offload={config.model.offload}": config.model.offload == "layers",
+        "train.offload_checkpoints=true": config.train.offload_checkpoints,
+    }
+    if placement.runs_on_cpu and any(wrong.values()):
+        raise ConfigError(
+            [
+                f"{what} does nothing on {placement.name}, whose memory is the host's: leave it out"
+                for what, is_wrong in wrong.items()
+                if is_wrong
+            ]
+        )
 
 
 def recompute_activations(model: Any, *, offload: bool = False) -> None:

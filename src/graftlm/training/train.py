@@ -50,7 +50,7 @@ from graftlm.training.lock import locked
 from graftlm.training.loop import fit
 from graftlm.training.objective import Objective, objective_named
 from graftlm.training.origin import named, origin_of
-from graftlm.training.recompute import recompute_activations
+from graftlm.training.recompute import recompute_activations, require_card
 from graftlm.training.registered import require_registered
 from graftlm.training.resolve import (
     Plan,
@@ -123,6 +123,7 @@ def run(
             if (data := request.data).max_length != asked.data.max_length:
                 rows, held = read_rows(tokenizer, data, data.train, data.eval)
         sequences, placement = packed(rows, request.data), placement_for(request.device)
+        require_card(request, placement)
         dtype = dtype_in(base, request.model, placement)
         settings = resolve(request, facts_of(request, sequences, tokenizer, dtype, placement))
         objective = objective_named(settings.train.objective)(settings.train)
