@@ -93,12 +93,14 @@ def _tokenizer(adapter: Path, base: str) -> Any:
 
 
 def _stops(template: OllamaTemplate, tokenizer: Any) -> list[str]:
-    """The special tokens after an answer, else the text there."""
-    ended = template.after_answer
-    stops = [token for token in tokenizer.all_special_tokens if token in ended]
-    if not stops and ended.strip():
-        stops = [ended.strip()]
-    return stops
+    """The first special token after an answer, else the text there."""
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    special = {*tokenizer.all_special_tokens, *added}
+    there = [token for token in special if token in template.between]
+    if there:
+        return [min(there, key=lambda token: (template.between.index(token), -len(token)))]
+    ended = template.after_answer.strip()
+    return [ended] if ended else []
 
 
 def _sampling(folder: Path) -> dict[str, Any]:
