@@ -22,6 +22,7 @@ LAYERS = [
     {"training"},
     {"planning"},
     {"report"},
+    {"studio"},
     {"demo"},
     {"cli"},
     {"__main__"},

@@ -25,6 +25,7 @@ from graftlm.cli.generate import generate
 from graftlm.cli.merge import merge
 from graftlm.cli.plan import plan
 from graftlm.cli.quantize import quantize
+from graftlm.cli.studio import studio
 from graftlm.cli.train import train
 
 __all__ = ["app", "main"]
@@ -41,6 +42,7 @@ app = typer.Typer(
 for command in (demo, doctor, plan, check, quantize, train, compare, merge, export, generate, chat):
     app.command()(command)
 app.command("eval")(evaluate)
+app.command()(studio)
 
 
 def _show_version(wanted: bool) -> None:
