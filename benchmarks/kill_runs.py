@@ -8,7 +8,7 @@ nothing to resume). Then three things must hold:
     nothing lost         it goes on from the last checkpoint that the killed process completed
     nothing left behind  the run's folder, the folder around it, the cache and the folder for
                          temporary files hold what they hold after an undisturbed run
-    the same end         every file that holds no time is equal to the undisturbed one, bit for bit
+    the same end         every file is equal to the undisturbed one, bit for bit, but for times
 
 An event is an opening for writing, a rename, a removal, a new folder, a change of rights or a
 flush; the process dies just before it. A random moment is drawn evenly over the command's length.
@@ -67,6 +67,9 @@ def contents(folder: Path) -> dict[str, str]:
             rows = [json.loads(line) for line in path.read_text().splitlines()]
             kept = [[row.get(key) for key in ("step", "loss", "eval_loss")] for row in rows]
             found[name] = json.dumps(kept)
+        elif path.name == "README.md":
+            lines = path.read_text().splitlines()
+            found[name] = "\n".join(line for line in lines if not line.startswith("- seconds:"))
         elif path.name in TIMED or path.suffix == ".html":
             found[name] = "timed"
         else:
