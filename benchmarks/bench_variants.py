@@ -1,11 +1,12 @@
-"""Forward + backward of DoRA beside LoRA, on the layers of Gemma-3-270M.
+"""Forward + backward of each variant beside LoRA, on the layers of Gemma-3-270M.
 
     python benchmarks/bench_variants.py [--tokens 512] [--rounds 5] [--format dense|nf4]
 
 The linear layers of one block, of random weights in bfloat16, are run one after the other. LoRA and
-DoRA take turns, and each round gives a ratio; the line shows their median. Memory is what autograd
-keeps for the backward pass, counted by `saved_tensors_hooks`: the layers' inputs included, weights
-and factors left out.
+the variants take turns, and each round gives a ratio; a line shows the median for one variant. A
+start that is subtracted (PiSSA, OLoRA) has its own line; the other starts change values only.
+Memory is what autograd keeps for the backward pass, counted by `saved_tensors_hooks`: the layers'
+inputs included, weights and factors left out.
 """
 
 from __future__ import annotations
@@ -19,11 +20,14 @@ from torch import Tensor, nn
 
 from graftlm.adapters import adapter_classes
 from graftlm.adapters.adapter import Adapter
+from graftlm.adapters.lora_linear import LoRALinear
 from graftlm.frozen.formats import format_named
 from graftlm.frozen.linear import FrozenLinear
 
 SHAPES = [(1024, 640), (256, 640), (256, 640), (640, 1024), (2048, 640), (2048, 640), (640, 2048)]
 """(out, in) of q, k, v, o, gate, up and down."""
+VARIANTS = ("dora", "pissa", "frozen_A")
+"""DoRA; LoRA with a start that is subtracted; LoRA-FA."""
 
 
 def layers(variant: str, rank: int, storage: str) -> list[Adapter]:
@@ -35,8 +39,14 @@ def layers(variant: str, rank: int, storage: str) -> list[Adapter]:
         if storage != "dense":
             assert isinstance(linear, nn.Linear)
             linear = FrozenLinear.of(linear, format_named(storage))
-        made.append(adapter_classes(variant)[0](linear.requires_grad_(False), rank, 2 * rank))
-        nn.init.normal_(made[-1].adapter_parameters()["lora_B"], std=0.01)
+        cls = adapter_classes("dora" if variant == "dora" else "lora")[0]
+        adapter = cls(linear.requires_grad_(False), rank, 2 * rank)
+        assert isinstance(adapter, LoRALinear)
+        made.append(adapter)
+        nn.init.normal_(adapter.lora_B, std=0.01)
+        if variant == "pissa":
+            adapter.begin_from(adapter.lora_A.detach(), adapter.lora_B.detach(), taken=True)
+        adapter.lora_A.requires_grad_(variant != "frozen_A")
     return made
 
 
@@ -71,9 +81,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--format", nargs="+", default=["dense", "nf4"])
     options = parser.parse_args()
-    print("storage,tokens,rank,threads,lora_ms,dora_ms,time_ratio,memory_ratio")
+    print("storage,tokens,rank,threads,lora_ms,variant,variant_ms,time_ratio,memory_ratio")
     for storage in options.format:
-        blocks = {name: layers(name, options.rank, storage) for name in ("lora", "dora")}
+        blocks = {name: layers(name, options.rank, storage) for name in ("lora", *VARIANTS)}
         inputs = [
             torch.randn(options.tokens, columns, dtype=torch.bfloat16).requires_grad_()
             for _, columns in SHAPES
@@ -82,14 +92,16 @@ def main() -> None:
         for _ in range(options.rounds + 1):
             for name, block in blocks.items():
                 seconds[name].append(step(block, inputs))
-        lora, dora = (seconds[name][1:] for name in ("lora", "dora"))  # the first warms up
-        ratio = statistics.median(d / one for d, one in zip(dora, lora, strict=True))
-        memory = kept(blocks["dora"], inputs) / kept(blocks["lora"], inputs)
-        print(
-            f"{storage},{options.tokens},{options.rank},{torch.get_num_threads()},"
-            f"{1e3 * statistics.median(lora):.1f},{1e3 * statistics.median(dora):.1f},"
-            f"{ratio:.2f},{memory:.2f}"
-        )
+        lora = seconds["lora"][1:]  # the first warms up
+        for name in VARIANTS:
+            own = seconds[name][1:]
+            ratio = statistics.median(d / one for d, one in zip(own, lora, strict=True))
+            memory = kept(blocks[name], inputs) / kept(blocks["lora"], inputs)
+            print(
+                f"{storage},{options.tokens},{options.rank},{torch.get_num_threads()},"
+                f"{1e3 * statistics.median(lora):.1f},{name},{1e3 * statistics.median(own):.1f},"
+                f"{ratio:.2f},{memory:.2f}"
+            )
 
 
 if __name__ == "__main__":

@@ -45,8 +45,8 @@ from graftlm.models.save import save_model
 from graftlm.planning import choose
 from graftlm.report.compare.variants import jobs, variants
 from graftlm.training import run
+from graftlm.training.adapted_model import adapted_model
 from graftlm.training.next_token import next_token_loss
-from graftlm.training.train import adapted_model
 
 SIZES = {
     "vocab_size": 300,

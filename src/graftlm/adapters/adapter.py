@@ -59,6 +59,7 @@ class Adapter(nn.Module, abc.ABC):
 
     Attributes:
         enabled: whether the update is applied. If not, the module computes the same as its base.
+        init: the values it began with, as `lora.init` names them.
 
     Raises:
         TypeError: the variant cannot adapt ``base``.
@@ -89,7 +90,7 @@ class Adapter(nn.Module, abc.ABC):
             raise TypeError(f"{type(base).__name__} is not a {self.beside}")
         self.rank, self.alpha, self.dropout, self.use_rslora = rank, alpha, dropout, use_rslora
         self.scaling = adapter_scaling(rank, alpha, use_rslora)
-        self.name, self.enabled = name, True
+        self.name, self.enabled, self.init = name, True, "default"
         self.base = base
         weight = _tensor(base)
         # Drawn on the CPU, a seed gives the same adapter on every device.
@@ -157,6 +158,17 @@ class Adapter(nn.Module, abc.ABC):
     def adapter_parameters(self) -> dict[str, nn.Parameter]:
         """The trained parameters by attribute, in a fixed order."""
         return {attribute: getattr(self, attribute) for attribute in self.peft_keys}
+
+    @property
+    def saved_rank(self) -> int:
+        """The rank in PEFT's file, which may hold more than trains."""
+        return self.rank
+
+    @property
+    def saved_alpha(self) -> float:
+        """The alpha that gives `saved_rank` the adapter's scaling."""
+        ratio = self.saved_rank / self.rank
+        return self.alpha * (math.sqrt(ratio) if self.use_rslora else ratio)
 
     def peft_state(self) -> dict[str, Tensor]:
         """The trained tensors by the end of their key in PEFT's file."""

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
-from graftlm.adapters.adapted import adapted_modules, adapter_names
+from graftlm._compat.base_name import base_name
+from graftlm._compat.fake import is_fake
+from graftlm.adapters.adapted import adapted_modules, adapter_names, lora_modules
 from graftlm.adapters.adapter import DEFAULT, Adapter, adapter_class
+from graftlm.adapters.initial import eva, initialise, require_init
+from graftlm.adapters.lora_linear import LoRALinear
+from graftlm.adapters.merge_aware import original_weights
 from graftlm.adapters.report import LoRAReport, describe
 from graftlm.adapters.several import adapters_at, put_adapter, take_adapter
 from graftlm.adapters.targets import Target, all_linear, left_out, matching, select
@@ -18,31 +25,58 @@ from graftlm.config import LoRAConfig
 from graftlm.errors import TargetError
 from graftlm.models.capabilities import forget
 
+if TYPE_CHECKING:
+    from graftlm.adapters.initial.incremental_pca import IncrementalPCA
+    from graftlm.adapters.merge_aware import Originals
+    from graftlm.data.example import Example
+
 __all__ = ["activate", "active_adapters", "add_lora", "attach", "disable_adapters", "remove"]
 
 
-def add_lora(model: nn.Module, config: LoRAConfig, *, name: str = DEFAULT) -> LoRAReport:
+def add_lora(
+    model: nn.Module,
+    config: LoRAConfig,
+    *,
+    name: str = DEFAULT,
+    rows: Sequence[Example] = (),
+    originals: Originals | None = None,
+    values: bool = True,
+) -> LoRAReport:
     """Add adapters to the targeted modules, in place, and freeze everything else.
 
-    The adapters start as a no-op. They are initialised from torch's global generator in the model's
-    order: call ``torch.manual_seed`` first for reproducible adapters. If the model already has
-    adapters of another ``name``, the new ones start inactive; see `activate`.
+    The adapters start as a no-op, but for `lora.init` loftq. They are initialised from torch's
+    global generator in the model's order: call ``torch.manual_seed`` first for reproducible
+    adapters. If the model already has adapters of another ``name``, the new ones start inactive;
+    see `activate`.
 
     Args:
         model: a transformers model, its linear layers plain or in a weight format.
         config: the targets and sizes of the adapters.
         name: the name of the adapters; one base may have several, each under its name.
+        rows: training rows, for `lora.init` eva.
+        originals: the weights from before they were quantised, for `lora.init` loftq; by default
+            those of the model's name.
+        values: false where the values will be read from a file, so that none are computed.
 
     An adapter that would never learn, because the logits do not depend on it, is taken off again
     and named in the report; see `without_gradient.py`.
 
     Raises:
+        ConfigError: `lora.init` or `lora.variant` cannot be had.
         TargetError: a target matches nothing, cannot be adapted or is smaller than the rank
             (``all-linear`` leaves such layers out); a regular expression is invalid; the model
             already has adapters of that name; none of the adapters could learn. The model is
             unchanged.
     """
+    require_init(config)
     targets = select(model, config, name)
+    values = values and _has_values(model)
+    dropped: list[str] = []
+    directions: dict[str, IncrementalPCA] = {}
+    if config.init == "eva" and values:
+        directions = eva.components(model, targets, rows, config.eva_rho)
+        wanted, targets = targets, eva.redistributed(targets, directions, config.eva_rho)
+        dropped = [t.name for t in wanted if t.name not in {kept.name for kept in targets}]
     unasked = left_out(model, all_linear(model), config)
     attach(model, targets, config.dropout, config.use_rslora, config.variant, name)
     dead, failure = _without_gradient(model, name)
@@ -56,8 +90,14 @@ def add_lora(model: nn.Module, config: LoRAConfig, *, name: str = DEFAULT) -> Lo
         for adapter in adapters_at(adapted_modules(model)[place]):
             if adapter.name == name:
                 take_adapter(model, place, adapter)
+    try:
+        _initialise(model, config, name, originals, values, directions)
+    except BaseException:
+        remove(model, name)
+        raise
     forget(model)
     unasked |= dict.fromkeys(dead, REASON)
+    unasked |= dict.fromkeys(dropped, "EVA gave its rank to other layers")
     names = [name for name, _ in model.named_modules()]
     left = unasked | dict.fromkeys(matching(names, config.exclude), "excluded")
     report = describe(model, left, adapter=name)
@@ -65,6 +105,30 @@ def add_lora(model: nn.Module, config: LoRAConfig, *, name: str = DEFAULT) -> Lo
         note = f"whether each adapter can learn was not tried; the model failed: {failure}"
         report = dataclasses.replace(report, notes=(*report.notes, note))
     return report
+
+
+def _initialise(
+    model: nn.Module,
+    config: LoRAConfig,
+    name: str,
+    originals: Originals | None,
+    values: bool,
+    directions: Mapping[str, IncrementalPCA],
+) -> None:
+    """Give the new adapters the values of `lora.init`."""
+    if config.init == "loftq" and originals is None and values:
+        originals = original_weights(base_name(model))
+    initialise(model, config.init, name, originals, values)
+    for place, adapter in lora_modules(model, name).items():
+        adapter.init = config.init
+        if place in directions and isinstance(adapter, LoRALinear):
+            start = directions[place].directions[: adapter.rank]
+            adapter.begin_from(start, torch.zeros_like(adapter.lora_B))
+
+
+def _has_values(model: nn.Module) -> bool:
+    """Whether the model's tensors have values: not on the meta device, and not faked for a plan."""
+    return not any(p.is_meta or is_fake(p) for p in model.parameters())
 
 
 def _without_gradient(model: nn.Module, name: str) -> tuple[list[str], str]:

@@ -12,6 +12,7 @@ model.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -43,6 +44,9 @@ class LoRALinear(Adapter):
     lora_B: nn.Parameter  # noqa: N815
     trains_through_merge: ClassVar[bool] = True
     """Whether the merged weight can stand for the update in training; see `through_merge.py`."""
+    taken_A: Tensor | None  # noqa: N815
+    taken_B: Tensor | None  # noqa: N815
+    """A₀ [r, in] and B₀ [out, r] if the adapter subtracts its start; see `begin_from`."""
     through: ThroughMerge | None = None
     """Set while the adapter trains through its merge; see `merge_aware.py`."""
 
@@ -57,6 +61,8 @@ class LoRALinear(Adapter):
     ) -> None:
         super().__init__(base, rank, alpha, dropout, use_rslora, name)
         self.out_features, self.in_features = linear_shape(base) or (0, 0)
+        self.register_buffer("taken_A", None, persistent=False)
+        self.register_buffer("taken_B", None, persistent=False)
 
     @classmethod
     def adapts(cls, module: nn.Module) -> bool:
@@ -74,9 +80,56 @@ class LoRALinear(Adapter):
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
         nn.init.zeros_(self.lora_B)
 
+    @torch.no_grad()
+    def begin_from(self, A: Tensor, B: Tensor, *, taken: bool = False) -> None:
+        """Start from A [r, in] and B [out, r].
+
+        Args:
+            A: the values of `lora_A`.
+            B: the values of `lora_B`.
+            taken: subtract this start, so that the adapter begins as no change although B A is not
+                zero: ``y = W x + s · (B A - B₀ A₀) x``. PEFT changes the base instead, to
+                W - s · B₀ A₀. Here the base stays; the update is one of rank 2r.
+        """
+        self.lora_A.copy_(A)
+        self.lora_B.copy_(B)
+        if taken:
+            for name, parameter in (("taken_A", self.lora_A), ("taken_B", self.lora_B)):
+                self.register_buffer(name, parameter.detach().clone(), persistent=False)
+
     def factors(self) -> tuple[Tensor, Tensor]:
-        """A [r, in] and B [out, r] of the update ``s · B A``; a variant may derive them."""
-        return self.lora_A, self.lora_B
+        """A [r, in] and B [out, r] of the update ``s · B A``; a variant may derive them.
+
+        With a start that is subtracted: ``[A; A₀]`` and ``[B, -B₀]``.
+        """
+        if self.taken_A is None or self.taken_B is None:
+            return self.lora_A, self.lora_B
+        return torch.cat((self.lora_A, self.taken_A)), torch.cat((self.lora_B, -self.taken_B), 1)
+
+    @property
+    def saved_rank(self) -> int:
+        """The rank in PEFT's file: 2r with a start that is subtracted."""
+        return self.rank if self.taken_A is None else 2 * self.rank
+
+    def peft_state(self) -> dict[str, Tensor]:
+        """The trained tensors; a start that is subtracted is written with them, as PEFT does."""
+        state = super().peft_state()
+        if self.taken_A is not None:
+            A, B = self.factors()
+            state |= {self.peft_keys["lora_A"]: A.detach(), self.peft_keys["lora_B"]: B.detach()}
+        return state
+
+    @torch.no_grad()
+    def load_peft_state(self, state: Mapping[str, Tensor]) -> None:
+        """Copy in the tensors of a file of `saved_rank`."""
+        if self.taken_A is None or self.taken_B is None:
+            super().load_peft_state(state)
+            return
+        A, B = state[self.peft_keys["lora_A"]], state[self.peft_keys["lora_B"]]
+        self.lora_A.copy_(A[: self.rank])
+        self.taken_A.copy_(A[self.rank :])
+        self.lora_B.copy_(B[:, : self.rank])
+        self.taken_B.copy_(-B[:, self.rank :])
 
     def product(self, base: nn.Module, x: Tensor) -> Tensor:
         """Map (..., in_features) to (..., out_features), in the base's output type."""

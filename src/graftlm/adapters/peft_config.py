@@ -108,7 +108,7 @@ class AdapterConfig(pydantic.BaseModel):
 
 def adapter_config(model: nn.Module, base_name: str, adapter: str | None = None) -> dict[str, Any]:
     """The settings of one adapter of ``model``, in keys that old versions of PEFT know."""
-    settings = lora_config(model, adapter)
+    settings = lora_config(model, adapter, as_saved=True)
     targets = settings.targets
     bases = base_modules(model)
     adapted = list(lora_modules(model, adapter))

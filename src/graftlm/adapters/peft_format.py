@@ -236,7 +236,7 @@ def _already_there(
 ) -> bool:
     if name not in adapter_names(model):
         return False
-    here = [(n, m.variant, m.rank, m.scaling) for n, m in lora_modules(model, name).items()]
+    here = [(n, m.variant, m.saved_rank, m.scaling) for n, m in lora_modules(model, name).items()]
     return here == [
         (t.name, config.variant, t.rank, adapter_scaling(t.rank, t.alpha, config.use_rslora))
         for t in targets

@@ -19,7 +19,9 @@ __all__ = ["lora_config"]
 ValueT = TypeVar("ValueT", int, float)
 
 
-def lora_config(model: nn.Module, adapter: str | None = None) -> LoRAConfig:
+def lora_config(
+    model: nn.Module, adapter: str | None = None, *, as_saved: bool = False
+) -> LoRAConfig:
     """The shortest settings of one adapter of ``model``.
 
     ``add_lora(base, lora_config(model))`` makes adapters of the same names, ranks and scalings.
@@ -28,12 +30,13 @@ def lora_config(model: nn.Module, adapter: str | None = None) -> LoRAConfig:
     Args:
         model: a model with adapters.
         adapter: its name; may be omitted if the model has one adapter, or if one is active.
+        as_saved: with the ranks of PEFT's file, whose update includes a start that is subtracted.
     """
     adapted = lora_modules(model, adapter)
     if not adapted:
         raise ValueError("the model has no adapters")
-    ranks = {name: module.rank for name, module in adapted.items()}
-    alphas = {name: float(module.alpha) for name, module in adapted.items()}
+    ranks = {name: m.saved_rank if as_saved else m.rank for name, m in adapted.items()}
+    alphas = {name: float(m.saved_alpha if as_saved else m.alpha) for name, m in adapted.items()}
     rank, alpha = _most_common(ranks), _most_common(alphas)
     first = next(iter(adapted.values()))
     return LoRAConfig(
@@ -46,6 +49,7 @@ def lora_config(model: nn.Module, adapter: str | None = None) -> LoRAConfig:
         alpha_pattern=_pattern(alphas, alpha),
         variant=first.variant,
         merge_aware=merge_format(model),
+        init="default" if as_saved else first.init,
     )
 
 

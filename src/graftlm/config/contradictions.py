@@ -21,6 +21,11 @@ def contradictions(config: RunConfig) -> list[str]:
             "be used. Leave it out"
         )
     problems += _of_merge_aware(config) + _of_offload(config)
+    if config.lora.init == "loftq" and config.method in ("lora", "full"):
+        problems.append(
+            f"lora.init=loftq starts from the error of 4-bit weights, and method={config.method} "
+            "has none: use qlora"
+        )
     if data.eval and data.eval_fraction:
         problems.append(
             "data.eval names the rows to measure on, so data.eval_fraction would not be used: "
@@ -42,6 +47,9 @@ def _of_merge_aware(config: RunConfig) -> list[str]:
         f"model.weight_format={stored}: use the same format": lora.merge_aware != stored,
         f"lora.dropout={lora.dropout}: a merged weight has none, use 0": lora.dropout > 0,
         f"lora.variant={lora.variant}: use lora": lora.variant != "lora",
+        "lora.init=loftq, which starts from the error that this training removes": (
+            lora.init == "loftq"
+        ),
     }
     said = f"lora.merge_aware={lora.merge_aware} cannot be used with"
     return [f"{said} {what}" for what, is_wrong in wrong.items() if is_wrong and lora.merge_aware]

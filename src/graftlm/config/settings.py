@@ -158,6 +158,14 @@ class LoRAConfig(Settings):
     variant: Text = "lora"
     """The kind of adapter: `lora`; `dora`, which trains the length of each row of the weight apart
     (arXiv 2402.09353); or another that was registered (`graftlm.extend`)."""
+    init: Text = "default"
+    """The values the adapters begin with: `default` (Kaiming), `gaussian`, `orthogonal`; `pissa`
+    (the largest singular values of the weight; `pissa_niter_4` is quicker) and `olora` (its QR);
+    `loftq` (the error of the 4-bit weight; `qlora` only); `eva` (the directions of the layers'
+    inputs on the training rows, with ranks moved to where they explain most)."""
+    eva_rho: float = pydantic.Field(2.0, ge=1, le=1000)
+    """With `init: eva`: a layer gets at most so many times its rank. `1` leaves the ranks as they
+    are."""
     merge_aware: Text = ""
     """Train through the merge into this weight format, `nf4`: each step uses the merged weights as
     they will be stored, so that `graftlm merge --to nf4` writes exactly the model that was trained.

@@ -142,7 +142,8 @@ def _measure(folder: Path) -> Measured:
     from graftlm.data.chat import template_name
     from graftlm.models import StoredTokenizer, load_tokenizer
     from graftlm.training import train
-    from graftlm.training.train import adapted_model
+    from graftlm.training.adapted_model import adapted_model
+    from graftlm.training.resolve import changed
 
     request = json.loads((folder / REQUEST).read_text(encoding="utf-8"))
     config = RunConfig.model_validate(request["config"])
@@ -151,6 +152,10 @@ def _measure(folder: Path) -> Measured:
     with StoredTokenizer(tokenizer) as stored:
         del tokenizer
         release_freed_memory()
+        if (
+            config.lora.init == "eva"
+        ):  # its ranks follow from rows; their sum is that of the request
+            config = changed(config, "lora", init="default")
         model = adapted_model(config)
         # The tiny model of the baseline has a smaller vocabulary than its tokenizer.
         known = model.get_input_embeddings().num_embeddings

@@ -5,7 +5,6 @@ The command line calls `run`. `train` does the same for a model that is already 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -13,8 +12,7 @@ from typing import Any, Literal, cast
 from transformers import PreTrainedModel
 
 from graftlm._compat.base_name import base_name
-from graftlm.adapters import add_lora, count_parameters, lora_config, lora_modules
-from graftlm.adapters.merge_aware import apply_merge_aware
+from graftlm.adapters import count_parameters, lora_config, lora_modules
 from graftlm.config import (
     DataConfig,
     LoRAConfig,
@@ -30,12 +28,13 @@ from graftlm.errors import ConfigError, TargetError
 from graftlm.export.rules import require_exportable
 from graftlm.frozen.embedding import FrozenEmbedding
 from graftlm.frozen.modules import held_as, linear_format
-from graftlm.models import StoredTokenizer, load_tokenizer, load_weights
+from graftlm.models import StoredTokenizer, load_tokenizer
 from graftlm.models import resolve as resolve_model
 from graftlm.models.capabilities import require_left_to_right, require_packable
-from graftlm.models.host_layers import layers_on_host
 from graftlm.system import release_freed_memory, return_freed_memory
 from graftlm.system.placement import placement_for, placement_of
+from graftlm.training.adapted_model import adapted_model
+from graftlm.training.checkpoint import latest
 from graftlm.training.data_checks import (
     check_rows,
     model_config_in,
@@ -56,7 +55,6 @@ from graftlm.training.resolve import (
     Plan,
     continued,
     dtype_in,
-    embeddings_of,
     facts_of,
     needs_plan,
     resolve,
@@ -71,7 +69,7 @@ from graftlm.training.run_folder import (
 )
 from graftlm.training.savable import require_savable
 
-__all__ = ["adapted_model", "run", "train"]
+__all__ = ["run", "train"]
 
 
 def run(
@@ -137,34 +135,11 @@ def run(
             del tokenizer, saved
             release_freed_memory()
             with memory_explained(settings, placement):
-                task = _task(adapted_model(settings), stored, settings, sequences, held, objective)
+                checkpoint = latest(out / "checkpoints") if goes_on != "anew" else None
+                model = adapted_model(settings, examples[0], checkpoint)
+                task = _task(model, stored, settings, sequences, held, objective)
                 begin_run(out, settings, origin, record, extended=goes_on == "extended")
                 return fit(task, resume=goes_on != "anew", progress=progress, hooks=hooks)
-
-
-def adapted_model(config: RunConfig) -> PreTrainedModel:
-    """The base model loaded as ``config`` says, with new adapters. Sets the seed."""
-    model = load_weights(
-        config.model.name,
-        quantize=config.model.weight_format if config.method == "qlora" else None,
-        dtype="float32" if config.method == "full" else config.model.dtype,
-        block_size=config.model.block_size,
-        double_quant=config.model.double_quant,
-        embeddings=embeddings_of(config),
-        replacements=config.model.replacements,
-        trust_remote_code=config.model.trust_remote_code,
-        device="cpu" if config.model.offload == "layers" else config.device,
-    )
-    # Seed before the adapters are initialised, so that the seed determines the run.
-    placement_of(model).seed(config.train.seed)
-    if config.method == "full":
-        model.requires_grad_(True)
-    else:
-        sys.stderr.writelines(f"{note}\n" for note in add_lora(model, config.lora).notes)
-        apply_merge_aware(model, config)
-    if config.model.offload == "layers":
-        layers_on_host(model, placement_for(config.device).first)
-    return model
 
 
 def train(
