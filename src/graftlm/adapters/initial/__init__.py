@@ -87,7 +87,7 @@ def initialise(
         A, B = adapter.lora_A, adapter.lora_B
         if not values or A.is_meta or is_fake(A):
             if subtracts(init):
-                adapter.begin_from(torch.empty_like(A), torch.empty_like(B), taken=True)
+                adapter.begin_from(A, B, taken=True)
         elif init == "gaussian":
             gaussian.fill(A)
         elif init == "orthogonal":
