@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from graftlm.config.settings import RunConfig
+from graftlm.config.settings import RunConfig, TrainConfig
 from graftlm.errors import ConfigError
 
 __all__ = ["contradictions", "require_complete"]
@@ -35,6 +35,11 @@ def contradictions(config: RunConfig) -> list[str]:
         problems.append(
             f"train.early_stopping_patience={train.early_stopping_patience} counts evaluations, "
             "and there are none: set train.eval_steps"
+        )
+    if train.samples and train.objective != TrainConfig().objective:
+        problems.append(
+            f"train.samples={train.samples} answers rows of a prompt and an answer, which "
+            f"train.objective={train.objective} need not have: leave it out"
         )
     return problems
 
@@ -79,11 +84,16 @@ def _of_offload(config: RunConfig) -> list[str]:
 
 def without_rows(config: RunConfig) -> list[str]:
     """A problem for each setting that needs held-out rows, if there are none."""
-    if config.data.eval or config.data.eval_fraction or not config.train.eval_steps:
+    if config.data.eval or config.data.eval_fraction:
         return []
     return [
-        f"train.eval_steps={config.train.eval_steps} needs rows to measure on: name them by "
-        "--eval-data, or hold some out with --set data.eval_fraction=0.1"
+        f"train.{name}={value} needs rows to measure on: name them by --eval-data, or hold some "
+        "out with --set data.eval_fraction=0.1"
+        for name, value in (
+            ("eval_steps", config.train.eval_steps),
+            ("samples", config.train.samples),
+        )
+        if value
     ]
 
 

@@ -212,6 +212,8 @@ class TrainConfig(Settings):
     """Seed of adapters, data order and dropout."""
     eval_steps: int = pydantic.Field(0, ge=0, le=1_000_000_000)
     """Measure the held-out loss every so many steps; `0` measures before and after only."""
+    samples: int = pydantic.Field(0, ge=0, le=1000)
+    """Also answer so many held-out rows at each evaluation, into `samples.jsonl`."""
     save_steps: int = pydantic.Field(0, ge=0, le=1_000_000_000)
     """Write a checkpoint every so many steps; `0` writes one when stopped and at the end."""
     keep_checkpoints: int = pydantic.Field(2, ge=1, le=1_000_000_000)

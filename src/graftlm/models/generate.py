@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from graftlm.data.audit.fits import limits_of
 from graftlm.errors import DataError
 from graftlm.system.placement import placement_of
 
-__all__ = ["Answer", "generate_text"]
+__all__ = ["Answer", "continue_ids", "generate_text"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,9 +58,40 @@ def generate_text(
     Raises:
         DataError: a prompt is as long as the model's maximum length.
     """
+    end = _end_tokens(model, tokenizer) | set(stop)
+    with torch.inference_mode():
+        new = continue_ids(
+            model, prompts, end, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
+        )
+    return [_answer(tokenizer, ids, end) for ids in new]
+
+
+def continue_ids(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    end: Collection[int],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> list[list[int]]:
+    """The new tokens after each of ``prompts``, for callers without a tokenizer.
+
+    An answer that ended before the longest one is followed by ends.
+
+    Args:
+        model: a causal language model.
+        prompts: token ids, one sequence per prompt; lengths may differ.
+        end: the tokens that end an answer, at least one.
+        max_new_tokens: the longest continuation.
+        temperature: 0 chooses the most probable token each time.
+        seed: the seed for sampling, if the temperature is above 0.
+
+    Raises:
+        DataError: a prompt is as long as the model's maximum length.
+    """
     longest = max(len(prompt) for prompt in prompts)
     max_new_tokens = min(max_new_tokens, _room(model, longest))
-    end = _end_tokens(model, tokenizer) | set(stop)
     pad = min(end)  # masked on the left, cut off on the right
     placement = placement_of(model)
     device = placement.device
@@ -71,7 +102,7 @@ def generate_text(
         mask[row, longest - len(prompt) :] = 1
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     greedy = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
-    with placement.seeded(seed), torch.inference_mode():
+    with placement.seeded(seed):
         output = model.generate(  # type: ignore[operator]
             input_ids=ids,
             attention_mask=mask,
@@ -80,7 +111,7 @@ def generate_text(
             pad_token_id=pad,
             **(sampling if temperature > 0 else greedy),
         )
-    return [_answer(tokenizer, row[longest:].tolist(), end) for row in output]
+    return [row[longest:].tolist() for row in output]
 
 
 def _room(model: nn.Module, longest: int) -> int:

@@ -37,6 +37,7 @@ from graftlm.studio.jobs import Jobs, shown
 from graftlm.studio.machine import facts
 from graftlm.studio.place import Place
 from graftlm.studio.runs import Runs
+from graftlm.studio.samples import Samples
 from graftlm.studio.talk import Question, Talk
 from graftlm.studio.uploads import Upload, columns_of, remove_partial, uploaded, uploads
 
@@ -66,7 +67,7 @@ def create_app(
     """
     place.prepare()
     remove_partial(place)
-    runs, jobs, talk = Runs(place), Jobs(place), Talk(place)
+    runs, jobs, talk, samples_of = Runs(place), Jobs(place), Talk(place), Samples(place)
 
     @contextlib.asynccontextmanager
     async def life(_app: FastAPI) -> AsyncIterator[None]:
@@ -164,7 +165,7 @@ def create_app(
 
     @app.get("/api/runs/samples")
     def samples(run: str) -> JSONResponse:
-        return JSONResponse(finite(runs.samples(run)))
+        return JSONResponse(samples_of.in_run(runs.folder(run), run))
 
     @app.get("/api/chat")
     def warm() -> dict[str, Any]:

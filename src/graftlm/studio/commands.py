@@ -107,6 +107,7 @@ class TrainRequest(_Request):
     batch_size: int | None = pydantic.Field(None, ge=1, le=1_000_000)
     seed: int | None = pydantic.Field(None, ge=0, lt=2**63)
     eval_steps: int = pydantic.Field(0, ge=0, le=1_000_000_000)
+    samples: int = pydantic.Field(0, ge=0, le=20)
     save_steps: int = pydantic.Field(0, ge=0, le=1_000_000_000)
     gradient_checkpointing: bool | None = None
     embeddings: Literal["keep", "int8"] | None = None
@@ -134,6 +135,7 @@ class TrainRequest(_Request):
         )
         more = {
             "train.eval_steps": self.eval_steps or None,
+            "train.samples": (self.samples or None) if self.rows.eval_fraction else None,
             "train.save_steps": self.save_steps or None,
             "train.gradient_checkpointing": self.gradient_checkpointing,
             "train.micro_batch_tokens": self.micro_batch_tokens,

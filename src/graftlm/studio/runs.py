@@ -26,7 +26,6 @@ State = Literal["running", "paused", "finished", "unreadable"]
 
 _DEPTH = 3
 """Runs of a comparison lie two folders deeper: NAME/runs/METHOD."""
-_MOST_SAMPLES = 4 << 20
 
 
 class Runs:
@@ -91,14 +90,6 @@ class Runs:
         """The curves of one run."""
         folder = self.folder(name)
         return curves_of(self._rows(name), _json(folder / "summary.json"))
-
-    def samples(self, name: str) -> list[dict[str, Any]]:
-        """The answers that the run gave to held-out rows at its evaluations, the latest first."""
-        path = self.folder(name) / "samples.jsonl"
-        if not path.is_file() or path.stat().st_size > _MOST_SAMPLES:
-            return []
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-        return [json.loads(line) for line in reversed(lines)]
 
     def stop(self, name: str, *, now: bool = False) -> None:
         """Pause a run as Ctrl-C would: it writes a checkpoint and ends.

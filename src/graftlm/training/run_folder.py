@@ -41,6 +41,7 @@ _FREE_ON_RESUME = {
     "device",
     "train.save_steps",
     "train.keep_checkpoints",
+    "train.samples",
     "train.tensorboard",
 }
 

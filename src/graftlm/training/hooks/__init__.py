@@ -11,6 +11,7 @@ from graftlm.training.hooks.garbage_collection import GarbageCollection
 from graftlm.training.hooks.hook import Hook
 from graftlm.training.hooks.metrics_file import MetricsFile
 from graftlm.training.hooks.progress_line import ProgressLine
+from graftlm.training.hooks.samples import Samples
 from graftlm.training.hooks.tensorboard import TensorBoard
 from graftlm.training.run import Run
 
@@ -24,6 +25,8 @@ def hooks_of(run: Run, *, progress: bool, others: Sequence[Hook] = ()) -> list[H
     A run that is killed in between repeats the step and loses nothing.
     """
     hooks: list[Hook] = [GarbageCollection(), Evaluation(), *others, MetricsFile(run.out)]
+    if run.config.train.samples and run.eval_examples:
+        hooks.append(Samples(run.out, run.config.train.samples))
     if run.config.train.tensorboard:
         hooks.append(TensorBoard(run.out))
     if progress:

@@ -49,7 +49,7 @@ async function one(root, name, gone) {
   const answers = h("div", {});
   replace(root, h("h1", {}, name), top, h("div", { class: "grid" }, charts.map((chart) => chart.node)), answers);
   gone.addEventListener("abort", () => charts.forEach((chart) => chart.close()));
-  let drawn = "", headed = "", told = "";
+  let drawn = "", headed = "", told = "", waiting = false;
   while (!gone.aborted) {
     try {
       const [found] = await api("GET", `runs/curves?run=${encodeURIComponent(name)}`);
@@ -66,8 +66,9 @@ async function one(root, name, gone) {
         charts[1].draw([curves.tokens_per_second]);
         charts[2].draw([curves.memory_bytes.map(([x, y]) => [x, y / 1e9])]);
         charts[3].draw([curves.learning_rate]);
-        await samples(answers, name);
+        waiting = true;
       }
+      if (waiting) waiting = await samples(answers, name);
     } catch (error) {
       if (error.status !== 404 && error.status !== 0) throw error;
       await starting(top, name, error);
@@ -133,10 +134,14 @@ function summary(run) {
       : run.state === "running" ? `graftlm train ${run.path}/config.yaml --out ${run.path}` : `graftlm chat ${run.path}`) : null);
 }
 
+// Returns whether the answers are still being turned into text.
 async function samples(place, name) {
-  const found = await api("GET", `runs/samples?run=${encodeURIComponent(name)}`);
-  if (!found.length) return;
-  replace(place, h("section", { class: "card" }, h("h2", {}, t("samples.title")), h("p", { class: "small soft" }, t("samples.lead")),
-    table([t("step"), t("samples.asked"), t("samples.answer"), t("samples.wanted")],
-      found.slice(0, 40).map((one) => [String(one.step), one.prompt, one.answer, one.expected]), t("samples.title"))));
+  const { rows, pending } = await api("GET", `runs/samples?run=${encodeURIComponent(name)}`);
+  if (rows.length) {
+    replace(place, h("section", { class: "card" }, h("h2", {}, t("samples.title")), h("p", { class: "small soft" }, t("samples.lead")),
+      table([t("step"), t("samples.asked"), t("samples.answer"), t("samples.wanted")],
+        rows.slice(0, 40).map((one) => [String(one.step), one.prompt, one.answer, one.expected]
+          .map((text, column) => (column ? h("div", { class: "said" }, text) : text))), t("samples.title"))));
+  }
+  return pending;
 }

@@ -32,7 +32,7 @@ export async function show(root) {
     kind: "train", model: draft.model, rows: rows(), run: name.value.trim(), method: method.value,
     steps: numeric(steps), epochs: numeric(epochs), learning_rate: numeric(rate), rank: numeric(rank),
     batch_size: numeric(batch), seed: numeric(seed), eval_steps: numeric(evaluate) ?? 0,
-    save_steps: numeric(save) ?? 0,
+    save_steps: numeric(save) ?? 0, samples: numeric(answers) ?? 0,
     ...(draft.option && draft.option.method === method.value ? draft.option : {}),
   });
   async function preview() {
