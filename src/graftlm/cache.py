@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from graftlm.errors import ResourceError
 from graftlm.files import atomic_folder, remove_abandoned
 
-__all__ = ["cache_folder", "forget", "once"]
+__all__ = ["cache_folder", "forget", "kept", "once", "said_damaged"]
+
+Value = TypeVar("Value")
 
 
 def cache_folder() -> Path:
@@ -42,6 +46,7 @@ def once(kind: str, key: str, make: Callable[[Path], None]) -> Path:
         ) from error
     try:
         if not target.is_dir():
+            target.unlink(missing_ok=True)  # a file there is not of our making
             with atomic_folder(target) as folder:
                 make(folder)
     finally:
@@ -49,6 +54,28 @@ def once(kind: str, key: str, make: Callable[[Path], None]) -> Path:
     return target
 
 
+def kept(kind: str, key: str, make: Callable[[Path], None], read: Callable[[Path], Value]) -> Value:
+    """What ``read`` finds in the folder of `once`; a damaged one is made again, and this is said.
+
+    ``read`` raises `OSError`, `ValueError`, `KeyError` or `TypeError` for a damaged folder.
+    """
+    try:
+        return read(once(kind, key, make))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        said_damaged(cache_folder() / kind / key, f"{type(error).__name__}: {error}")
+    forget(kind, key)
+    return read(once(kind, key, make))
+
+
+def said_damaged(folder: Path, why: str) -> None:
+    """Say on stderr that a cached folder is made again."""
+    print(f"{folder} is damaged ({why}) and is made again", file=sys.stderr)
+
+
 def forget(kind: str, key: str) -> None:
     """Remove the cached folder ``kind/key``, so that `once` makes it again."""
-    shutil.rmtree(cache_folder() / kind / key, ignore_errors=True)
+    place = cache_folder() / kind / key
+    if place.is_dir() and not place.is_symlink():
+        shutil.rmtree(place, ignore_errors=True)
+    else:
+        place.unlink(missing_ok=True)

@@ -21,16 +21,16 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::U
 HIDDEN, HEADS, FEED = 64, 4, 96
 
 
-def write_llama(path: Path, without: str = "") -> dict[str, np.ndarray]:
+def write_llama(path: Path, without: str = "", blocks: int = 1) -> dict[str, np.ndarray]:
     """A one-layer random Llama over bytes as a GGUF file: Q8_0 matrices, float32 norms.
 
-    The tensor called ``without`` is left out.
+    The tensor called ``without`` is left out; the header says it has ``blocks`` layers.
     """
     draw = np.random.default_rng(0)
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(128)
     writer.add_embedding_length(HIDDEN)
-    writer.add_block_count(1)
+    writer.add_block_count(blocks)
     writer.add_feed_forward_length(FEED)
     writer.add_head_count(HEADS)
     writer.add_head_count_kv(HEADS)
@@ -147,6 +147,77 @@ def test_gguf_that_lacks_a_tensor_is_refused(
     with pytest.raises(ModelError, match=weight):
         resolve(tmp_path / "m.gguf")
     assert [path.suffix for path in (cache / "models").iterdir()] == [".lock"]
+
+
+def test_a_header_that_claims_more_than_the_file_has_is_refused_at_once(
+    cache: Path, tmp_path: Path
+) -> None:
+    """Each of these made a reader allocate, or build a model of a million layers."""
+    file = tmp_path / "m.gguf"
+    write_llama(file, blocks=10**6)
+    with pytest.raises(ModelError, match=r"block_count = 1000000, but holds .* 1 blocks"):
+        resolve(file)
+    write_llama(file)
+    whole = file.read_bytes()
+    many = (2**62).to_bytes(8, "little")
+    name = b"tokenizer.ggml.tokens"
+    array = whole.index(name) + len(name) + 8
+    shape = whole.index(b"token_embd.weight") + len(b"token_embd.weight") + 4
+    broken = {
+        "claims .* values": [whole[:8] + many + whole[16:], whole[:16] + many + whole[24:]],
+        "claims .* values|ends in": [whole[:array] + many + whole[array + 8 :]],
+        "larger than the file": [whole[:shape] + many + whole[shape + 8 :]],
+        "its version is 9": [whole[:4] + b"\x09\0\0\0" + whole[8:]],
+        "corrupt or cut off": [whole[:size] for size in (4, 7, 40, 900, array + 40)],
+    }
+    for words, contents in broken.items():
+        for content in contents:
+            file.write_bytes(content)
+            with pytest.raises(ModelError, match=words):
+                resolve(file)
+
+
+def test_a_conversion_counts_towards_the_memory_of_the_run(cache: Path, tmp_path: Path) -> None:
+    write_llama(tmp_path / "m.gguf")
+    with pytest.raises(
+        ResourceError, match=r"takes about 0\.4 GB of memory; this run may take 0\.1"
+    ):
+        resolve(tmp_path / "m.gguf", most_bytes=100_000_000)
+    folder = resolve(tmp_path / "m.gguf", most_bytes=1_000_000_000).path
+    assert resolve(tmp_path / "m.gguf", most_bytes=100_000_000).path == folder  # nothing to convert
+
+
+@pytest.mark.parametrize("record", [True, False])
+def test_a_damaged_conversion_is_found_and_made_again(
+    record: bool, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_llama(tmp_path / "m.gguf")
+    folder = resolve(tmp_path / "m.gguf").path
+    whole = {file.name: file.read_bytes() for file in folder.iterdir()}
+    weights = whole["model.safetensors"]
+    flipped = weights[:-9] + bytes([weights[-9] ^ 1]) + weights[-8:]
+    damages = {
+        "cut off": lambda: (folder / "model.safetensors").write_bytes(weights[:-100]),
+        "a bit": lambda: (folder / "model.safetensors").write_bytes(flipped),
+        "lost": lambda: (folder / "config.json").unlink(),
+        "garbage": lambda: (folder / "tokenizer.json").write_bytes(b"\0\xff"),
+        "all lost": lambda: [file.unlink() for file in folder.iterdir()],
+    }
+    if not record:  # as an older graftlm wrote it: only the checksum shows a bit
+        del damages["a bit"]
+    for name, damage in damages.items():
+        if not record:
+            (folder / "converted.json").unlink()
+        damage()
+        capsys.readouterr()
+        assert resolve(tmp_path / "m.gguf").path == folder, name
+        assert "is damaged" in capsys.readouterr().err, name
+        for file in whole.keys() - {"converted.json"}:
+            assert (folder / file).read_bytes() == whole[file], name
+    for file in folder.iterdir():
+        os.utime(file)  # as a copy of the cache: another time, the same content
+    assert resolve(tmp_path / "m.gguf").path == folder
+    assert "damaged" not in capsys.readouterr().err
 
 
 def test_converting_is_done_in_another_process_and_says_one_line(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from pathlib import Path
 
@@ -27,6 +28,54 @@ def test_figures_of_a_busy_machine_are_used_once_and_not_kept(
     assert "50 %" in caplog.text
     assert calibrate() == QUIET
     assert calibrate() == QUIET  # from the cache: there is no third answer
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\0\xff", b"{}", b"[]", b'{"rates": {}}', b'{"rates": {"matmul float32": "fast"}, '
+     b'"bandwidth": 1, "call_seconds": 1, "spread": 0, "share": 1}'],
+)  # fmt: skip
+def test_a_damaged_measurement_is_made_again(
+    content: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("GRAFTLM_CACHE", str(tmp_path))
+    monkeypatch.setattr(calibration, "_measure", lambda: QUIET)
+    calibrate()
+    [file] = tmp_path.rglob(calibration.FILE)
+    file.write_bytes(content)
+    assert calibrate() == QUIET
+    assert "is damaged" in capsys.readouterr().err
+    assert calibrate() == QUIET
+    file.unlink()
+    assert calibrate() == QUIET
+    file.unlink()
+    file.parent.rmdir()
+    file.parent.write_text("a file where the folder was")
+    assert calibrate() == QUIET
+
+
+def test_the_memory_of_a_process_is_measured_again_where_its_record_is_damaged(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from graftlm.planning import baseline_memory
+    from graftlm.planning.trial_run import Measured
+
+    measured = Measured(3, 2, 1, 0.5)
+
+    def measure(_: object, target: Path) -> None:
+        (target / baseline_memory.FILE).write_text(json.dumps(dataclasses.asdict(measured)))
+
+    monkeypatch.setenv("GRAFTLM_CACHE", str(tmp_path))
+    monkeypatch.setattr(baseline_memory, "_measure", measure)
+    assert baseline_memory.framework_memory() == measured
+    [file] = tmp_path.rglob(baseline_memory.FILE)
+    for content in (b"", b"\xff", b"{}", b'{"peak_bytes": "x"}'):
+        file.write_bytes(content)
+        assert baseline_memory.framework_memory() == measured
+        assert "is damaged" in capsys.readouterr().err
 
 
 def test_a_busy_machine_makes_the_time_less_certain() -> None:

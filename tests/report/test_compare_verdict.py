@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from graftlm.report.compare.figures import Figures, Spread
+from graftlm.report.compare.figures import Figures, Spread, figures_of
+from graftlm.report.compare.variants import variants
 from graftlm.report.compare.verdict import verdict
 
 NAMES = {"full": "Full", "lora": "LoRA", "qlora": "QLoRA"}
@@ -98,6 +99,44 @@ def test_overfitting_and_forgetting_name_who() -> None:
     calm = " ".join(verdict([column("full", 1.2), column("lora", 1.0)]))
     assert "No overfitting to speak of" in calm
     assert "None forgot" in calm
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_runs_of_a_few_steps_recommend_nothing(method: str) -> None:
+    columns = [column(method, 1.0, steps=8), column("qlora", 1.5, steps=8)]
+    assert verdict(columns)[0] == (
+        f"No verdict yet: 8 steps are too few to compare by. So far {NAMES[method]} is lowest, at "
+        "1.00. Longer runs would tell: --steps 120."
+    )
+
+
+def test_a_loss_that_still_falls_recommends_nothing() -> None:
+    columns = [column("lora", 1.0, steps=100, late=0.03), column("qlora", 1.1, steps=100, late=0.2)]
+    said = verdict(columns)
+    assert said[0].startswith(
+        "No verdict yet: the held-out loss still falls (QLoRA made 20 % of its progress in the "
+        "last quarter)."
+    )
+    assert not any(sentence.startswith("Take") for sentence in said)
+    settled = [dataclasses.replace(one, late=0.05) for one in columns]
+    assert verdict(settled)[0].startswith("Take LoRA")
+
+
+def test_how_late_a_loss_fell_is_read_from_its_curve() -> None:
+    variant = variants(["lora"], [4])[0]
+    spread = dict.fromkeys(("outside_before", "outside_after", "train_loss", "artifact_bytes"), 1.0)
+    summary = dict.fromkeys(
+        ("tokens", "peak_memory_bytes", "wall_seconds", "trainable_parameters", "steps"), 100
+    ) | {"eval_loss_before": 2.0, "eval_loss_after": 1.0}
+
+    def late(*losses: float) -> float | None:
+        curve = [(25.0 * i, loss) for i, loss in enumerate(losses)]
+        return figures_of(variant, [(summary, spread)], [curve]).late
+
+    assert late(2.0, 1.5, 1.3, 1.2, 1.0) == pytest.approx(0.2)
+    assert late(2.0, 1.1, 1.0, 1.0, 1.0) == 0
+    assert late(2.0, 1.0) is None  # nothing was measured on the way
+    assert late(1.0, 1.5, 1.5, 1.5, 1.5) is None
 
 
 def test_unequal_tokens_are_said_first() -> None:

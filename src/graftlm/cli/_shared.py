@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -58,6 +60,13 @@ def say(result: dict[str, Any], as_json: bool, text: str) -> None:
 
     ascii_only = sys.stdout.encoding.lower().replace("-", "") != "utf8"
     print(json.dumps(finite(result), ensure_ascii=ascii_only, allow_nan=False))
+
+
+def program() -> str:
+    """How to call graftlm again: its name, or Python with it where that is not on the path."""
+    if shutil.which("graftlm") is not None:
+        return "graftlm"
+    return f"{shlex.quote(sys.executable)} -m graftlm"
 
 
 def run_named(model: str, adapter: str | None) -> tuple[str, str | None]:

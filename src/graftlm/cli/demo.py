@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from graftlm.cli._shared import DeviceOption, JsonOption, say, stderr_console
+from graftlm.cli._shared import DeviceOption, JsonOption, program, say, stderr_console
+from graftlm.cli.train import report
 
 if TYPE_CHECKING:
     from graftlm.demo.stages import DemoResult
@@ -45,7 +47,8 @@ def demo(
         settings = dataclasses.replace(settings, steps=steps)
     console = stderr_console()
     result = run_demo(settings, out, lambda line: console.print(f"[bold]▸ {line}"))
-    say(_as_tree(result), as_json, text(result, out, settings))
+    page = report(out / "run")
+    say(_as_tree(result), as_json, text(result, out, settings) + page)
 
 
 def _as_tree(result: DemoResult) -> dict[str, Any]:
@@ -80,6 +83,8 @@ def text(result: DemoResult, out: Path, settings: Any) -> str:
         if right == "✗":
             lines.append(f"  wanted   {row['completion']}")
         lines.append("")
+    call, base = program(), shlex.quote(settings.model)
+    run_folder = shlex.quote(str(out / "run"))
     run, metrics = result.training, read_metrics(out / "run" / "metrics.jsonl")
     held_out = ", ".join(f"{m['step']}: {m['eval_loss']:.3f}" for m in metrics if "eval_loss" in m)
     before, after = result.before, result.after
@@ -98,9 +103,9 @@ def text(result: DemoResult, out: Path, settings: Any) -> str:
         f"result {result.adapter_bytes / 1e6:.1f} MB in {run.adapter}",
         "",
         "Next, on your own rows (JSONL of prompt and completion):",
-        f"  graftlm generate {settings.model} --adapter {out}/run --prompt '…'",
-        f"  graftlm merge {out}/run --out merged",
-        f"  graftlm train --model {settings.model} --data rows.jsonl --out runs/mine",
+        f"  {call} generate {run_folder} --prompt '…'",
+        *([] if run.method == "full" else [f"  {call} merge {run_folder} --out merged"]),
+        f"  {call} train --model {base} --data rows.jsonl --out runs/mine",
     ]
     return "\n".join(lines)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from graftlm.cli import _settings as flags
-from graftlm.cli._shared import JsonOption, say
+from graftlm.cli._shared import JsonOption, program, say
 from graftlm.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -71,11 +72,16 @@ def train(
     }
     settings = _settings(config, given, resume, set_ or [])
 
+    from graftlm.config import most_bytes
     from graftlm.models.source import resolve
     from graftlm.system import return_freed_memory
 
     return_freed_memory()
-    resolve(settings.model.name or "", trust_remote_code=settings.model.trust_remote_code)
+    resolve(
+        settings.model.name or "",
+        trust_remote_code=settings.model.trust_remote_code,
+        most_bytes=most_bytes(settings),
+    )
 
     from graftlm.planning import run
 
@@ -121,6 +127,7 @@ def report(out: Path) -> str:
 
 def summary(result: RunResult, out: str) -> str:
     """The summary of a finished or stopped run in a few lines."""
+    folder = shlex.quote(out)
     lines = [
         f"{result.method} on {result.model}: {result.steps} steps, "
         f"{result.supervised_tokens:,} supervised tokens in {result.wall_seconds:.0f} s "
@@ -136,7 +143,7 @@ def summary(result: RunResult, out: str) -> str:
         kept = f" (weights of step {result.kept_step}, the best evaluation)"
         lines.append(f"result: {result.adapter}{kept if result.kept_step != result.steps else ''}")
         if result.method != "full":
-            lines.append(f"next:   graftlm merge {out} --out merged")
+            lines.append(f"next:   {program()} merge {folder} --out merged")
     else:
-        lines.append(f"stopped at step {result.steps}; graftlm train --resume --out {out}")
+        lines.append(f"stopped at step {result.steps}; {program()} train --resume --out {folder}")
     return "\n".join(lines)

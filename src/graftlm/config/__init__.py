@@ -17,7 +17,7 @@ from graftlm.config.settings import (
     Settings,
     TrainConfig,
 )
-from graftlm.config.sizes import format_size, parse_size
+from graftlm.config.sizes import format_size, most_bytes, parse_size
 
 __all__ = [
     "DataConfig",
@@ -32,6 +32,7 @@ __all__ = [
     "contradictions",
     "format_size",
     "load_run_config",
+    "most_bytes",
     "overrides",
     "parse_override",
     "parse_size",

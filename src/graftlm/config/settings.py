@@ -243,8 +243,9 @@ class RunConfig(Settings):
     """`cpu`, `cuda`, `cuda:1`, `xpu` or `mps`; `auto`: an accelerator with enough free memory by
     plan, else the CPU."""
     memory: Text = "unlimited"
-    """Do not start what would need more than this, such as `2GB`; `unlimited` does not ask. What is
-    `auto` is decided so that it fits, under `unlimited` into what is free."""
+    """Do not start what would need more than this, such as `2GB`, the one conversion of a `.gguf`
+    file included; `unlimited` does not ask. What is `auto` is decided so that it fits, under
+    `unlimited` into what is free."""
     out: Text = "runs/latest"
     """The run folder."""
     model: ModelConfig = ModelConfig()

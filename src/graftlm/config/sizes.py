@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 
 from graftlm.config.checking import shown
+from graftlm.config.settings import RunConfig
 from graftlm.errors import ConfigError
 
-__all__ = ["format_size", "parse_size"]
+__all__ = ["format_size", "most_bytes", "parse_size"]
 
 _MOST_BYTES = 1e18
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
@@ -38,6 +39,11 @@ def parse_size(text: str | int) -> int:
     if isinstance(text, str) and text.strip().isdecimal() and size < _FEW_BYTES:
         raise ConfigError(f"{text} is {text} bytes; did you mean {text.strip()}GB?")
     return size
+
+
+def most_bytes(config: RunConfig) -> int | None:
+    """The memory that these settings allow; ``None``: no limit."""
+    return None if config.memory == "unlimited" else parse_size(config.memory)
 
 
 def format_size(nbytes: float) -> str:

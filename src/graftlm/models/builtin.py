@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from graftlm.cache import cache_folder
 from graftlm.errors import ModelError
 from graftlm.files import temporary_folder
 from graftlm.models import gguf_convert
@@ -53,20 +52,24 @@ def name_of(name: str | Path) -> str | None:
     return None
 
 
-def folder_of(name: str) -> Path:
+def folder_of(name: str, most_bytes: int | None = None) -> Path:
     """The model folder of a built-in, converted into the cache at first use.
+
+    Args:
+        name: the built-in.
+        most_bytes: the memory that the conversion may take.
 
     Raises:
         ModelError: its package is not installed, or its file is not the expected one.
+        ResourceError: the conversion would take more memory.
     """
     model = MODELS[name]
-    ready = cache_folder() / "models" / model.sha256
-    if ready.is_dir():
+    if (ready := gguf_convert.undamaged(model.sha256)) is not None:
         return ready
     _package(name, model)
     print(model.notice, file=sys.stderr)
     with assembled(name) as file:
-        return gguf_convert.converted(file, sha256=model.sha256)
+        return gguf_convert.converted(file, model.sha256, most_bytes)
 
 
 @contextlib.contextmanager

@@ -23,43 +23,77 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from graftlm.cache import cache_folder, once
+from graftlm.cache import cache_folder, forget, once, said_damaged
 from graftlm.errors import GraftLMError, ModelError, ResourceError, error_in, record_of
 from graftlm.files import require_free_space
+from graftlm.models.converted_folder import damage_of, record_files
+from graftlm.models.gguf_header import GGUFHeader, read_header
 from graftlm.system.child import end_with_parent
 
-__all__ = ["converted", "file_sha256", "loaded_from_gguf"]
+__all__ = ["conversion_bytes", "converted", "file_sha256", "loaded_from_gguf", "undamaged"]
 
 BYTES_PER_GGUF_BYTE = 4.5  # bfloat16 over the densest usual block format
+_LIBRARIES = 400_000_000
+"""What Python, PyTorch and transformers take."""
 CHECKED = "2"
 """Part of the cache key. Raise it to convert again what an older version converted."""
 
 
-def converted(file: Path, sha256: str | None = None) -> Path:
-    """The model folder converted from a GGUF file; from the cache if it is there.
+def converted(file: Path, sha256: str | None = None, most_bytes: int | None = None) -> Path:
+    """The model folder converted from a GGUF file; from the cache if it is there and undamaged.
 
     Args:
         file: the `.gguf` file.
         sha256: the checksum of a complete file, if known; it is the key in the cache.
+        most_bytes: the memory that the conversion may take.
 
     Raises:
         ModelError: the file is not a GGUF, is corrupt, or lacks weights of its model.
-        ResourceError: the disk is too small, or the process was killed, for example for memory.
+        ResourceError: the disk is too small, the conversion would take more than ``most_bytes``,
+            or its process was killed, for example for memory.
     """
     file = file.resolve()
     status = file.stat()
     key = sha256 or f"{file_sha256(file, status.st_size, status.st_mtime_ns)}-{CHECKED}"
-    return once("models", key, lambda folder: _convert_in_a_process(file, folder))
+    undamaged(key)
+    return once("models", key, lambda folder: _convert_in_a_process(file, folder, most_bytes))
 
 
-def _convert_in_a_process(file: Path, folder: Path) -> None:
+def undamaged(key: str) -> Path | None:
+    """The converted folder of this key, if it is in the cache; a damaged one is removed."""
+    place = cache_folder() / "models" / key
+    if not place.exists():
+        return None
+    if why := damage_of(place):
+        said_damaged(place, why)
+        forget("models", key)
+        return None
+    return place
+
+
+def conversion_bytes(header: GGUFHeader) -> int:
+    """About the peak memory of a conversion.
+
+    The model is in 16 bits. transformers dequantises a tensor at once, in float32, with
+    intermediate results: about 16 bytes for each of its weights. On Gemma 3 270M this gives 3.6 GB;
+    3.3 GB were measured.
+    """
+    sizes = header.tensors.values()
+    return _LIBRARIES + 2 * sum(sizes) + 16 * max(sizes, default=0)
+
+
+def _convert_in_a_process(file: Path, folder: Path, most_bytes: int | None) -> None:
     if lost := [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]:
         raise ModelError(
             f"reading {file.name} needs the package {lost[0]}: pip install {' '.join(lost)}"
         )
-    with file.open("rb") as stream:
-        if stream.read(4) != b"GGUF":
-            raise ModelError(f"{file} is not a GGUF file: it does not start with the letters GGUF.")
+    need = conversion_bytes(read_header(file))
+    if most_bytes is not None and need > most_bytes:
+        raise ResourceError(
+            f"{file.name} must be converted once, which takes about {need / 1e9:.1f} GB of "
+            f"memory; this run may take {most_bytes / 1e9:.2f} GB. `graftlm plan` converts it, "
+            "too, and keeps no limit."
+        )
     require_free_space(cache_folder(), int(file.stat().st_size * BYTES_PER_GGUF_BYTE), "Converting")
     print(f"Converting {file.name} once into {cache_folder()} …", file=sys.stderr)
     command = [sys.executable, "-m", "graftlm.models.gguf_convert", str(file), str(folder)]
@@ -134,6 +168,7 @@ def _convert(file: Path, folder: Path) -> None:
     )
     set_base_name(model, file.stem)
     write_model(model, tokenizer, folder)
+    record_files(folder)
 
 
 def loaded_from_gguf(file: Path) -> Any:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from graftlm.cache import cache_folder
 from graftlm.errors import ModelError, near_matches
 from graftlm.models import builtin, gguf_convert
 
@@ -35,8 +36,15 @@ class ResolvedModel(NamedTuple):
     name: str
 
 
-def resolve(name: str | Path, *, trust_remote_code: bool = False) -> ResolvedModel:
+def resolve(
+    name: str | Path, *, trust_remote_code: bool = False, most_bytes: int | None = None
+) -> ResolvedModel:
     """Find a model. Downloads it, or converts it into the cache, if needed.
+
+    Args:
+        name: a folder, a Hub id, a `.gguf` file or a built-in name.
+        trust_remote_code: also download Python code.
+        most_bytes: the memory that a conversion may take.
 
     Raises:
         ModelError: there is no model of this name; the message lists similar names.
@@ -44,15 +52,19 @@ def resolve(name: str | Path, *, trust_remote_code: bool = False) -> ResolvedMod
     text = str(name)
     path = Path(name).expanduser()
     if path.is_dir():
+        if (
+            built_in := builtin.name_of(path)
+        ) is not None and path.absolute().parent == cache_folder() / "models":
+            path = builtin.folder_of(built_in, most_bytes)
         _require_model(path)
         return ResolvedModel(path, "folder", text)
     if path.is_file():
         if path.suffix != ".gguf":
             raise ModelError(f"{text} is a file; expected a model folder or a .gguf file.")
-        folder = gguf_convert.converted(path)
+        folder = gguf_convert.converted(path, most_bytes=most_bytes)
         return ResolvedModel(folder, "gguf", str(folder))
     if text in builtin.MODELS:
-        folder = builtin.folder_of(text)
+        folder = builtin.folder_of(text, most_bytes)
         return ResolvedModel(folder, "builtin", str(folder))
     if HUB_ID.fullmatch(text) and path.suffix != ".gguf" and not path.parent.is_dir():
         return ResolvedModel(_download(text, trust_remote_code), "hub", text)

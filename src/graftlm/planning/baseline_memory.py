@@ -16,9 +16,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from graftlm.cache import once
+from graftlm.cache import kept
 from graftlm.config import ModelConfig, RunConfig, TrainConfig
 from graftlm.files import temporary_folder, write_json
+from graftlm.models.quiet import without_progress_bars
 from graftlm.planning.trace import BatchShape, trace_step
 from graftlm.planning.trial_run import Measured, run_trial
 from graftlm.system import versions
@@ -38,8 +39,20 @@ def framework_memory(folder: Path | None = None) -> Measured:
     key = hashlib.sha256(json.dumps([VERSION, versions(), [f.name for f in files]]).encode())
     for file in files:  # by content: copies of a tokenizer share one measurement
         key.update(file.read_bytes())
-    made = once("plan", f"framework-{key.hexdigest()[:32]}", lambda to: _measure(files, to))
-    return Measured(**json.loads((made / FILE).read_text(encoding="utf-8")))
+    name = f"framework-{key.hexdigest()[:32]}"
+    return kept("plan", name, lambda to: _measure(files, to), _read)
+
+
+def _read(folder: Path) -> Measured:
+    """The measurement in a cached folder.
+
+    Raises:
+        ValueError: it is not what `_measure` writes.
+    """
+    found = Measured(**json.loads((folder / FILE).read_text(encoding="utf-8")))
+    if not all(isinstance(value, int | float) for value in dataclasses.asdict(found).values()):
+        raise ValueError(f"{FILE} holds no measurement")
+    return found
 
 
 def _measure(tokenizer_files: list[Path], target: Path) -> None:
@@ -59,7 +72,8 @@ def _measure(tokenizer_files: list[Path], target: Path) -> None:
         model: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
             architecture, dtype=torch.bfloat16
         )
-        model.save_pretrained(folder)
+        with without_progress_bars():
+            model.save_pretrained(folder)
         for file in tokenizer_files:
             shutil.copy(file, folder / file.name)
         if not tokenizer_files:

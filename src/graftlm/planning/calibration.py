@@ -13,12 +13,14 @@ import functools
 import hashlib
 import json
 import logging
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
-from graftlm.cache import cache_folder, once
+from graftlm.cache import cache_folder, forget, once, said_damaged
 from graftlm.files import write_json
 from graftlm.planning.cost import Cost
 from graftlm.system import cpu_flags, versions
@@ -78,18 +80,39 @@ def calibrate() -> Calibration:
 
     environment = [VERSION, versions(), sorted(cpu_flags()), torch.get_num_threads()]
     key = f"calibration-{hashlib.sha256(json.dumps(environment).encode()).hexdigest()[:32]}"
-    kept = cache_folder() / "plan" / key
-    if not kept.is_dir():
-        found = _measure()
-        if found.share < QUIET:
-            logger.warning(
-                "times are rough: this machine gave the measurement %.0f %% of its processors; "
-                "plan again when it is idle",
-                100 * found.share,
-            )
-            return found
-        kept = once("plan", key, lambda to: write_json(to / FILE, dataclasses.asdict(found)))
-    return Calibration(**json.loads((kept / FILE).read_text(encoding="utf-8")))
+    place = cache_folder() / "plan" / key
+    if place.exists():
+        try:
+            return _read(place)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            said_damaged(place, str(error))
+            forget("plan", key)
+    found = _measure()
+    if found.share < QUIET:
+        logger.warning(
+            "times are rough: this machine gave the measurement %.0f %% of its processors; "
+            "plan again when it is idle",
+            100 * found.share,
+        )
+        return found
+    return _read(once("plan", key, lambda to: write_json(to / FILE, dataclasses.asdict(found))))
+
+
+def _read(folder: Path) -> Calibration:
+    """The speeds in a cached folder.
+
+    Raises:
+        ValueError: they are not what `calibrate` writes; other errors for other damage.
+    """
+    found = Calibration(**json.loads((folder / FILE).read_text(encoding="utf-8")))
+    known = [*found.rates.values(), found.bandwidth, found.call_seconds, found.share]
+    if "matmul float32" not in found.rates or not all(
+        isinstance(value, float | int) and 0 < value < math.inf for value in known
+    ):
+        raise ValueError(f"{FILE} holds no speeds")
+    if not isinstance(found.spread, float | int):
+        raise TypeError(f"{FILE} holds no spread")
+    return found
 
 
 def _measure() -> Calibration:

@@ -21,6 +21,7 @@ from graftlm.config import (
     RunConfig,
     TrainConfig,
     contradictions,
+    most_bytes,
     require_complete,
 )
 from graftlm.data.pack import lengths_of
@@ -68,6 +69,7 @@ from graftlm.training.run_folder import (
     run_in,
 )
 from graftlm.training.savable import require_savable
+from graftlm.training.too_few import say_if_too_few
 
 __all__ = ["run", "train"]
 
@@ -109,7 +111,8 @@ def run(
         if request.device != "auto":
             placement_for(request.device)  # refuse it before any work
         trusted = config.model.trust_remote_code
-        base = resolve_model(config.model.name, trust_remote_code=trusted).path
+        most = most_bytes(request)
+        base = resolve_model(config.model.name, trust_remote_code=trusted, most_bytes=most).path
         if begun is None:
             check_folder(out)
         require_exportable(request)
@@ -237,6 +240,7 @@ def _task(
     )
     require_space(task)
     require_savable(task)
+    say_if_too_few(config)
     if config.train.tensorboard:
         require_tensorboard()
     return task

@@ -16,7 +16,9 @@ from graftlm.report.compare.figures import Figures, figures_of
 from graftlm.report.compare.launch import launch
 from graftlm.report.compare.variants import MEASURED, Job, jobs, variants
 from graftlm.report.compare.verdict import verdict
+from graftlm.report.curves import Curve, held_out_curve
 from graftlm.training import checkpoint
+from graftlm.training.hooks.metrics_file import read_metrics
 from graftlm.training.resolve import continued
 from graftlm.training.run_folder import (
     check_folder,
@@ -121,7 +123,9 @@ def compare(
             say,
         )
     figures = tuple(
-        figures_of(one, [_results(job) for job in work if job.variant == one]) for one in columns
+        figures_of(one, [_results(job) for job in own], [_curve(job) for job in own])
+        for one in columns
+        if (own := [job for job in work if job.variant == one])
     )
     return Comparison(config, figures, tuple(work), tuple(verdict(figures)), outside, out)
 
@@ -220,6 +224,11 @@ def _require_same_rows(job: Job) -> None:
             f"{job.folder} was trained on other rows: {', '.join(changed)} has changed since. "
             "Choose another --out, or remove the folder."
         )
+
+
+def _curve(job: Job) -> Curve:
+    """The held-out loss of a run."""
+    return held_out_curve(read_metrics(job.folder / "metrics.jsonl"), _results(job)[0])
 
 
 def _results(job: Job) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from graftlm.report.compare.variants import Variant
+from graftlm.report.curves import Curve
 
 __all__ = ["Figures", "Spread", "figures_of"]
+
+LEAST_POINTS = 5
+"""Points of a curve, with the one before training, that show whether it still falls."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +70,9 @@ class Figures:
         exact_match: share of held-out rows with the right answer, if requested.
         field_accuracy: share of the records' fields that are right, for JSON answers.
         planned: the components of the peak in the plan, in bytes; empty without a plan.
+        steps: of each run; 0 if unknown.
+        late: share of the whole fall of the held-out loss that came in the last quarter of the
+            steps; ``None`` with too few measurements, or if the loss did not fall.
     """
 
     name: str
@@ -86,10 +94,22 @@ class Figures:
     exact_match: Spread | None = None
     field_accuracy: Spread | None = None
     planned: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    steps: int = 0
+    late: float | None = None
 
 
-def figures_of(variant: Variant, runs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> Figures:
-    """The column of ``variant`` from its runs: (`summary.json`, `measured.json`) a seed."""
+def figures_of(
+    variant: Variant,
+    runs: Sequence[tuple[dict[str, Any], dict[str, Any]]],
+    curves: Sequence[Curve] = (),
+) -> Figures:
+    """The column of ``variant``.
+
+    Args:
+        variant: the variant.
+        runs: (`summary.json`, `measured.json`) a seed.
+        curves: the held-out loss of each run.
+    """
 
     def of(name: str) -> Spread:
         return Spread.of([float(summary[name]) for summary, _ in runs])
@@ -122,4 +142,21 @@ def figures_of(variant: Variant, runs: Sequence[tuple[dict[str, Any], dict[str, 
         exact_match=optional("exact_match"),
         field_accuracy=optional("field_accuracy"),
         planned=next((m["planned"] for _, m in runs if m.get("planned")), {}),
+        steps=int(runs[0][0]["steps"]),
+        late=_mean_of([_late(curve) for curve in curves]),
     )
+
+
+def _late(curve: Curve) -> float | None:
+    """Share of the fall from the first to the last point after three quarters of the steps."""
+    if len(curve) < LEAST_POINTS or curve[-1][1] >= curve[0][1]:
+        return None
+    at = 0.75 * curve[-1][0]
+    (x0, y0), (x1, y1) = next(two for two in itertools.pairwise(curve) if two[1][0] >= at)
+    there = y0 + (y1 - y0) * (at - x0) / (x1 - x0)
+    return (there - curve[-1][1]) / (curve[0][1] - curve[-1][1])
+
+
+def _mean_of(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None

@@ -1,8 +1,8 @@
 """The conclusions of a comparison in plain sentences, a pure function of its figures.
 
-The first sentence recommends a method. A method counts as equal to the best one if its held-out
-loss is within 2 % of it, or if the difference over several seeds is not significant. Of the equal
-methods, the one with the least memory is recommended.
+The first sentence recommends a method, if the runs were long enough to tell. A method counts as
+equal to the best one if its held-out loss is within 2 % of it, or if the difference over several
+seeds is not significant. Of the equal methods, the one with the least memory is recommended.
 """
 
 from __future__ import annotations
@@ -20,6 +20,11 @@ OVERFITS = 0.10
 """Share by which the held-out loss must exceed the training loss to be called overfitting."""
 FORGETS = 0.02
 """Share by which the loss outside the task must rise to be called forgetting."""
+
+FEW_STEPS = 30
+"""Runs with fewer steps say nothing about methods."""
+SETTLED = 0.10
+"""Share of the fall of the held-out loss that may come in the last quarter of a settled run."""
 
 LEVEL = 0.0005
 """Share of the held-out loss below which the text gives no figure for a difference."""
@@ -70,8 +75,26 @@ def _fairness(columns: Sequence[Figures]) -> str:
     )
 
 
+def _unsettled(columns: Sequence[Figures]) -> str:
+    """Why the runs are too short for a recommendation; empty if they are not."""
+    steps = max(one.steps for one in columns)
+    if 0 < steps < FEW_STEPS:
+        return f"{steps} steps are too few to compare by"
+    falling = [one for one in columns if one.late is not None and one.late > SETTLED]
+    if not falling:
+        return ""
+    shares = [f"{one.name} made {_share(one.late or 0)} of its" for one in falling]
+    return f"the held-out loss still falls ({_listed(shares)} progress in the last quarter)"
+
+
 def _lead(columns: Sequence[Figures], best: Figures) -> str:
     loss = figure(best.eval_loss.mean)
+    if len(columns) > 1 and (why := _unsettled(columns)):
+        more = 4 * max(max(one.steps for one in columns), FEW_STEPS)
+        return (
+            f"No verdict yet: {why}. So far {best.name} is lowest, at {loss}. Longer runs would "
+            f"tell: --steps {more}."
+        )
     if best.eval_loss.mean >= best.eval_before.mean:
         who = best.name if len(columns) == 1 else "no method"
         verb = "did not lower" if len(columns) == 1 else "lowered"
