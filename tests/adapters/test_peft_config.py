@@ -36,7 +36,6 @@ def test_nulls_are_defaults(tmp_path: Path) -> None:
         ({"bias": "lora_only"}, "trained biases"),
         ({"lora_bias": True}, "lora_bias=True"),
         ({"modules_to_save": ["lm_head"]}, r"modules_to_save=\['lm_head'\] is not supported"),
-        ({"target_parameters": ["experts.down_proj"]}, "target_parameters"),
         ({"trainable_token_indices": [1]}, "trainable_token_indices"),
         ({"layer_replication": [[0, 1]]}, "layer_replication"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' changes the base model"),

@@ -12,7 +12,9 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import (
+    Concatenate,
     ConversionOps,
+    MergeModulelist,
     WeightConverter,
     WeightRenaming,
     rename_source_key,
@@ -20,8 +22,10 @@ from transformers.core_model_loading import (
 from transformers.quantizers.base import HfQuantizer
 
 __all__ = [
+    "Concatenate",
     "ConversionOps",
     "LoaderPlugin",
+    "MergeModulelist",
     "WeightConverter",
     "WeightRenaming",
     "forget_quantized",

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from graftlm.adapters import dora, lora_embedding, lora_linear  # these register the variants
+from graftlm.adapters import (  # these register the variants
+    dora,
+    lora_embedding,
+    lora_experts,
+    lora_linear,
+)
 from graftlm.adapters.adapted import adapter_names, lora_modules, lora_parameters
 from graftlm.adapters.adapter import adapter_classes
 from graftlm.adapters.inject import activate, active_adapters, add_lora, disable_adapters, remove
@@ -24,6 +29,7 @@ __all__ = [
     "dora",
     "lora_config",
     "lora_embedding",
+    "lora_experts",
     "lora_linear",
     "lora_modules",
     "lora_parameters",

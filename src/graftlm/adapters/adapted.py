@@ -10,8 +10,11 @@ from graftlm._compat.compiled import without_compile_prefix
 from graftlm.adapters.adapter import Adapter
 from graftlm.adapters.several import SeveralAdapters, adapters_at
 from graftlm.errors import TargetError
+from graftlm.frozen.experts import DenseExperts
+from graftlm.models.experts import expert_weights
 
 __all__ = [
+    "adaptable_modules",
     "adapted_modules",
     "adapter_names",
     "base_modules",
@@ -34,6 +37,19 @@ def adapted_modules(model: nn.Module) -> dict[str, Adapter | SeveralAdapters]:
 def base_modules(model: nn.Module) -> dict[str, nn.Module]:
     """The modules under their names without adapters, in the model's order."""
     return {name: base for name, _, base in _walk(model) if name}
+
+
+def adaptable_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """`base_modules`, and the fused experts of plain models under the names of their parameters."""
+    fused: dict[nn.Module, dict[str, nn.Module]] = {}
+    for name, weight in expert_weights(model).items():
+        stack = DenseExperts(getattr(weight.module, weight.leaf), weight.transposed)
+        fused.setdefault(weight.module, {})[without_compile_prefix(name)] = stack
+    modules = {}
+    for name, module in base_modules(model).items():
+        modules[name] = module
+        modules |= fused.get(module, {})
+    return modules
 
 
 def _walk(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Module]]:

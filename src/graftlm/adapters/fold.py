@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from graftlm.adapters.adapted import adapted_modules
 from graftlm.adapters.merging import delta_of, merge_weight
 from graftlm.adapters.several import adapters_at
+from graftlm.frozen.experts import DenseExperts, FrozenExperts
 from graftlm.frozen.linear import FrozenLinear
 from graftlm.models.capabilities import forget
+from graftlm.models.experts import dense_experts
 
 __all__ = ["Folded", "fold"]
 
@@ -62,6 +64,11 @@ def fold(model: nn.Module) -> Folded:
             dense = base.frozen.dequantize()
             weight, _ = merge_weight(dense, delta_of(on, base, dense))
             there.base = _linear(weight, base.bias)
+            folded._undo.append(functools.partial(setattr, there, "base", base))
+        elif isinstance(base, FrozenExperts):
+            experts = dense_experts(base)
+            weight, _ = merge_weight(experts.weight, delta_of(on, base, experts.weight))
+            there.base = DenseExperts(nn.Parameter(weight, requires_grad=False), base.transposed)
             folded._undo.append(functools.partial(setattr, there, "base", base))
         else:
             original = cast("nn.Parameter", base.weight)

@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from graftlm._compat.fake import is_fake
 from graftlm._compat.tracing import modes_off
+from graftlm.frozen.experts import ExpertStack
 
 __all__ = ["linear_shape", "multiplies_otherwise", "stores_transposed"]
 
@@ -69,5 +70,5 @@ def multiplies_otherwise(module: nn.Module) -> bool:
 
 
 def stores_transposed(module: nn.Module) -> bool:
-    """Whether the module's ``weight`` is [in, out] (GPT-2), not [out, in]."""
-    return isinstance(module, Conv1D)
+    """Whether the module's ``weight`` is [in, out] (GPT-2), not [out, in]; gpt-oss's experts."""
+    return isinstance(module, Conv1D) or (isinstance(module, ExpertStack) and module.transposed)

@@ -25,8 +25,10 @@ from graftlm.adapters.adapter import Adapter
 from graftlm.adapters.layers import stores_transposed
 from graftlm.adapters.report import tied_head
 from graftlm.adapters.several import adapters_at
+from graftlm.frozen.experts import DenseExperts, FrozenExperts
 from graftlm.frozen.linear import FrozenLinear
 from graftlm.models.capabilities import forget
+from graftlm.models.experts import dense_experts, parent_of, release
 
 __all__ = [
     "MergeReport",
@@ -140,10 +142,10 @@ def delta_of(adapters: Iterable[Adapter], base: nn.Module, weight: Tensor) -> Te
         weight: its weight in its own layout.
     """
     transposed = stores_transposed(base)
-    W = weight.T if transposed else weight
+    W = weight.mT if transposed else weight
     first, *others = (adapter.delta(W) for adapter in adapters)
     delta = sum(others, first)
-    return delta.T if transposed else delta
+    return delta.mT if transposed else delta
 
 
 def merge_adapters(model: nn.Module) -> MergeReport:
@@ -172,6 +174,8 @@ def merge_adapters(model: nn.Module) -> MergeReport:
             total.add(rounding)
             merged.append(name)
         model.set_submodule(name, base)
+        if isinstance(base, DenseExperts):
+            release(*parent_of(model, name))
     forget(model)
     untied = tied and not tied_head(model)
     if untied:
@@ -188,7 +192,11 @@ def merge(model: ModelT) -> ModelT:
 
 
 def dequantize_layers(model: nn.Module) -> None:
-    """Replace every layer in a weight format by the model's original kind of layer, in place."""
+    """Replace every layer in a weight format by the model's original kind of layer, in place.
+
+    Experts that have an adapter stay apart until it is merged.
+    """
+    _dequantize_experts(model)
     stored = {name: m for name, m in model.named_modules() if isinstance(m, FrozenLinear)}
     if not stored:
         return
@@ -206,3 +214,14 @@ def dequantize_layers(model: nn.Module) -> None:
         plain.bias = layer.bias  # type: ignore[assignment]
         plain.train(layer.training)
         model.set_submodule(name, plain)
+
+
+def _dequantize_experts(model: nn.Module) -> None:
+    adapted = adapted_modules(model)
+    stacks = {name: m for name, m in model.named_modules() if isinstance(m, FrozenExperts)}
+    for name, stack in stacks.items():
+        above = without_compile_prefix(name).removesuffix(".base")
+        if above in adapted:
+            model.set_submodule(name, dense_experts(stack))
+        else:
+            release(*parent_of(model, name))

@@ -12,13 +12,14 @@ import pydantic
 from torch import nn
 
 from graftlm._compat.peft_experts import taken_for_experts
-from graftlm.adapters.adapted import base_modules, lora_modules
+from graftlm.adapters.adapted import adaptable_modules, base_modules, lora_modules
 from graftlm.adapters.adapter import variants
 from graftlm.adapters.layers import stores_transposed
 from graftlm.adapters.settings import lora_config
 from graftlm.adapters.targets import ALL_LINEAR, adaptable, all_linear, fault, matching
 from graftlm.adapters.variant_of_file import marks, variant_of
 from graftlm.errors import ArtifactError
+from graftlm.frozen.experts import ExpertStack
 
 __all__ = ["CONFIG_NAME", "AdapterConfig", "adapter_config", "read_config"]
 
@@ -34,7 +35,6 @@ HARMLESS = {
     "loftq_config",
     "lora_ga_config",
     "megatron_core",
-    "peft_version",
     "qalora_group_size",
     "revision",
     "runtime_config",
@@ -64,6 +64,7 @@ class AdapterConfig(pydantic.BaseModel):
     layers_to_transform: int | list[int] | None = None
     layers_pattern: str | list[str] = []
     base_model_name_or_path: str | None = None
+    peft_version: str | None = None
     _variant: str = pydantic.PrivateAttr("lora")
 
     @property
@@ -75,7 +76,9 @@ class AdapterConfig(pydantic.BaseModel):
         """Names of the modules that these settings adapt; ``None`` if they do not say."""
         if self.target_modules is None and not self.target_parameters:
             return None
-        modules = base_modules(model)
+        every = adaptable_modules(model)
+        experts = set(self.targeted_experts(model))
+        modules = {name: m for name, m in every.items() if not isinstance(m, ExpertStack)}
         by_weight = [entry.removesuffix(".weight") for entry in self.target_parameters]
         if self.target_modules is None:
             names = []
@@ -85,13 +88,22 @@ class AdapterConfig(pydantic.BaseModel):
             names = matching(modules, self.target_modules)
         names = list(dict.fromkeys([*names, *matching(modules, by_weight)]))
         excluded = set(matching(names, self.exclude_modules)) if self.exclude_modules else set()
-        return [
+        wanted = {
             name
             for name in names
             if name not in excluded
             and adaptable(modules[name], self.variant)
             and self._layer_wanted(name)
-        ]
+        }
+        return [name for name in every if name in wanted or name in experts]
+
+    def targeted_experts(self, model: nn.Module) -> dict[str, ExpertStack]:
+        """The fused experts that these settings adapt, by the names of their parameters.
+
+        As in PEFT, `exclude_modules` and `layers_to_transform` do not count for them.
+        """
+        stacks = {n: m for n, m in adaptable_modules(model).items() if isinstance(m, ExpertStack)}
+        return {name: stacks[name] for name in matching(stacks, self.target_parameters)}
 
     def _layer_wanted(self, name: str) -> bool:
         """As in PEFT: an empty list means all layers, and a full name matches in any layer."""
@@ -112,13 +124,14 @@ def adapter_config(model: nn.Module, base_name: str, adapter: str | None = None)
     targets = settings.targets
     bases = base_modules(model)
     adapted = list(lora_modules(model, adapter))
-    transposed = any(stores_transposed(bases[name]) for name in adapted)
-    by_weight = taken_for_experts(getattr(model, "config", None), adapted)
+    experts = [name for name in adapted if isinstance(bases[name], ExpertStack)]
+    layers = [name for name in adapted if name not in set(experts)]
+    by_weight = taken_for_experts(getattr(model, "config", None), layers)
     config: dict[str, Any] = {
         "alpha_pattern": {key: _number(a) for key, a in settings.alpha_pattern.items()},
         "base_model_name_or_path": base_name,
         "bias": "none",
-        "fan_in_fan_out": transposed,
+        "fan_in_fan_out": any(stores_transposed(bases[name]) for name in layers),
         "inference_mode": True,
         "lora_alpha": _number(settings.alpha),
         "lora_dropout": settings.dropout,
@@ -130,7 +143,10 @@ def adapter_config(model: nn.Module, base_name: str, adapter: str | None = None)
     if settings.use_rslora:
         config["use_rslora"] = True
     if by_weight:
-        config |= _named_by_weight(config, by_weight, adapted)
+        config |= _named_by_weight(config, by_weight, layers)
+    if experts:  # PEFT has no dropout for them
+        named = [*config.get("target_parameters", []), *settings.target_parameters]
+        config |= {"target_parameters": named, "lora_dropout": 0.0}
     return config | marks(settings.variant)
 
 
@@ -195,12 +211,6 @@ def _unsupported(given: dict[str, Any], variant: str | None) -> Iterable[str]:
         yield (
             f"init_lora_weights={start!r} changes the base model too; convert the adapter with "
             "PEFT's save_pretrained(..., path_initial_model_for_weight_conversion=...)"
-        )
-    named = given.get("target_parameters")
-    if isinstance(named, list) and not all(str(entry).endswith(".weight") for entry in named):
-        yield (
-            f"target_parameters={named!r} is not supported; graftlm reads the weights of linear "
-            "layers there, not fused experts"
         )
     known = HARMLESS | JUDGED | AdapterConfig.model_fields.keys() | own.keys()
     for key in sorted(given.keys() - known):

@@ -8,7 +8,7 @@ must belong to a parameter, and every parameter needs a tensor.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,25 @@ import torch
 from torch import Tensor, nn
 
 from graftlm._compat.compiled import without_compile_prefix
-from graftlm.adapters.adapted import adapter_names, base_modules, lora_modules
+from graftlm.adapters.adapted import (
+    adaptable_modules,
+    adapter_names,
+    base_modules,
+    lora_modules,
+)
 from graftlm.adapters.adapter import DEFAULT, adapter_class, adapter_scaling
 from graftlm.adapters.adapter_folder import adapter_folder
 from graftlm.adapters.inject import attach, remove
 from graftlm.adapters.peft_config import CONFIG_NAME, AdapterConfig, adapter_config, read_config
+from graftlm.adapters.peft_expert_keys import places_in_peft, turned_round
 from graftlm.adapters.report import LoRAReport, describe
-from graftlm.adapters.targets import Target, adaptable, pattern_value
+from graftlm.adapters.split_experts import with_split_experts
+from graftlm.adapters.targets import Target, adaptable, matching, pattern_value
 from graftlm.adapters.variant_of_file import WEIGHTS_NAME, suffix_patterns
 from graftlm.errors import ArtifactError, near_matches
 from graftlm.files import atomic_write, write_json
 from graftlm.frozen.embedding import FrozenEmbedding, FrozenOutput
+from graftlm.frozen.experts import ExpertStack
 from graftlm.models.save import save_tokenizer
 
 __all__ = ["load_adapter", "save_adapter"]
@@ -67,8 +75,9 @@ def save_adapter(
         raise ArtifactError("the model has no adapters to save. Call graftlm.add_lora first.")
     if base_name is None:
         base_name = str(getattr(model, "name_or_path", ""))
+    places = _places(model, adapted)
     tensors = {
-        f"{PREFIX}{name}.{suffix}": tensor
+        f"{PREFIX}{places.get(name, name)}.{suffix}": tensor
         for name, module in adapted.items()
         for suffix, tensor in module.peft_state().items()
     }
@@ -100,8 +109,9 @@ def load_adapter(model: nn.Module, path: str | Path, *, name: str = DEFAULT) -> 
     """
     folder = adapter_folder(path)
     config = read_config(folder)
-    modules = base_modules(model)
+    modules = adaptable_modules(model)
     states, others = _states(_read_tensors(folder), config.variant)
+    states, config = with_split_experts(_with_experts(states, config, model), config, model)
     problems = _problems(model, config, modules, states)
     problems += [problem for key, t in others.items() if (problem := _stray(key, t, modules))]
     if problems:
@@ -159,11 +169,30 @@ def _states(tensors: Mapping[str, Tensor], variant: str) -> tuple[States, dict[s
     return states, others
 
 
+def _places(model: nn.Module, adapted: Iterable[str]) -> dict[str, str]:
+    bases = base_modules(model)
+    return places_in_peft(model, [n for n in adapted if isinstance(bases[n], ExpertStack)])
+
+
+def _with_experts(states: States, config: AdapterConfig, model: nn.Module) -> States:
+    """The states with those of fused experts under the names of their parameters."""
+    stacks = config.targeted_experts(model)
+    names = {place: name for name, place in places_in_peft(model, stacks).items()}
+    fused = {names[place]: state for place, state in states.items() if place in names}
+    others = {place: state for place, state in states.items() if place not in names}
+    return others | turned_round(fused, stacks, config.peft_version)
+
+
 def _problems(
     model: nn.Module, config: AdapterConfig, modules: Mapping[str, nn.Module], states: States
 ) -> list[str]:
     targeted = config.targeted(model)
-    problems = []
+    every = [f"{name}.weight" for name in modules] + [n for n in modules if n in (targeted or ())]
+    problems = [
+        f"its adapter_config.json names the parameter {entry}, which cannot be adapted here"
+        for entry in config.target_parameters
+        if not matching(every, [entry])
+    ]
     for name in targeted or ():
         if name not in states:
             keys = " and ".join(_shapes(config, name, modules[name]))

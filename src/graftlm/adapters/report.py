@@ -10,14 +10,15 @@ from typing import NamedTuple
 from torch import nn
 
 from graftlm.adapters.adapted import (
+    adaptable_modules,
     adapted_modules,
-    base_modules,
     lora_modules,
     output_head,
     token_table,
 )
 from graftlm.adapters.layers import linear_shape
 from graftlm.frozen.embedding import FrozenEmbedding
+from graftlm.frozen.experts import ExpertStack
 from graftlm.frozen.modules import shared_weight, stored_weights
 
 __all__ = ["LoRAReport", "ParameterCount", "count_parameters", "describe", "tied_head"]
@@ -126,18 +127,22 @@ def _skipped(
 ) -> dict[str, str]:
     head = output_head(model)
     skipped = {}
-    for name, module in base_modules(model).items():
+    every = adaptable_modules(model)
+    with_experts = {n.rpartition(".")[0] for n, m in every.items() if isinstance(m, ExpertStack)}
+    for name, module in every.items():
         if name in adapted:
             continue
         if name in left:
             skipped[name] = left[name]
+        elif isinstance(module, ExpertStack):
+            skipped[name] = f"{module.shape[0]} experts, not among the target_parameters"
         elif module is head:
             skipped[name] = "output head"
         elif linear_shape(module) is not None:
             skipped[name] = "not among the targets"
         elif isinstance(module, nn.Embedding | FrozenEmbedding):
             skipped[name] = "embedding, not among the targets"
-        else:
+        elif name not in with_experts:
             own = max((p.ndim for p in module.parameters(recurse=False)), default=0)
             if own == 2:
                 skipped[name] = "a weight matrix outside any linear layer"

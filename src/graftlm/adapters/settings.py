@@ -9,10 +9,11 @@ from typing import TypeVar
 
 from torch import nn
 
-from graftlm.adapters.adapted import base_modules, lora_modules
+from graftlm.adapters.adapted import adaptable_modules, base_modules, lora_modules
 from graftlm.adapters.merge_aware import merge_format
 from graftlm.adapters.targets import endings, matching, pattern_value
 from graftlm.config import LoRAConfig
+from graftlm.frozen.experts import ExpertStack
 
 __all__ = ["lora_config"]
 
@@ -35,6 +36,9 @@ def lora_config(
     adapted = lora_modules(model, adapter)
     if not adapted:
         raise ValueError("the model has no adapters")
+    stacks = [name for name, m in adaptable_modules(model).items() if isinstance(m, ExpertStack)]
+    experts = [name for name in adapted if name in set(stacks)]
+    layers = [name for name in adapted if name not in set(stacks)]
     ranks = {name: m.saved_rank if as_saved else m.rank for name, m in adapted.items()}
     alphas = {name: float(m.saved_alpha if as_saved else m.alpha) for name, m in adapted.items()}
     rank, alpha = _most_common(ranks), _most_common(alphas)
@@ -43,7 +47,8 @@ def lora_config(
         rank=rank,
         alpha=alpha,
         dropout=max(module.dropout for module in adapted.values()),
-        targets=_targets(list(adapted), base_modules(model)),
+        targets=_targets(layers, (name for name in base_modules(model) if name not in set(stacks))),
+        target_parameters=_of_experts(experts, [name for name in stacks if name not in adapted]),
         use_rslora=first.use_rslora,
         rank_pattern=_pattern(ranks, rank),
         alpha_pattern=_pattern(alphas, alpha),
@@ -64,6 +69,16 @@ def _targets(chosen: list[str], names: Iterable[str]) -> str | tuple[str, ...]:
     if matching(every, short) == [name for name in every if name in set(chosen)]:
         return tuple(short)
     return "|".join(re.escape(name) for name in chosen)
+
+
+def _of_experts(chosen: Iterable[str], others: Iterable[str]) -> tuple[str, ...]:
+    """Endings that match exactly ``chosen``; with the name of the module, so that one sees what."""
+    taken = {ending for name in others for ending in endings(name)}
+    shortest = (
+        next((e for e in reversed(list(endings(name))) if "." in e and e not in taken), name)
+        for name in chosen
+    )
+    return tuple(dict.fromkeys(shortest))
 
 
 def _pattern(values: Mapping[str, ValueT], default: ValueT) -> dict[str, ValueT]:

@@ -14,6 +14,8 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from graftlm.adapters.adapter import Adapter
+from graftlm.frozen.experts import DenseExperts
+from graftlm.models.experts import expert_weights, hold, parent_of, release
 
 __all__ = ["SeveralAdapters", "adapters_at", "put_adapter", "take_adapter"]
 
@@ -33,14 +35,17 @@ class SeveralAdapters(nn.Module):
         self.base = first.release()
         self.adapters = nn.ModuleList([first])
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The base's output for ``x`` plus the active updates."""
+    def forward(self, x: Tensor, *routing: Any) -> Tensor:
+        """The base's output for ``x`` plus the active updates.
+
+        Experts also take ``routing``: the rows of each expert, and the biases.
+        """
         on = [adapter for adapter in self.named() if adapter.enabled]
         if not on:
-            return cast("Tensor", self.base(x))
-        y = on[0].product(self.base, x)
+            return cast("Tensor", self.base(x, *routing))
+        y = on[0].product(self.base, x, *routing)
         for adapter in on[1:]:
-            y = adapter.added(self.base, y, x)
+            y = adapter.added(self.base, y, x, *routing[:1])
         return y
 
     def named(self) -> list[Adapter]:
@@ -64,6 +69,8 @@ def adapters_at(module: nn.Module) -> list[Adapter]:
 
 def put_adapter(model: nn.Module, place: str, adapter: Adapter) -> None:
     """Add ``adapter`` to the module at ``place``, in place."""
+    if isinstance(adapter.base, DenseExperts):
+        _hold_experts(model, place, adapter.base)
     there = model.get_submodule(place)
     adapter.train(there.training)
     if isinstance(there, Adapter):
@@ -81,6 +88,8 @@ def take_adapter(model: nn.Module, place: str, adapter: Adapter) -> None:
     there = model.get_submodule(place)
     if isinstance(there, Adapter):
         model.set_submodule(place, there.base)
+        if isinstance(there.base, DenseExperts):
+            release(*parent_of(model, place))
         return
     assert isinstance(there, SeveralAdapters)
     rest = [other for other in there.named() if other is not adapter]
@@ -89,3 +98,10 @@ def take_adapter(model: nn.Module, place: str, adapter: Adapter) -> None:
         model.set_submodule(place, rest[0])
     else:
         there.adapters = nn.ModuleList(rest)
+
+
+def _hold_experts(model: nn.Module, place: str, stack: DenseExperts) -> None:
+    """Let the model compute its experts by ``stack``, unless it does already."""
+    weights = expert_weights(model)
+    if place in weights:
+        hold(weights[place], stack)

@@ -2,8 +2,10 @@
 
 Names are matched as in PEFT, so that settings select the same modules in both. An entry of a list
 matches a module's full name, or its end after a dot. A single string is a regular expression that
-must match the full name. `all-linear` is every linear layer except the output head. Keys of
-`rank_pattern` and `alpha_pattern` are regular expressions for the end of a name.
+must match the full name. `all-linear` is every linear layer except the output head. Entries of
+`target_parameters` match the fused experts of a layer, by the name of the parameter; nothing else
+matches those. Keys of `rank_pattern` and `alpha_pattern` are regular expressions for the end of a
+name.
 """
 
 from __future__ import annotations
@@ -16,11 +18,17 @@ from typing import TypeVar
 from torch import nn
 
 from graftlm._compat.peft_mamba import refused_by_peft
-from graftlm.adapters.adapted import adapter_names, base_modules, output_head
+from graftlm.adapters.adapted import (
+    adaptable_modules,
+    adapter_names,
+    base_modules,
+    output_head,
+)
 from graftlm.adapters.adapter import DEFAULT, adapter_class, adapter_classes
 from graftlm.adapters.layers import linear_shape
 from graftlm.config import LoRAConfig
 from graftlm.errors import TargetError, near_matches
+from graftlm.frozen.experts import ExpertStack
 
 __all__ = [
     "Target",
@@ -94,14 +102,23 @@ def select(model: nn.Module, config: LoRAConfig, name: str = DEFAULT) -> list[Ta
     problems = _invalid_expressions(config)
     if problems:
         raise TargetError("\n".join(problems))
-    modules = base_modules(model)
+    modules = adaptable_modules(model)
+    stacks = {name: m for name, m in modules.items() if isinstance(m, ExpertStack)}
+    others = {name: m for name, m in modules.items() if name not in stacks}
     if every := isinstance(config.targets, str) and config.targets.lower() == ALL_LINEAR:
         names = all_linear(model)
     else:
-        names = matching(modules, config.targets)
-        problems += _unmatched(config, modules)
+        names = matching(others, config.targets)
+        problems += _unmatched(config, others)
+    problems += [
+        f"target_parameters: {entry!r} matches no fused experts{_hint(entry, stacks)}"
+        for entry in config.target_parameters
+        if not matching(stacks, [entry])
+    ]
+    wanted = {*names, *matching(stacks, config.target_parameters)}
+    names = [name for name in modules if name in wanted]
     excluded = set(matching(names, config.exclude))
-    unasked = left_out(model, names, config) if every else {}
+    unasked = left_out(model, set(names) & others.keys(), config) if every else {}
     if len(unasked) < len(names):  # else every layer is refused below, with its size
         excluded |= unasked.keys()
     problems += [
@@ -143,7 +160,8 @@ def left_out(model: nn.Module, names: Iterable[str], config: LoRAConfig) -> dict
     Those with a side below their rank, such as the one-row gate of a mixture of experts: an update
     of full rank costs less there. And those that PEFT refuses.
     """
-    modules, names = base_modules(model), list(names)
+    modules = base_modules(model)
+    names = [name for name in modules if name in set(names)]
     small = {
         name: f"a side of {min(size)} is below the rank"
         for name in names
@@ -198,7 +216,7 @@ def _unmatched(config: LoRAConfig, modules: Mapping[str, nn.Module]) -> list[str
     targets = config.targets
     names = [name for name, module in modules.items() if adaptable(module, config.variant)]
     if not isinstance(targets, str):
-        if not targets:
+        if not targets and not config.target_parameters:
             return ["targets is empty; name the modules to adapt, or use 'all-linear'"]
         return [
             f"target {entry!r} matches no module{_hint(entry, names)}"
@@ -225,7 +243,7 @@ def _unfit(targets: Iterable[Target], variant: str) -> list[str]:
         if not adaptable(target.module, variant):
             unfit.append(f"{target.name} ({type(target.module).__name__})")
             continue
-        size = linear_shape(target.module) or tuple(target.module.weight.shape)  # type: ignore[arg-type]
+        size = _size(target.module)
         if target.rank > min(size):
             small.append(f"{target.name} [{size[0]}, {size[1]}] with rank {target.rank}")
     problems = []
@@ -242,6 +260,13 @@ def _unfit(targets: Iterable[Target], variant: str) -> list[str]:
             "Lower the rank, give these another one by rank_pattern, or exclude them."
         )
     return problems
+
+
+def _size(module: nn.Module) -> tuple[int, ...]:
+    """The two sides of the module's matrix, or of each of its matrices."""
+    if isinstance(module, ExpertStack):
+        return module.shape[1:]
+    return linear_shape(module) or tuple(module.weight.shape)  # type: ignore[arg-type]
 
 
 def _listed(items: list[str], limit: int = 6) -> str:

@@ -55,6 +55,7 @@ def _of_merge_aware(config: RunConfig) -> list[str]:
         "lora.init=loftq, which starts from the error that this training removes": (
             lora.init == "loftq"
         ),
+        "lora.target_parameters: experts have no such form": bool(lora.target_parameters),
     }
     said = f"lora.merge_aware={lora.merge_aware} cannot be used with"
     return [f"{said} {what}" for what, is_wrong in wrong.items() if is_wrong and lora.merge_aware]

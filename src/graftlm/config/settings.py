@@ -147,8 +147,12 @@ class LoRAConfig(Settings):
     """Dropout on the adapter's input while training."""
     targets: Text | Names = "all-linear"
     """`all-linear`, a list of module names, or a regular expression on full module names."""
+    target_parameters: Names = ()
+    """Fused experts of a mixture of experts to adapt too, such as `[experts.gate_up_proj,
+    experts.down_proj]`: names of parameters, or their ends after a dot. Each expert gets an update
+    of its own, so this trains many parameters. Empty: the experts are frozen, as the router is."""
     exclude: Names = ()
-    """Module names never adapted, even where `targets` matches."""
+    """Module names never adapted, even where `targets` or `target_parameters` matches."""
     use_rslora: bool = False
     """Scale by `alpha / sqrt(rank)` instead, which keeps large ranks stable (arXiv 2312.03732)."""
     rank_pattern: dict[Text, Annotated[int, pydantic.Field(ge=1, le=1_000_000)]] = {}

@@ -25,11 +25,12 @@ from graftlm.adapters.adapter import Adapter
 from graftlm.adapters.adapter_folder import run_settings, trained_on
 from graftlm.adapters.peft_format import load_adapter
 from graftlm.config import ModelConfig
-from graftlm.errors import ConfigError, near_matches
+from graftlm.errors import ArtifactError, ConfigError, near_matches
 from graftlm.export.merged_weights import In16Bits, MergedWeights, StoredWeights, updates_of
 from graftlm.frozen.formats import DEFAULT_FORMAT, format_named, formats
+from graftlm.models.experts import expert_weights
 from graftlm.models.named_weights import NamedWeights, formatted_layers, in_format, named_weights
-from graftlm.models.stored_folder import storable_layers
+from graftlm.models.stored_folder import storable_experts, storable_layers
 from graftlm.models.streamed import Reader, StreamedModel
 
 __all__ = ["SIXTEEN_BIT", "MergeSource", "Original", "open_source"]
@@ -122,6 +123,7 @@ class MergeSource:
             self.settings,
             self._dtype,
             storable_layers(self.weights),
+            storable_experts(self.weights),
         )
 
     def original(self) -> Original:
@@ -173,6 +175,13 @@ def open_source(
         )
     run = run_settings(adapter)
     trained = onto or stored or trained_on(adapter) or ORIGINAL
+    unread = sorted(weights.joined & expert_weights(weights.empty).keys())
+    if unread and stored is None and trained != ORIGINAL:
+        raise ArtifactError(
+            f"{name} stores {unread[0]} in a way that cannot be read tensor by tensor, so its base "
+            f"in {trained} cannot be made on disk. Merge in memory: load_model, load_adapter, "
+            "merge, save_model."
+        )
     target = to or (trained if trained != ORIGINAL else DEFAULT_FORMAT)
     if format_named(target).checkpoint is None:
         if to is not None:

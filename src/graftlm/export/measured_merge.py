@@ -208,7 +208,8 @@ class _Measuring:
                 written.streamed(),
             )
         )
-        applied = [update for name, update in source.updates.items() if name in written.keys]
+        there = written.keys.keys() | written.experts.keys()
+        applied = [update for name, update in source.updates.items() if name in there]
         return prove(expected, base, found, count_tensors(source.adapter, applied))
 
 
@@ -253,6 +254,7 @@ def _write(source: MergeSource, reader: Reader, place: Path) -> int:
         plain,
         untied=source.untied,
         stored=stored,
+        experts=reader.stored_experts,
         format=reader.format,
         settings=source.settings,
     )

@@ -23,8 +23,11 @@ from graftlm.adapters.peft_format import load_adapter
 from graftlm.adapters.report import tied_head
 from graftlm.config import ModelConfig
 from graftlm.errors import ArtifactError, ConfigError, near_matches
+from graftlm.export.merged_weights import weight_name
 from graftlm.frozen.formats import format_named, formats
 from graftlm.frozen.weight import FrozenWeight
+from graftlm.models.experts import ExpertWeight, expert_weights, rounded_experts
+from graftlm.models.joined_experts import JoinedExperts, joined_experts
 from graftlm.models.load import empty_model, load_config
 from graftlm.models.prequantized import mapped_tensors, stored_as
 from graftlm.models.safetensors_file import Checkpoint
@@ -53,6 +56,8 @@ class Merge:
             if the checkpoint is already in its format.
         quantized: names of the weights that were in a format during training, and whether each is
             stored transposed (GPT-2). Empty for a merge onto the original.
+        fused: the fused experts of the model.
+        joined: those of them that the checkpoint stores apart.
         untied_head: the weights of table and head if they must be untied.
     """
 
@@ -63,6 +68,8 @@ class Merge:
     deltas: dict[str, Adapter]
     format: type[FrozenWeight] | None
     quantized: dict[str, bool]
+    fused: Mapping[str, ExpertWeight]
+    joined: Mapping[str, JoinedExperts]
     settings: ModelConfig
     dtype: torch.dtype | None
     untied_head: tuple[str, str] | None
@@ -71,8 +78,15 @@ class Merge:
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor of the merged model, under the checkpoint's own key."""
         table, head = self.untied_head or (None, None)
+        changed = self.deltas if self.format is None else {**self.deltas, **self.fused}
         for key in self.weights:
             place = self.places[key]
+            if place in self.joined and place in changed:
+                if key == self.joined[place].keys[0][0]:  # the others are written with the first
+                    joined = self.joined[place].read(lambda part: _dense(self.weights[part]))
+                    merged = self._merged(self._as_trained(joined, place), place)
+                    yield from self.joined[place].split(merged).items()
+                continue
             if place == head:
                 continue  # written from the table's weight, which the base model shares
             weight = self.base_weight(key)
@@ -99,6 +113,9 @@ class Merge:
         """The frozen weight as in training, in the checkpoint's layout."""
         place = self.places[key]
         weight = _read(self.weights[key])
+        if place in self.fused:
+            fused = weight.weight.dequantize() if isinstance(weight, Stored) else weight
+            return fused if isinstance(weight, Stored) else self._as_trained(fused, place)
         transposed = self.quantized.get(place, False)
         if isinstance(weight, Stored):
             dense = weight.weight.dequantize()
@@ -110,6 +127,14 @@ class Merge:
         else:
             return weight
         return dense.T if transposed else dense
+
+    def _as_trained(self, weight: Tensor, place: str) -> Tensor:
+        """Fused experts as they were in training."""
+        if self.format is None:
+            return weight
+        if self.settings.dtype != "auto":
+            weight = weight.to(getattr(torch, self.settings.dtype))
+        return rounded_experts(weight, self.fused[place].transposed, self.format, self.settings)
 
     def _merged(self, weight: Tensor, place: str) -> Tensor:
         dtype = self.dtype if weight.dtype.is_floating_point else None
@@ -139,14 +164,19 @@ def prepare_merge(
     format = None if already or chosen == "original" else format_named(chosen)
     checkpoint = Checkpoint(folder)
     model = empty_model(config)
-    weights = mapped_tensors(checkpoint, already[1]) if already else copied_tensors(checkpoint)
+    fused = expert_weights(model)
+    weights = (
+        mapped_tensors(checkpoint, already[1], fused) if already else copied_tensors(checkpoint)
+    )
     places, shared = parameter_names(model, weights)
     quantized = _quantized(model, weights, places, format)
+    joined = joined_experts(model, shared)
     load_adapter(model, adapter)
-    deltas = {f"{layer}.weight": module for layer, module in lora_modules(model).items()}
+    deltas = {weight_name(name, module): module for name, module in lora_modules(model).items()}
     untied = _parting(model, deltas)
-    whole = {name for key, name in places.items() if key not in shared}
-    lost = (deltas.keys() | quantized.keys()) - whole - set(untied or ())
+    whole = {name for key, name in places.items() if key not in shared} | joined.keys()
+    needed = deltas.keys() | quantized.keys() | (fused.keys() if format is not None else set())
+    lost = needed - whole - set(untied or ())
     if lost:
         raise ArtifactError(
             f"{folder} does not store {min(lost)} as one tensor, so it cannot be merged on disk. "
@@ -161,6 +191,8 @@ def prepare_merge(
         deltas=deltas,
         format=format,
         quantized=quantized,
+        fused=fused,
+        joined=joined,
         settings=settings.model if settings else ModelConfig(),
         dtype=dtype,
         untied_head=untied,
@@ -208,6 +240,11 @@ def _parting(model: nn.Module, deltas: Mapping[str, Any]) -> tuple[str, str] | N
     head_name = next(f"{name}.weight" for name, module in modules.items() if module is head)
     table_name = next(name for name in ends if name != head_name)
     return (table_name, head_name) if {table_name, head_name} & deltas.keys() else None
+
+
+def _dense(lazy: LazyTensor) -> Tensor:
+    weight = _read(lazy)
+    return weight.weight.dequantize() if isinstance(weight, Stored) else weight
 
 
 def _read(lazy: LazyTensor) -> Tensor | Stored:

@@ -21,13 +21,15 @@ from graftlm.adapters.adapted import lora_modules
 from graftlm.adapters.adapter import Adapter
 from graftlm.adapters.merging import delta_of
 from graftlm.adapters.peft_format import load_adapter
+from graftlm.frozen.experts import ExpertStack, FrozenExperts
 from graftlm.frozen.weight import FrozenWeight, StorageSettings
 from graftlm.models.calibrate import CalibratedWeights
+from graftlm.models.experts import ExpertWeight
 from graftlm.models.load import empty_model, load_config
 from graftlm.models.named_weights import NamedWeights
 from graftlm.models.streamed import Reader
 
-__all__ = ["In16Bits", "MergedWeights", "StoredWeights", "updates_of"]
+__all__ = ["In16Bits", "MergedWeights", "StoredWeights", "updates_of", "weight_name"]
 
 
 def updates_of(adapter: Path, folder: Path) -> dict[str, Adapter]:
@@ -40,7 +42,12 @@ def updates_of(adapter: Path, folder: Path) -> dict[str, Adapter]:
     config.__dict__.pop("quantization_config", None)
     model = empty_model(config)
     load_adapter(model, adapter)
-    return {f"{layer}.weight": module for layer, module in lora_modules(model).items()}
+    return {weight_name(name, module): module for name, module in lora_modules(model).items()}
+
+
+def weight_name(name: str, adapter: Adapter) -> str:
+    """The name of the weight that the adapter at ``name`` changes; fused experts are one."""
+    return name if isinstance(adapter.base, ExpertStack) else f"{name}.weight"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -73,7 +80,7 @@ class In16Bits:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StoredWeights:
-    """The linear layers in a weight format, everything else in 16 bits."""
+    """The linear layers and the experts in a weight format, everything else in 16 bits."""
 
     exact: Reader
     weights: NamedWeights
@@ -81,6 +88,7 @@ class StoredWeights:
     settings: StorageSettings
     dtype: torch.dtype | None
     layers: Mapping[str, bool]
+    experts: Mapping[str, ExpertWeight]
     made: CalibratedWeights | None = None
 
     def stored(self, name: str) -> FrozenWeight:
@@ -91,8 +99,15 @@ class StoredWeights:
         weight = weight.T.contiguous() if self.layers[name] else weight
         return self.format.quantize(weight, self.settings).of_type(self.type_of(name))
 
+    def stored_experts(self, name: str) -> FrozenExperts:
+        """The experts of a layer in the format, by plain rounding."""
+        turned, weight = self.experts[name].transposed, self.exact(name)
+        return FrozenExperts.of(weight, turned, self.format, self.settings, self.type_of(name))
+
     def __call__(self, name: str) -> Tensor:
         """The weight as its module computes with it; float32 if it is stored."""
+        if name in self.experts:
+            return self.stored_experts(name).dequantize(torch.float32)
         if name not in self.layers:
             return self.exact(name).to(self.weights.dtype(name))
         dense = self.stored(name).dequantize(torch.float32)

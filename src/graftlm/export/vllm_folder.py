@@ -14,6 +14,7 @@ from torch import nn
 
 from graftlm.adapters.adapted import lora_modules
 from graftlm.adapters.adapter_folder import adapter_folder
+from graftlm.adapters.lora_experts import LoRAExperts
 from graftlm.adapters.peft_config import read_config
 from graftlm.export.peft_folder import PeftFolder
 from graftlm.export.rules import file_rules, with_adapter
@@ -47,6 +48,8 @@ class VllmFolder(PeftFolder):
             for name, module in modules.items()
             if module.variant != "lora"
         ][:1]
+        if any(isinstance(module, LoRAExperts) for module in modules.values()):
+            problems.append("vLLM has no adapters on single parameters (target_parameters)")
         return problems
 
     def write(self, adapter: Path, base: str, out: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from graftlm.frozen.experts import FrozenExperts
 from graftlm.frozen.linear import FrozenLinear
 from graftlm.frozen.stored_weight import StoredWeight
 from graftlm.frozen.weight import FrozenWeight
@@ -16,7 +17,13 @@ __all__ = ["held_as", "linear_format", "shared_weight", "stored_weights"]
 
 def stored_weights(model: nn.Module) -> list[FrozenWeight]:
     """Every weight of ``model`` in a storage format; a shared one is listed once."""
-    return [module.frozen for module in model.modules() if isinstance(module, StoredWeight)]
+    weights: list[FrozenWeight] = []
+    for module in model.modules():
+        if isinstance(module, StoredWeight):
+            weights.append(module.frozen)
+        elif isinstance(module, FrozenExperts):
+            weights += module.matrices()
+    return weights
 
 
 def shared_weight(module: nn.Module | None) -> Tensor | StoredWeight | None:

@@ -183,11 +183,14 @@ def _fill(
     streaming: StreamingConfig,
     dtype: torch.dtype,
 ) -> PreTrainedModel:
+    from graftlm.models.experts import expert_weights
     from graftlm.models.prequantized import mapped_tensors
     from graftlm.models.streaming import Abort, copied_tensors, register
 
     register()
-    tensors = copied_tensors(checkpoint) if reader is None else mapped_tensors(checkpoint, reader)
+    tensors = copied_tensors(checkpoint)
+    if reader is not None:
+        tensors = mapped_tensors(checkpoint, reader, expert_weights(skeleton))
     try:
         with without_progress_bars(), captured_messages() as messages:
             loaded: Any = type(skeleton).from_pretrained(
@@ -216,14 +219,21 @@ def _fill(
 
 
 def _report_experts(model: PreTrainedModel) -> None:
-    """Report the experts that are not in the weight format, because they are not linear layers."""
+    """Report the experts that are not in the weight format, because their layout is unknown."""
     if linear_format(model) is None:
         return
-    fused = [parameter for parameter in model.parameters() if parameter.dim() == 3]
+    fused = [
+        parameter
+        for module in model.modules()
+        if not isinstance(module, torch.nn.Conv1d)
+        for parameter in module.parameters(recurse=False)
+        if parameter.dim() == 3
+    ]
     if fused:
         size = sum(parameter.nbytes for parameter in fused)
         logger.warning(
-            "%d fused expert tensors (%.2f GB) are not linear layers and stay unquantised",
+            "%d fused expert tensors (%.2f GB) have a layout that graftlm does not know and stay "
+            "unquantised",
             len(fused),
             size / 1e9,
         )

@@ -15,6 +15,8 @@ from transformers.pytorch_utils import Conv1D
 from graftlm.errors import ModelError
 from graftlm.frozen.formats import format_named
 from graftlm.frozen.weight import FrozenWeight, StorageSettings
+from graftlm.models.experts import expert_weights, rounded_experts
+from graftlm.models.joined_experts import JoinedExperts, joined_experts
 from graftlm.models.load import empty_model, load_config
 from graftlm.models.prequantized import mapped_tensors, stored_as
 from graftlm.models.safetensors_file import Checkpoint
@@ -46,7 +48,8 @@ class NamedWeights:
         empty: the model on the meta device.
         checkpoint: the files.
         keys: the checkpoint's key of each parameter that is one tensor of it.
-        fused: the tensors that transformers joins into parameters, by key.
+        experts: the fused parameters whose parts the checkpoint stores apart.
+        fused: the tensors that transformers joins into other parameters, by key.
         joined: those parameters.
         stored: the weights that the folder holds in a weight format.
         tables: the weights of which few rows are read at a time: they are mapped.
@@ -56,6 +59,7 @@ class NamedWeights:
     empty: PreTrainedModel
     checkpoint: Checkpoint
     keys: Mapping[str, str]
+    experts: Mapping[str, JoinedExperts]
     fused: Mapping[str, LazyTensor]
     joined: frozenset[str]
     stored: Mapping[str, LazyTensor]
@@ -64,12 +68,16 @@ class NamedWeights:
 
     def __call__(self, name: str) -> Tensor:
         """The weight as the module holds it; float32 if it comes from a weight format."""
+        if name in self.experts:
+            return self.experts[name].read(self.checkpoint.read)
         if name not in self.keys:
             name = self.ties.get(name, name)
         if name in self.stored:
             weight = read_lazy(self.stored[name])
             assert isinstance(weight, Stored)
             dense = weight.weight.dequantize(torch.float32)
+            if dense.ndim == 3:
+                return dense  # fused experts, as the model has them
             layer = self.empty.get_submodule(name.removesuffix(".weight"))
             return dense.T if isinstance(layer, Conv1D) else dense
         if name not in self.keys:
@@ -79,6 +87,8 @@ class NamedWeights:
 
     def dtype(self, name: str) -> torch.dtype:
         """The type of a weight in the checkpoint; of a stored one, the type it is decoded to."""
+        if name in self.experts:
+            return self.checkpoint[self.experts[name].keys[0][0]].dtype
         place = name if name in self.keys else self.ties.get(name, name)
         if place in self.stored:
             weight = read_lazy(self.stored[place])
@@ -106,11 +116,13 @@ def named_weights(folder: Path, name: str | None = None) -> NamedWeights:
     already = stored_as(config.__dict__.pop("quantization_config", None), name or str(folder))
     checkpoint, empty = Checkpoint(folder), empty_model(config)
     lazy: dict[str, LazyTensor] = (
-        mapped_tensors(checkpoint, already[1])
+        mapped_tensors(checkpoint, already[1], expert_weights(empty))
         if already
         else {key: LazyTensor(functools.partial(checkpoint.read, key)) for key in checkpoint}
     )
     places, shared = parameter_names(empty, lazy)
+    experts = joined_experts(empty, shared)
+    others = [key for key in shared if places[key] not in experts]
     ties = dict(getattr(empty, "all_tied_weights_keys", None) or {})
     head = empty.get_output_embeddings()  # type: ignore[no-untyped-call]
     tables = {
@@ -122,8 +134,9 @@ def named_weights(folder: Path, name: str | None = None) -> NamedWeights:
         empty=empty,
         checkpoint=checkpoint,
         keys={place: key for key, place in places.items() if key not in shared},
-        fused={key: lazy[key] for key in shared},
-        joined=frozenset(places[key] for key in shared),
+        experts=experts,
+        fused={key: lazy[key] for key in others},
+        joined=frozenset(places[key] for key in others),
         stored={places[key]: one for key, one in lazy.items() if one.stored},
         tables=frozenset(tables),
         ties=ties | {table: head for head, table in ties.items()},
@@ -141,10 +154,13 @@ def in_format(
         settings: its settings.
         dtype: the type that a weight has before it is stored; ``None`` for its own.
     """
-    layers = formatted_layers(weights.empty)
+    layers, fused = formatted_layers(weights.empty), expert_weights(weights.empty)
 
     def read(name: str) -> Tensor:
         weight = weights(name)
+        if name in fused:
+            weight = weight if dtype is None else weight.to(dtype)
+            return rounded_experts(weight, fused[name].transposed, format_named(format), settings)
         if name not in layers:
             return weight
         stored = store(weight, layers[name], format_named(format), settings, dtype)

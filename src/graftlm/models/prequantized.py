@@ -11,7 +11,9 @@ from torch import Tensor
 from graftlm.errors import ArtifactError, ModelError
 from graftlm.frozen.checkpoint_format import CheckpointFormat
 from graftlm.frozen.formats import format_named, formats
+from graftlm.models.experts import ExpertWeight
 from graftlm.models.safetensors_file import Checkpoint
+from graftlm.models.stored_experts import expert_prefixes, open_experts
 from graftlm.models.streaming import LazyTensor, Stored
 
 if TYPE_CHECKING:
@@ -74,10 +76,18 @@ def _said(settings: Mapping[str, Any]) -> str:
     return f"{method} {settings.get('bnb_4bit_quant_type', 'fp4') if four_bit else 'int8'}"
 
 
-def mapped_tensors(checkpoint: Checkpoint, reader: StoredAs) -> dict[str, LazyTensor]:
+def mapped_tensors(
+    checkpoint: Checkpoint, reader: StoredAs, fused: Mapping[str, ExpertWeight]
+) -> dict[str, LazyTensor]:
     """The checkpoint by parameter name, each stored weight under the single name ``….weight``.
 
     This function reads no data; the tensors of a stored weight become views of the mapped file.
+    Those of fused experts are copied, because they are held together.
+
+    Args:
+        checkpoint: the files.
+        reader: the format of the stored weights.
+        fused: the fused experts of the model.
     """
     prefix_of = {
         name: prefix
@@ -85,7 +95,15 @@ def mapped_tensors(checkpoint: Checkpoint, reader: StoredAs) -> dict[str, LazyTe
         for name in names
     }
     tensors: dict[str, LazyTensor] = {}
+    experts = expert_prefixes(prefix_of.values(), fused)
+    of_experts = {prefix for prefixes in experts.values() for prefix in prefixes.values()}
+    for name, prefixes in experts.items():
+        tensors[name] = LazyTensor(
+            _experts_opener(checkpoint, reader, prefixes, fused[name]), stored=True
+        )
     for name in checkpoint:
+        if name in experts or prefix_of.get(name) in of_experts:
+            continue
         if name in prefix_of:
             weight = _opener(checkpoint, reader, prefix_of[name], checkpoint[name].file)
             tensors.setdefault(f"{prefix_of[name]}.weight", LazyTensor(weight, stored=True))
@@ -108,6 +126,19 @@ def _opener(
             raise ModelError(f"{file}: {error}") from error
 
     return open_weight
+
+
+def _experts_opener(
+    checkpoint: Checkpoint, reader: StoredAs, prefixes: Mapping[int, str], weight: ExpertWeight
+) -> Callable[[], Stored]:
+    def open_weights() -> Stored:
+        view, shape = _MappedView(checkpoint), weight.shape
+        try:
+            return Stored(open_experts(view, prefixes, shape, weight.transposed, reader))
+        except ArtifactError as error:
+            raise ModelError(f"{checkpoint.folder}: {error}") from error
+
+    return open_weights
 
 
 class _MappedView(Mapping[str, Tensor]):

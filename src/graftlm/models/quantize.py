@@ -1,11 +1,13 @@
-"""Writes a model folder with its linear layers in a storage format, a shard at a time.
+"""Writes a model folder with its linear layers and experts in a storage format, shard by shard.
 
 The tensors keep their names from the source, so a program that loads the source also loads the
 result. The format's `CheckpointFormat` defines how a weight is written. Only layers that
 transformers can read in such a format are stored: exactly `nn.Linear` (or GPT-2's `Conv1D`), with a
-weight that is one tensor of the checkpoint. The output head and experts fused into one parameter
-are not. `quantization_config` names every other linear layer, because transformers would otherwise
-expect it in the format.
+weight that is one tensor of the checkpoint. The output head is not. `quantization_config` names
+every other linear layer, because transformers would otherwise expect it in the format.
+
+Experts that transformers fuses into one parameter are stored too, and then only graftlm opens the
+folder: see `stored_experts.py`.
 """
 
 from __future__ import annotations
@@ -20,8 +22,12 @@ from transformers.pytorch_utils import Conv1D
 
 from graftlm.errors import ConfigError, GraftLMError, ModelError
 from graftlm.files import atomic_folder, require_free_space
+from graftlm.frozen.checkpoint_format import CheckpointFormat
+from graftlm.frozen.experts import FrozenExperts
 from graftlm.frozen.formats import DEFAULT_FORMAT, format_named
 from graftlm.frozen.weight import FrozenWeight, WeightSettings
+from graftlm.models.experts import expert_weights
+from graftlm.models.joined_experts import joined_experts
 from graftlm.models.load import empty_model, load_config, pick_dtype
 from graftlm.models.safetensors_file import Checkpoint
 from graftlm.models.saved_config import write_config
@@ -32,6 +38,7 @@ from graftlm.models.shard_writer import (
     require_every_weight,
 )
 from graftlm.models.source import resolve
+from graftlm.models.stored_experts import write_experts
 from graftlm.models.streaming import linear_layers, unquantized_names
 
 if TYPE_CHECKING:
@@ -49,7 +56,8 @@ def quantize_folder(
 ) -> dict[str, Any]:
     """Write a model with its linear layers in a storage format; `load_model` opens the result.
 
-    transformers with bitsandbytes also opens a result in the default format.
+    transformers with bitsandbytes also opens a result in the default format, unless the model is a
+    mixture of experts.
 
     Peak memory is one shard of a gigabyte, whatever the size of the model.
 
@@ -61,8 +69,8 @@ def quantize_folder(
         weight_format: a registered format that has a form on disk.
 
     Returns:
-        A summary: ``out``, ``quantized_layers``, ``quantized_parameters``,
-        ``kept_parameters``, ``bytes`` and ``bytes_before``.
+        A summary: ``out``, ``quantized_layers``, ``quantized_experts`` (matrices),
+        ``quantized_parameters``, ``kept_parameters``, ``bytes`` and ``bytes_before``.
 
     Raises:
         ConfigError: the format is not registered, or has no form on disk.
@@ -80,21 +88,30 @@ def quantize_folder(
     config = load_config(source.path)
     if getattr(config, "quantization_config", None) is not None:
         raise ModelError(f"{name} is quantised already. Start from the model in 16 or 32 bits.")
-    checkpoint = Checkpoint(source.path)
-    layers, kept = _split(empty_model(config), checkpoint)
+    checkpoint, empty = Checkpoint(source.path), empty_model(config)
+    layers, kept = _split(empty, checkpoint)
+    experts = _Experts(empty, checkpoint)
     if not layers:
         raise ModelError(
             f"no layer of {name} can be stored as {reader.title} (nn.Linear or Conv1D expected, "
             f"found none in {config.model_type}). It can still be trained by QLoRA: "
             "graftlm quantises it while loading."
         )
-    parameters = sum(_numel(checkpoint, key) for key in layers)
+    parameters = sum(_numel(checkpoint, key) for key in (*layers, *experts.keys))
     before = sum(stored.nbytes for stored in checkpoint.values())
-    fixed = sum(checkpoint[key].nbytes for key in checkpoint if key not in layers)
+    fixed = sum(
+        checkpoint[key].nbytes
+        for key in checkpoint
+        if key not in layers and key not in experts.keys
+    )
     require_free_space(out, fixed + int(parameters * 0.6) + 100_000_000, "Quantising")
     with atomic_folder(out) as folder:
         writer = ShardWriter(folder)
         for key in checkpoint:
+            if key in experts.keys:
+                for part, tensor in experts.stored(key, format, settings, reader).items():
+                    writer.add(part, tensor)
+                continue
             tensors = {key: checkpoint.read(key)}
             if key in layers:
                 weight = _stored(key, tensors[key], layers[key], format, settings)
@@ -109,11 +126,42 @@ def quantize_folder(
     return {
         "out": str(out),
         "quantized_layers": len(layers),
+        "quantized_experts": experts.count,
         "quantized_parameters": parameters,
         "kept_parameters": sum(_numel(checkpoint, key) for key in checkpoint) - parameters,
         "bytes": writer.total_bytes,
         "bytes_before": before,
     }
+
+
+class _Experts:
+    """The fused experts of a model, and the tensors of its checkpoint that hold them."""
+
+    def __init__(self, model: PreTrainedModel, checkpoint: Checkpoint) -> None:
+        self._checkpoint, self._weights = checkpoint, expert_weights(model)
+        names, shared = parameter_names(model, checkpoint)
+        self._joined = joined_experts(model, shared)
+        whole = {k: n for k, n in names.items() if n in self._weights and k not in shared}
+        self._first = whole | {one.keys[0][0]: name for name, one in self._joined.items()}
+        parts = {key for one in self._joined.values() for keys in one.keys for key in keys}
+        self.keys = parts | whole.keys()
+        self.count = sum(self._weights[name].shape[0] for name in self._first.values())
+
+    def stored(
+        self,
+        key: str,
+        format: type[FrozenWeight],
+        settings: WeightSettings,
+        disk_form: type[CheckpointFormat],
+    ) -> dict[str, Tensor]:
+        """The tensors of a whole parameter for the first of its keys, none for the others."""
+        name = self._first.get(key)
+        if name is None:
+            return {}
+        joined, read = self._joined.get(name), self._checkpoint.read
+        weight = read(key) if joined is None else joined.read(read)
+        stack = FrozenExperts.of(weight, self._weights[name].transposed, format, settings)
+        return write_experts(stack, name, disk_form)
 
 
 def _split(model: PreTrainedModel, checkpoint: Checkpoint) -> tuple[dict[str, bool], list[str]]:

@@ -17,13 +17,19 @@ from graftlm.data.examples import load_examples
 from graftlm.data.shipped_text import shipped_examples
 from graftlm.errors import ConfigError, ModelError
 from graftlm.files import atomic_folder, require_free_space
+from graftlm.frozen.experts import FrozenExperts
 from graftlm.frozen.formats import DEFAULT_FORMAT, format_named
 from graftlm.frozen.weight import WeightSettings
 from graftlm.models.calibrate import calibrate
 from graftlm.models.load import load_tokenizer
 from graftlm.models.named_weights import named_weights
 from graftlm.models.source import resolve
-from graftlm.models.stored_folder import storable_layers, stored_bytes, write_folder
+from graftlm.models.stored_folder import (
+    storable_experts,
+    storable_layers,
+    stored_bytes,
+    write_folder,
+)
 
 __all__ = ["SHIPPED", "calibration_rows", "quantize_calibrated"]
 
@@ -74,7 +80,8 @@ def quantize_calibrated(
         weight_format: a registered format that has a form on disk and `quantize_for`.
 
     Returns:
-        ``out``, ``quantized_layers``, ``calibration``, ``calibration_tokens``, ``bytes`` and
+        ``out``, ``quantized_layers``, ``quantized_experts`` (matrices; they are rounded plainly),
+        ``calibration``, ``calibration_tokens``, ``bytes`` and
         ``bytes_before``.
 
     Raises:
@@ -90,7 +97,11 @@ def quantize_calibrated(
     weights = named_weights(source.path, str(name))
     if weights.stored:
         raise ModelError(f"{name} is quantised already. Start from the model in 16 or 32 bits.")
-    layers = storable_layers(weights)
+    layers, fused = storable_layers(weights), storable_experts(weights)
+
+    def experts(name: str) -> FrozenExperts:
+        return FrozenExperts.of(weights(name), fused[name].transposed, format, settings)
+
     tokenizer = load_tokenizer(name)
     rows = calibration_rows(data, tokenizer)
     require_free_space(out, 2 * stored_bytes(weights, True) + 100_000_000, "Quantising")
@@ -112,6 +123,7 @@ def quantize_calibrated(
             weights,
             weights,
             stored=made.__getitem__,
+            experts=experts,
             format=format,
             settings=settings,
         )
@@ -121,6 +133,7 @@ def quantize_calibrated(
     return {
         "out": str(out),
         "quantized_layers": len(layers),
+        "quantized_experts": sum(weight.shape[0] for weight in fused.values()),
         "calibration": data,
         "calibration_tokens": sum(map(len, rows)),
         "bytes": nbytes,

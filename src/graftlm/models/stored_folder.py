@@ -11,15 +11,18 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from graftlm.errors import ConfigError
+from graftlm.frozen.experts import FrozenExperts
 from graftlm.frozen.weight import FrozenWeight, StorageSettings
+from graftlm.models.experts import ExpertWeight, expert_weights
 from graftlm.models.load import pick_dtype
 from graftlm.models.named_weights import NamedWeights
 from graftlm.models.saved_config import write_config
 from graftlm.models.shard_writer import ShardWriter, copy_companions
+from graftlm.models.stored_experts import write_experts
 from graftlm.models.streamed import Reader
 from graftlm.models.streaming import linear_layers, unquantized_names
 
-__all__ = ["storable_layers", "stored_bytes", "write_folder"]
+__all__ = ["storable_experts", "storable_layers", "stored_bytes", "write_folder"]
 
 
 def storable_layers(weights: NamedWeights) -> dict[str, bool]:
@@ -37,14 +40,23 @@ def storable_layers(weights: NamedWeights) -> dict[str, bool]:
     }
 
 
+def storable_experts(weights: NamedWeights) -> dict[str, ExpertWeight]:
+    """The fused experts that a folder can hold in a format."""
+    return {
+        name: weight
+        for name, weight in expert_weights(weights.empty).items()
+        if name in weights.experts or name in weights.keys
+    }
+
+
 def stored_bytes(weights: NamedWeights, in_format: bool) -> int:
     """About how many bytes `write_folder` will write."""
-    layers = storable_layers(weights) if in_format else {}
+    layers = {*storable_layers(weights), *storable_experts(weights)} if in_format else set()
     total = 0.0
     for name, tensor in weights.empty.state_dict().items():
         if name in layers:
             total += 0.6 * tensor.numel()
-        elif name in weights.keys:
+        elif name in weights.keys or name in weights.experts:
             total += weights.dtype(name).itemsize * tensor.numel()
         elif name in weights.joined:
             total += tensor.nbytes
@@ -58,6 +70,7 @@ def write_folder(
     *,
     untied: tuple[str, str] | None = None,
     stored: Callable[[str], FrozenWeight] | None = None,
+    experts: Callable[[str], FrozenExperts] | None = None,
     format: type[FrozenWeight] | None = None,
     settings: StorageSettings | None = None,
     max_shard_bytes: int | None = None,
@@ -70,6 +83,7 @@ def write_folder(
         plain: reads a weight that is not in a format, in its final type.
         untied: the weights of table and head if the two are no longer one.
         stored: gives a linear layer's weight in ``format``; ``None`` writes none in a format.
+        experts: gives the experts of a layer in ``format``.
         format: the weight format.
         settings: its settings.
         max_shard_bytes: size of a file of weights.
@@ -78,13 +92,20 @@ def write_folder(
         The bytes of the tensors.
     """
     layers = storable_layers(weights) if stored is not None else {}
+    fused = storable_experts(weights) if experts is not None else {}
     writer = ShardWriter(folder, max_shard_bytes)
     disk_form = None if format is None else format.checkpoint
     if stored is not None and disk_form is None:
         raise ConfigError(f"weight format {format.format!r} has no form on disk" if format else "")
     for key, name in _in_order(weights):
-        if name is None:
-            writer.add(key, weights.checkpoint.read(key))  # a part of joined experts
+        if name in fused and experts is not None and disk_form is not None:
+            for part, tensor in write_experts(experts(name), name, disk_form).items():
+                writer.add(part, tensor)
+        elif name is not None and name in weights.experts:
+            for part, tensor in weights.experts[name].split(plain(name)).items():
+                writer.add(part, tensor)
+        elif name is None:
+            writer.add(key, weights.checkpoint.read(key))  # a part of another parameter
         elif name in layers and stored is not None and disk_form is not None:
             for part, tensor in disk_form.write(stored(name), key.removesuffix(".weight")).items():
                 writer.add(part, tensor)
@@ -113,5 +134,6 @@ def write_folder(
 def _in_order(weights: NamedWeights) -> Iterator[tuple[str, str | None]]:
     """Each tensor of the base: its key, and its name, or ``None`` if it is only a part."""
     names = {key: name for name, key in weights.keys.items()}
+    names |= {joined.keys[0][0]: name for name, joined in weights.experts.items()}
     for key in sorted({*names, *weights.fused}):
         yield key, names.get(key)

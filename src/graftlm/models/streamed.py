@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from graftlm.errors import ModelError
+from graftlm.frozen.experts import DenseExperts
 from graftlm.models.loading_report import captured_messages
 from graftlm.models.output_head import head_settings
 from graftlm.models.quiet import without_progress_bars
@@ -184,7 +185,7 @@ class StreamedModel:
             (holder, key, place)
             for holder in (module, getattr(module, "base", None))
             if isinstance(holder, nn.Module)
-            for key, place in self._places.get(holder, {}).items()
+            for key, place in self._places_of(holder, name).items()
         ]
         if not needed:
             return
@@ -210,6 +211,13 @@ class StreamedModel:
 
         hooks.callback(module.register_forward_pre_hook(fill).remove)
         hooks.callback(module.register_forward_hook(forget).remove)
+
+    def _places_of(self, holder: nn.Module, name: str) -> Mapping[str, str]:
+        """The names of the weights of ``holder``, which is at ``name`` or the base there."""
+        if isinstance(holder, DenseExperts):  # since an adapter was put on them
+            return {"weight": name.removesuffix(".base")}
+        own = dict(holder.named_parameters(recurse=False))
+        return {key: place for key, place in self._places.get(holder, {}).items() if key in own}
 
     def _value(self, name: str, holder: nn.Module) -> Tensor:
         """The weight of a module; a table stays as it is stored, because few rows are read."""

@@ -23,8 +23,10 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from graftlm._compat.loader import ConversionOps, LoaderPlugin, forget_quantized, mark_filled
 from graftlm.errors import GraftLMError, ModelError
+from graftlm.frozen.experts import FrozenExperts
 from graftlm.frozen.linear import FrozenLinear
 from graftlm.frozen.weight import FrozenWeight, StorageSettings, WeightSettings
+from graftlm.models.experts import expert_weights, hold
 from graftlm.models.safetensors_file import Checkpoint
 
 __all__ = [
@@ -52,14 +54,23 @@ class Abort(BaseException):
 
 
 class Stored:
-    """A weight that is already in its format. The loader may move it but not change its types."""
+    """A weight that is already in its format, or the experts of a layer.
 
-    def __init__(self, weight: FrozenWeight) -> None:
+    The loader may move it but not change its types.
+    """
+
+    def __init__(self, weight: FrozenWeight | FrozenExperts) -> None:
         self.weight = weight
 
     def to(self, device: Any = None, dtype: torch.dtype | None = None) -> Stored:
         """The same weight on ``device``; ``dtype`` is ignored."""
         return self if device is None else Stored(self.weight.to(device))
+
+    @property
+    def matrix(self) -> FrozenWeight:
+        """The weight of a linear layer."""
+        assert not isinstance(self.weight, FrozenExperts)
+        return self.weight
 
 
 class LazyTensor:
@@ -123,6 +134,8 @@ class StreamingQuantizer(LoaderPlugin):
     def before_loading(self, model: PreTrainedModel) -> None:
         """Find the layers that will be stored in the format."""
         self.linears = linear_layers(model)
+        self.experts = expert_weights(model)
+        self.arrived_experts: dict[str, FrozenExperts] = {}
         self.kept = unquantized_names(model)
         self.arrived: dict[str, FrozenWeight] = {}
         self.moved = set() if self.quantization_config.device == CPU else _large(model)
@@ -136,9 +149,9 @@ class StreamingQuantizer(LoaderPlugin):
         return param_name in self.moved or self.stores(param_name)
 
     def stores(self, param_name: str) -> bool:
-        """Whether this is the weight of a linear layer."""
+        """Whether this is the weight of a linear layer, or those of the experts of a layer."""
         module, _dot, leaf = param_name.rpartition(".")
-        return leaf == "weight" and module in self.linears
+        return (leaf == "weight" and module in self.linears) or param_name in self.experts
 
     def get_quantize_ops(self) -> ConversionOps:
         """The operation that runs on each such parameter."""
@@ -148,9 +161,13 @@ class StreamingQuantizer(LoaderPlugin):
         """Put the stored layers into the model."""
         for path, weight in self.arrived.items():
             model.set_submodule(path, FrozenLinear(weight, self.linears[path].bias))
+        for path, experts in self.experts.items():  # in the model's order
+            if path in self.arrived_experts:
+                hold(experts, self.arrived_experts[path])
         if self.quantization_config.device != CPU:
             model.to(self.quantization_config.device)  # type: ignore[arg-type]
         self.linears, self.arrived, self.moved = {}, {}, set()
+        self.experts, self.arrived_experts = {}, {}
         self.remove_quantization_config(model)  # type: ignore[no-untyped-call]
         forget_quantized(model)
 
@@ -184,6 +201,10 @@ class Quantize(ConversionOps):
             path = name.rpartition(".")[0]
             try:
                 tensor = tensor.to(self.quantizer.quantization_config.device)
+                if name in self.quantizer.experts:
+                    if not self._keep_experts(name, tensor, context["missing_keys"]):
+                        rest[name] = tensor
+                    continue
                 if not self.quantizer.stores(name):
                     rest[name] = tensor
                     continue
@@ -200,13 +221,29 @@ class Quantize(ConversionOps):
             context["missing_keys"].discard(name)
         return rest
 
+    def _keep_experts(self, name: str, tensor: Tensor | Stored, missing: set[str]) -> bool:
+        """Quantise and keep the experts of a layer; whether they are stored in the format."""
+        config, weight = self.quantizer.quantization_config, self.quantizer.experts[name]
+        parameter: nn.Parameter = getattr(weight.module, weight.leaf)
+        if isinstance(tensor, Stored):
+            assert isinstance(tensor.weight, FrozenExperts)
+            stack = tensor.weight
+        elif config.format is None or tensor.shape != parameter.shape:
+            return False  # the loader reports another shape
+        else:
+            stack = FrozenExperts.of(tensor, weight.transposed, config.format, config.settings)
+        self.quantizer.arrived_experts[name] = stack
+        mark_filled(parameter)
+        missing.discard(name)
+        return True
+
     def _quantize(self, path: str, tensor: Tensor | Stored) -> FrozenWeight | None:
         layer, config = self.quantizer.linears[path], self.quantizer.quantization_config
         transposed = isinstance(layer, Conv1D)
         out_by_in = tuple(layer.weight.shape)[::-1] if transposed else tuple(layer.weight.shape)
         shape: tuple[int, ...]
         if isinstance(tensor, Stored):
-            shape, expected = tensor.weight.shape, out_by_in
+            shape, expected = tensor.matrix.shape, out_by_in
         else:
             shape, expected = tuple(tensor.shape), tuple(layer.weight.shape)
         if shape != expected:
@@ -215,7 +252,7 @@ class Quantize(ConversionOps):
                 f"{list(expected)}. Weights and config.json are of different models."
             )
         if isinstance(tensor, Stored):
-            return tensor.weight
+            return tensor.matrix
         if config.format is None or path in self.quantizer.kept:
             return None
         weight = tensor.t().contiguous() if transposed else tensor

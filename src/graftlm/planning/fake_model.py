@@ -12,9 +12,11 @@ from graftlm._compat.tracing import modes_off
 from graftlm.adapters import add_lora, train_through_merge
 from graftlm.adapters.layers import linear_shape
 from graftlm.config import RunConfig
+from graftlm.frozen.experts import FrozenExperts
 from graftlm.frozen.formats import format_named
 from graftlm.frozen.linear import FrozenLinear
 from graftlm.models.assemble import assemble
+from graftlm.models.experts import expert_weights, hold
 from graftlm.models.streaming import linear_layers, unquantized_names
 from graftlm.planning.card_attention import attend_as_a_card
 from graftlm.system.placement import Placement
@@ -42,6 +44,14 @@ def without_tensors(
                 weight = format.empty(shape, dtype, config.model, meta)
                 bias = None if bias is None else bias.new_empty(bias.shape, device=meta)
                 model.set_submodule(name, FrozenLinear(weight, bias))
+        for experts in expert_weights(model).values() if config.method == "qlora" else ():
+            format = format_named(config.model.weight_format)
+            hold(
+                experts,
+                FrozenExperts.empty(
+                    experts.shape, experts.transposed, format, dtype, config.model, meta
+                ),
+            )
         return model
 
     with modes_off():

@@ -17,6 +17,7 @@ from graftlm.config import (
 )
 from graftlm.errors import ConfigError, ModelError, ResourceError, TargetError
 from graftlm.planning.data_sheet import card_of
+from graftlm.planning.fused_experts import FusedExperts, fused_experts
 from graftlm.planning.planner import METHODS, Method, Option, Planner, Setting, as_setting
 from graftlm.planning.recommend import Recommendation, recommend
 from graftlm.planning.source import Source, source_of
@@ -43,6 +44,7 @@ class Plan:
         recommendation: the recommended option.
         command: the `graftlm train` command that runs it.
         verified: the options that were run, if requested; also those whose run failed.
+        experts: the fused experts of the model, if it has any.
     """
 
     model: str
@@ -52,6 +54,7 @@ class Plan:
     recommendation: Recommendation
     command: str
     verified: tuple[Verified, ...] = ()
+    experts: FusedExperts | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The plan as `graftlm plan --json` prints it."""
@@ -68,6 +71,7 @@ class Plan:
                 "command": None if chosen.missing else self.command,
             },
             "verified": [entry.to_json() for entry in self.verified],
+            "experts": None if self.experts is None else dataclasses.asdict(self.experts),
         }
 
 
@@ -170,6 +174,7 @@ def make_plan(
         chosen,
         command(config, chosen.option),
         tuple(runs),
+        fused_experts(source.architecture, config),
     )
 
 

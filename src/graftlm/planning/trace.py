@@ -27,6 +27,7 @@ from graftlm.planning.extrapolate import (
     shallow_depths,
     with_depth,
 )
+from graftlm.planning.fused_experts import experts_in_layer
 from graftlm.planning.tracker import TooManyCallsError, Tracker
 from graftlm.system.placement import Placement
 from graftlm.training.next_token import NextToken
@@ -39,6 +40,8 @@ __all__ = ["BatchShape", "Trace", "trace_in_full", "trace_step"]
 
 MOST_CALLS = 5000
 """Maximum operator calls of a layer in a step; most layers make a few hundred."""
+CALLS_OF_EXPERT = 150
+"""The same for each expert of the layer: the products of each are calls of their own."""
 SHORT_LENGTHS = (64, 128)
 """Row lengths at which a model with more calls is traced."""
 
@@ -108,12 +111,15 @@ def trace_step(
     def with_layers(depth: int | None) -> Trace:
         model = architecture if depth is None else with_depth(architecture, depth)
 
+        experts = experts_in_layer(model, config.model.trust_remote_code)
+        most = MOST_CALLS + CALLS_OF_EXPERT * experts
+
         def with_length(length: int, most_calls: int | None = None) -> Trace:
             batch = dataclasses.replace(shape, length=length)
             return trace_in_full(model, config, batch, dtype, device, most_calls)
 
         try:
-            return with_length(shape.length, MOST_CALLS)
+            return with_length(shape.length, most)
         except TooManyCallsError:
             return extrapolated(with_length, SHORT_LENGTHS, shape.length)
 

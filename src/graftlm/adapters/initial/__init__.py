@@ -60,6 +60,11 @@ def require_init(config: LoRAConfig) -> None:
             f"lora.init={init} starts from an update that is not zero, which lora.variant="
             f"{config.variant} does not take: use lora.variant=lora, or another lora.init"
         )
+    if config.target_parameters and init != "default":
+        raise ConfigError(
+            f"lora.init={init} has no form for experts (lora.target_parameters): use "
+            "lora.init=default"
+        )
     if init == "orthogonal":
         ranks = {config.rank, *config.rank_pattern.values()}
         if odd := sorted(rank for rank in ranks if rank % 2):

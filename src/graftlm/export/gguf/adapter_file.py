@@ -91,7 +91,8 @@ def _problems(modules: dict[str, Any], config: Any) -> list[str]:
     problems = []
     for name, module in modules.items():
         if type(module) not in (LoRALinear, LoRAEmbedding):
-            problems.append(f"{name}: llama.cpp reads plain LoRA, not {module.variant!r}")
+            kind = f"{module.variant!r} on a {module.beside}"
+            problems.append(f"{name}: llama.cpp reads plain LoRA, not {kind}")
         tied = config.tie_word_embeddings
         if tied and (isinstance(module, LoRAEmbedding) or name.endswith("lm_head")):
             problems.append(

@@ -1,0 +1,78 @@
+"""What a plan says of a mixture of experts: how many there are, and whether a run adapts them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from graftlm.adapters.targets import matching, pattern_value
+from graftlm.config import RunConfig
+from graftlm.models.assemble import empty_model
+from graftlm.models.experts import expert_weights
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+__all__ = ["FusedExperts", "experts_in_layer", "fused_experts"]
+
+
+@dataclasses.dataclass(frozen=True)
+class FusedExperts:
+    """The fused experts of a model, over all of its layers.
+
+    Attributes:
+        matrices: their number: experts times projections times layers.
+        weights: the parameters in them.
+        stored: the weight format of a QLoRA run.
+        adapted: the parameters of the adapters that the settings put on them.
+        if_adapted: the parameters of adapters on all of them.
+        names: how `lora.target_parameters` names them.
+    """
+
+    matrices: int
+    weights: int
+    stored: str
+    adapted: int
+    if_adapted: int
+    names: tuple[str, ...]
+
+    def __str__(self) -> str:
+        said = (
+            f"Experts: {self.matrices:,} matrices, {self.weights:,} weights, in {self.stored} with "
+            "qlora; the router is frozen"
+        )
+        if self.adapted:
+            return f"{said}; their adapters have {self.adapted:,} parameters."
+        names = ", ".join(self.names)
+        return (
+            f"{said}, and so are they. --set 'lora.target_parameters=[{names}]' adapts them too: "
+            f"{self.if_adapted:,} parameters."
+        )
+
+
+def fused_experts(architecture: PretrainedConfig, config: RunConfig) -> FusedExperts | None:
+    """The experts of a model; ``None`` if it has none of a known layout."""
+    lora = config.lora
+    weights = expert_weights(empty_model(architecture, config.model.trust_remote_code))
+    if not weights:
+        return None
+    wanted = set(matching(weights, lora.target_parameters))
+    wanted -= set(matching(weights, lora.exclude))
+    update = {
+        name: pattern_value(lora.rank_pattern, name, lora.rank) * shape[0] * (shape[1] + shape[2])
+        for name, (_, _, shape, _) in weights.items()
+    }
+    return FusedExperts(
+        matrices=sum(weight.shape[0] for weight in weights.values()),
+        weights=sum(w.shape[0] * w.shape[1] * w.shape[2] for w in weights.values()),
+        stored=config.model.weight_format,
+        adapted=sum(update[name] for name in wanted),
+        if_adapted=sum(update.values()),
+        names=tuple(dict.fromkeys(".".join(name.split(".")[-2:]) for name in weights)),
+    )
+
+
+def experts_in_layer(architecture: PretrainedConfig, trust_remote_code: bool = False) -> int:
+    """The largest number of fused experts in a layer; 0 if there are none."""
+    weights = expert_weights(empty_model(architecture, trust_remote_code))
+    return max((weight.shape[0] for weight in weights.values()), default=0)
