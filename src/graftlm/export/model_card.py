@@ -2,7 +2,8 @@
 
 It says where a model comes from (its base, the hashes of weights and data), how it was trained,
 what was measured, how to open it, and whose licence holds. What is not recorded is left out; names
-of folders on the machine of the training do not appear.
+of folders on the machine of the training do not appear. Neither does the time it took: a resumed run
+has the same card.
 """
 
 from __future__ import annotations
@@ -64,7 +65,6 @@ RESULTS = {
     "supervised_tokens": "supervised tokens",
     "trainable_parameters": "trained parameters",
     "device": "device",
-    "wall_seconds": "seconds",
 }
 
 
