@@ -2,8 +2,8 @@
 
 It says where a model comes from (its base, the hashes of weights and data), how it was trained,
 what was measured, how to open it, and whose licence holds. What is not recorded is left out; names
-of folders on the machine of the training do not appear. Neither does the time it took: a resumed run
-has the same card.
+of folders on the machine of the training do not appear, nor does the time it took: the card of a
+resumed run is the same.
 """
 
 from __future__ import annotations
