@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
@@ -58,6 +59,7 @@ def evaluate(
     from graftlm.data.audit.before_training import require_fit
     from graftlm.data.audit.fits import limits_of
     from graftlm.data.examples import load_examples
+    from graftlm.errors import TrainingError
     from graftlm.training import evaluate as measure
 
     asked = _asked_for(max_length, set_ or [])
@@ -69,6 +71,11 @@ def evaluate(
     for line in examples.report.said(data, config.max_length):
         print(line, file=sys.stderr)
     result = measure(loaded, examples, batch_size)
+    if not math.isfinite(result.loss):
+        raise TrainingError(
+            f"the loss is {result.loss}: {model} computes numbers that are not finite. Check its "
+            "weights and its config.json against the original's."
+        )
     text = (
         f"loss {result.loss:.4f} nats per token, perplexity {result.perplexity:.3f}, "
         f"on {result.supervised_tokens:,} supervised tokens of {result.rows:,} rows"

@@ -103,9 +103,11 @@ def empty_model(config: PretrainedConfig, trust_remote_code: bool = False) -> Pr
             model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
                 config, trust_remote_code=trust_remote_code
             )
-    except ValueError as error:
+    except Exception as error:  # torch and the class of the model refuse values in many ways
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:400]
         raise ModelError(
-            f"{config.model_type!r} is not a causal language model that can be built: {error}"
+            f"no {config.model_type!r} causal language model can be built from its config.json: "
+            f"{why}. Compare the file with that of the original model."
         ) from error
     return model
 

@@ -16,6 +16,7 @@ from graftlm.frozen.modules import linear_format
 from graftlm.frozen.weight import WeightSettings
 from graftlm.models.assemble import REPLACEMENTS, assemble, empty_model
 from graftlm.models.base_files import remember_folder, remember_tokenizer
+from graftlm.models.config_file import require_possible
 from graftlm.models.kind_of_model import require_causal
 from graftlm.models.loading_report import captured_messages, require_complete
 from graftlm.models.quiet import without_progress_bars
@@ -155,20 +156,27 @@ def load_weights(
 def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Load only the tokenizer of a model; ``name`` as for `load_model`."""
     source = resolve(name, trust_remote_code=trust_remote_code)
+    load_config(source.path, trust_remote_code)  # otherwise its faults look like the tokenizer's
     return tokenizer_in(source.path, trust_remote_code)
 
 
 def load_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConfig:
-    """Read config.json of a model folder."""
+    """Read config.json of a model folder.
+
+    Raises:
+        ModelError: it is not of a causal language model, or its values are impossible.
+    """
     from transformers import AutoConfig
 
+    require_possible(folder)
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(
             folder, trust_remote_code=trust_remote_code, local_files_only=True
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # the classes of configs check their values in many ways
+        why = " ".join(str(error).split())[:400]
         raise ModelError(
-            f"cannot use {folder / 'config.json'}: {error}. Expected the config of a causal "
+            f"cannot use {folder / 'config.json'}: {why}. Expected the config of a causal "
             "language model that the installed transformers knows."
         ) from error
     require_causal(config, folder)
