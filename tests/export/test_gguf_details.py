@@ -12,7 +12,7 @@ from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 import graftlm.export.target as target
 from graftlm.cli import main
-from graftlm.errors import ArtifactError, ModelError
+from graftlm.errors import ArtifactError, ConfigError, GraftLMError, ModelError
 from graftlm.export.gguf.architecture import problems_of
 from graftlm.export.gguf.merged_file import write_base
 from graftlm.export.gguf.vocabulary import SPLITS, vocabulary
@@ -207,3 +207,55 @@ def test_a_file_that_llama_cpp_refuses_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.gguf").write_bytes(b"GGUF and nothing")
     with pytest.raises(ModelError, match=r"llama\.cpp refuses"):
         llama_cpp.LlamaCpp(tmp_path / "a.gguf")
+
+
+@needs_llama_cpp
+@pytest.mark.parametrize(
+    ("kind", "width", "types"),
+    [("q4_k_m", 256, {"Q4_K", "Q6_K"}), ("q4_k_m", 64, {"Q5_0", "Q8_0"}), ("q6_k", 256, {"Q6_K"})],
+)
+def test_llama_cpp_makes_its_own_mixtures_and_every_tensor_is_compared(
+    kind: str, width: int, types: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"hidden_size": width, "intermediate_size": width, "tie_word_embeddings": False}
+    config = config_for("llama")
+    config.update(sizes | {"head_dim": width // config.num_attention_heads})
+    monkeypatch.setattr("tests.export.test_gguf.config_for", lambda _: config)
+    base = saved_base(tmp_path / "base", "llama", sentencepiece_like_tokenizer())
+    adapter, out = adapter_on(base, tmp_path / "adapter"), tmp_path / "out.gguf"
+    report = target.export(adapter, "gguf", out, quantization=kind)
+    found = {t.tensor_type.name for t in tensors_in(out).values()}
+    assert types <= found <= types | {"F32"}
+    assert report["proof"]["kept"] > 0.9
+    assert report["proof"]["adapted"] == 14
+    assert gguf.GGUFReader(out).fields["general.file_type"].contents() == int(
+        gguf.LlamaFileType[f"MOSTLY_{kind.upper()}"]
+    )
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["out.gguf"]
+
+
+@needs_llama_cpp
+def test_a_mixture_that_llama_cpp_fails_to_make_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import llama_cpp as package
+
+    base = saved_base(tmp_path / "base", "llama", sentencepiece_like_tokenizer())
+    adapter, out = adapter_on(base, tmp_path / "adapter"), tmp_path / "out.gguf"
+
+    def fails(_: bytes, made: bytes, __: Any) -> int:
+        Path(made.decode()).write_bytes(b"half")
+        return 1
+
+    monkeypatch.setattr(package, "llama_model_quantize", fails)
+    with pytest.raises(GraftLMError, match="does not write this model as q4_k_m"):
+        target.export(adapter, "gguf", out, quantization="q4_k_m")
+    assert not [path for path in tmp_path.iterdir() if path.is_file()]
+
+
+def test_a_mixture_needs_llama_cpp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = saved_base(tmp_path / "base", "llama")
+    adapter = adapter_on(base, tmp_path / "adapter")
+    monkeypatch.setattr("graftlm.export.gguf.mixtures.installed", lambda: False)
+    with pytest.raises(ConfigError, match=r"q4_k_m is made by llama\.cpp: pip install"):
+        target.export(adapter, "gguf", tmp_path / "out.gguf", quantization="q4_k_m")

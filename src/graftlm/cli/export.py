@@ -32,7 +32,9 @@ def export(
     quantization: Annotated[
         str | None,
         typer.Option(
-            help="Of the weights in a GGUF: f16, bf16, f32, q8_0 or q4_0.", show_default=False
+            help="Of the weights in a GGUF: f16, bf16, f32, q8_0 or q4_0; with llama-cpp-python "
+            "also q4_k_m, q5_k_m or q6_k.",
+            show_default=False,
         ),
     ] = None,
     verify: Annotated[

@@ -1,6 +1,6 @@
 """Export target `gguf`: the adapter merged into its base, as one file for llama.cpp.
 
-    --quantization f16 (default), bf16, f32, q8_0, q4_0
+    --quantization f16 (default), bf16, f32, q8_0, q4_0; through llama.cpp q4_k_m, q5_k_m, q6_k
 
 Every tensor of the written file is read again and compared before the command says done.
 """
@@ -19,6 +19,13 @@ from graftlm.errors import GraftLMError
 from graftlm.export.compare_logits import compare
 from graftlm.export.gguf.architecture import problems_of
 from graftlm.export.gguf.library import gguf_library
+from graftlm.export.gguf.mixtures import (
+    BEFORE,
+    MIXTURES,
+    quantize_file,
+    require_quantizer,
+    with_types_of,
+)
 from graftlm.export.gguf.proof import prove
 from graftlm.export.gguf.tensors import FileTensor, file_tensors, with_kept
 from graftlm.export.gguf.vocabulary import vocabulary
@@ -42,11 +49,12 @@ LARGEST_DISTANCE = {"f32": 0.25, "bf16": 0.25, "f16": 0.25}
 class MergedFile(ExportTarget):
     """One GGUF file that llama.cpp, Ollama and LM Studio load without an adapter."""
 
-    quantizations: ClassVar = ("f16", "bf16", "f32", "q8_0", "q4_0")
+    quantizations: ClassVar = ("f16", "bf16", "f32", "q8_0", "q4_0", *MIXTURES)
 
     def check(self, adapter: Path, base: str) -> list[str]:
         """Check the architecture, every tensor's name, and the tokenizer; weights are not read."""
         gguf_library()
+        require_quantizer(self.quantization)
         settings = run_settings(adapter)
         if settings is not None and settings.lora.merge_aware:
             return [
@@ -82,11 +90,16 @@ class MergedFile(ExportTarget):
         """Write the file and prove it; return the proof's figures."""
         merge, plan, tokenizer = self._prepared(adapter, base)
         config = load_config(resolve(base).path)
+        kind, name = self.quantization, Path(base).name
         with original_gguf(base) as base_file, atomic_write(out) as file:
-            plan = with_kept(plan, merge, base_file)
-            require_free_space(out, predicted_bytes(plan), "Exporting")
-            kind, name = self.quantization, Path(base).name
-            write_model(file, merge, plan, config, tokenizer, kind, base_file, name)
+            if kind not in MIXTURES:
+                plan = with_kept(plan, merge, base_file)
+            require_free_space(out, predicted_bytes(plan) * (1 + (kind in MIXTURES)), "Exporting")
+            first = BEFORE if kind in MIXTURES else kind
+            write_model(file, merge, plan, config, tokenizer, first, base_file, name)
+            if kind in MIXTURES:
+                quantize_file(file, kind)
+                plan = with_types_of(file, plan)
             template = getattr(tokenizer, "chat_template", None)
             proof = prove(file, merge, plan, config, template)
             if proof.problems:
@@ -115,7 +128,8 @@ class MergedFile(ExportTarget):
         merge = prepare_merge(adapter, folder, base)
         config.__dict__.pop("quantization_config", None)
         shapes = {name: tensor.shape for name, tensor in empty_model(config).state_dict().items()}
-        plan = file_tensors(merge, config, shapes, self.quantization)
+        kind = BEFORE if self.quantization in MIXTURES else self.quantization
+        plan = file_tensors(merge, config, shapes, kind)
         return merge, plan, adapter_tokenizer(adapter, tokenizer_in(folder))
 
 

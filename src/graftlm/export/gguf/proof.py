@@ -24,7 +24,19 @@ from graftlm.export.target import Proof
 
 __all__ = ["LEAST_KEPT", "prove"]
 
-LARGEST_ERROR = {"F32": 1e-6, "F16": 1e-3, "BF16": 4e-3, "Q8_0": 1.5e-2, "Q4_0": 0.15}
+LARGEST_ERROR = {
+    "F32": 1e-6,
+    "F16": 1e-3,
+    "BF16": 4e-3,
+    "Q8_0": 1.5e-2,
+    "Q6_K": 4e-2,
+    "Q5_0": 8e-2,
+    "Q5_1": 8e-2,
+    "Q5_K": 8e-2,
+    "Q4_0": 0.15,
+    "Q4_1": 0.15,
+    "Q4_K": 0.15,
+}
 """Several times the error of a normal distribution in the type, by type."""
 LEAST_KEPT = 0.5
 
