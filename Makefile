@@ -8,7 +8,7 @@ TEST_ENV ?= .venv
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
 
-.PHONY: demo test test-gpu bench-gpu check sanitize format bench bench-kernels bench-peers clean
+.PHONY: demo docs test test-gpu bench-gpu check sanitize format bench bench-kernels bench-peers clean
 
 demo: $(DEMO_ENV)/installed
 	$(DEMO_ENV)/bin/graftlm demo --out demo-run
@@ -33,6 +33,10 @@ check: $(TEST_ENV)/installed
 # The kernel tests with AddressSanitizer and UndefinedBehaviorSanitizer in the native code.
 sanitize: $(TEST_ENV)/installed
 	TEST_ENV=$(TEST_ENV) .ci/sanitize
+
+# The documents as a site, in site/. Every warning is an error.
+docs: $(TEST_ENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(TEST_ENV)/bin/python -m mkdocs build --strict
 
 format: $(TEST_ENV)/installed
 	$(TEST_ENV)/bin/ruff format .
