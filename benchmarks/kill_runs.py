@@ -1,4 +1,4 @@
-"""Kills a short `train`, `merge` and `quantize` at every file-system event and at random moments.
+"""Kills a short `train`, `merge`, `export` and `quantize` at every file-system event and moment.
 
     python benchmarks/kill_runs.py --random 300
 
@@ -12,7 +12,7 @@ nothing to resume). Then three things must hold:
 
 An event is an opening for writing, a rename, a removal, a new folder, a change of rights or a
 flush; the process dies just before it. A random moment is drawn evenly over the command's length.
-Each process is a fork of one that has done all three commands before, so a kill takes a fraction of
+Each process is a fork of one that has done all commands before, so a kill takes a fraction of
 a second. The model is a random Llama of two layers over bytes. Prints a row of CSV for each command
 and ends with exit code 1 if anything failed.
 """
@@ -157,7 +157,7 @@ def kill_runs(work: Path, moments: int, every: int = 1, seed: int = 0) -> dict[s
     """Kill each command at every ``every``-th event, and all of them at ``moments`` moments."""
     os.environ |= {"GRAFTLM_CACHE": str(work / "cache")}
     tempfile.tempdir = str(work / "temporary")
-    for name in ("cache", "temporary", "train", "merge", "quantize"):
+    for name in ("cache", "temporary", "train", "merge", "export", "quantize"):
         (work / name).mkdir()
     import torch
 

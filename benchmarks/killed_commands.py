@@ -1,4 +1,4 @@
-"""A short `train`, `merge` and `quantize` of a tiny random model, and what follows a kill."""
+"""A short `train`, `merge`, `export` and `quantize` of a tiny model, and what follows a kill."""
 
 from __future__ import annotations
 
@@ -124,7 +124,8 @@ def folder_command(make: Callable[[Path], object], out: Path) -> Command:
 
 
 def commands(work: Path) -> dict[str, Command]:
-    """The three, each with a folder of its own around what it writes."""
+    """All of them, each with a folder of its own around what it writes."""
+    from graftlm.export import export
     from graftlm.export.measured_merge import measured_merge
     from graftlm.models import quantize_folder
     from graftlm.report.merge_page import write_merge_page
@@ -135,11 +136,15 @@ def commands(work: Path) -> dict[str, Command]:
     def merge(out: Path) -> object:
         return measured_merge(adapter, out, least_kept=0, force=True, finish=write_merge_page)
 
+    def ollama(out: Path) -> object:
+        return export(adapter, "ollama", out, base=str(work / "base"), quantization="q8_0")
+
     def quantize(out: Path) -> object:
         return quantize_folder(str(work / "base"), out)
 
     return {
         "train": train_command(work, work / "train" / "run"),
         "merge": folder_command(merge, work / "merge" / "merged"),
+        "export": folder_command(ollama, work / "export" / "ollama"),
         "quantize": folder_command(quantize, work / "quantize" / "quantized"),
     }
