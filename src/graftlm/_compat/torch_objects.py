@@ -15,7 +15,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from typing import Self  # Python 3.11; not imported when the package runs
 
-__all__ = ["MovedModule", "buffers_of", "is_view", "version_of"]
+__all__ = ["MovedModule", "buffers_of", "has_hooks", "is_view", "version_of"]
 
 
 class MovedModule(nn.Module):
@@ -47,3 +47,8 @@ def version_of(tensor: Tensor) -> int:
 def is_view(tensor: Tensor) -> bool:
     """Whether autograd takes the tensor for a view of another."""
     return tensor._is_view()
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a call of the module runs hooks. Seen in torch 2.6 to 2.13."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)

@@ -3,7 +3,7 @@
 transformers accepts attention functions that are registered under a name. Ours replaces the one for
 `scaled_dot_product_attention`. It computes each block of the mask separately, in float32. It calls
 PyTorch's attention for a single token, and for a single block of 16-bit inputs if the processor has
-instructions for that type.
+instructions for that type; without them, a single token of 16 bits has a function of its own.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from transformers.masking_utils import sdpa_mask
 from graftlm._compat.attention import attention_of, can_set_attention
 from graftlm.kernels.attention import attention, skips_blocks
 from graftlm.kernels.mask_blocks import Block, blocks
+from graftlm.models.token_attention import token_attention
 from graftlm.system import fast_bfloat16
 
-__all__ = ["attends_by_blocks", "quick_attention"]
+__all__ = ["attends_by_blocks", "quick_attention", "widens"]
 
 NAME = "graftlm_sdpa"
 _NARROW = (torch.bfloat16, torch.float16)
@@ -66,6 +67,11 @@ def attends_by_blocks(model: Any) -> bool:
     return attention_of(model.config) == NAME and not others
 
 
+def widens(model: Any) -> bool:
+    """Whether a model's attention takes keys and values in float32 for one token of 16 bits."""
+    return attention_of(model.config) == NAME
+
+
 def _kinds(model: Any) -> set[type]:
     """One class for each source file of the model's modules, without those of torch."""
     kinds = {type(module).__module__: type(module) for module in model.modules()}
@@ -99,6 +105,8 @@ def _attend(
     if not skips_blocks(query) or dropout or any(_given(rest.get(name)) for name in _NOT_OURS):
         return _theirs(module, query, key, value, attention_mask, *others, **rest)
     quick = query.dtype not in _NARROW or fast_bfloat16()  # else PyTorch's kernel
+    if query.shape[2] == 1 and not quick and _one_mask(attention_mask):
+        return token_attention(query, key, value, attention_mask, scaling), None
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)
     parts = _parts(query, key, attention_mask, is_causal)
@@ -136,6 +144,13 @@ def _theirs(*arguments: Any, **rest: Any) -> tuple[Tensor, None]:
 
 def _given(argument: object) -> bool:
     return argument is not None and argument is not False
+
+
+def _one_mask(mask: Tensor | None) -> bool:
+    """Whether all heads have the same mask, and nothing has to be learned of it."""
+    return not torch.is_grad_enabled() and (
+        mask is None or (mask.ndim == 4 and mask.shape[1] == mask.shape[2] == 1)
+    )
 
 
 def _fits(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool:

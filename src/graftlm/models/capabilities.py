@@ -17,6 +17,7 @@ from torch import nn
 
 from graftlm.errors import ConfigError, ModelError
 from graftlm.models import block_attention, packing_support
+from graftlm.models.decoding.support import continues_rows
 from graftlm.models.output_head import OutputHead, find_output_head
 from graftlm.models.probing import being_probed
 
@@ -56,6 +57,12 @@ class Capabilities:
         """Whether no logit depends on a later token; in an encoder it does."""
         ordered: bool = self._once("reads_left_to_right", _reads_left_to_right)
         return ordered
+
+    @property
+    def continues_rows(self) -> bool:
+        """Whether rows of different lengths can be continued together with one cache."""
+        able: bool = self._once("continues_rows", continues_rows)
+        return able
 
     @property
     def attends_by_blocks(self) -> bool:

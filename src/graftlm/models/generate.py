@@ -1,20 +1,22 @@
-"""Text generation: a thin layer over transformers' `generate`."""
+"""Text generation: answers to some prompts, by our decoder or by transformers' `generate`."""
 
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from graftlm.data.audit.fits import limits_of
-from graftlm.errors import DataError
+from graftlm.models.capabilities import capabilities
+from graftlm.models.decoding.choice import Sampling
+from graftlm.models.decoding.decoder import Decoder
+from graftlm.models.decoding.ends import end_tokens, room_after
+from graftlm.models.decoding.row import Ask, Row
 from graftlm.system.placement import placement_of
 
-__all__ = ["Answer", "continue_ids", "generate_text"]
+__all__ = ["Answer", "answer_of", "continue_ids", "generate_text"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +46,7 @@ def generate_text(
     seed: int = 0,
     stop: Iterable[int] = (),
 ) -> list[Answer]:
-    """Continue each of ``prompts`` (token ids), all in one batch padded on the left.
+    """Continue each of ``prompts`` (token ids), several at a time.
 
     Args:
         model: a causal language model.
@@ -52,18 +54,37 @@ def generate_text(
         prompts: token ids, one sequence per prompt; lengths may differ.
         max_new_tokens: the longest continuation.
         temperature: 0 chooses the most probable token each time.
-        seed: the seed for sampling, if the temperature is above 0.
+        seed: the seed for sampling, if the temperature is above 0; prompt n has seed + n.
         stop: additional tokens that end an answer, such as a chat template's.
 
     Raises:
         DataError: a prompt is as long as the model's maximum length.
     """
-    end = _end_tokens(model, tokenizer) | set(stop)
-    with torch.inference_mode():
-        new = continue_ids(
-            model, prompts, end, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
-        )
-    return [_answer(tokenizer, ids, end) for ids in new]
+    if not capabilities(model).continues_rows:
+        end = end_tokens(model, tokenizer) | set(stop)
+        with torch.inference_mode():
+            new = continue_ids(
+                model,
+                prompts,
+                end,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                seed=seed,
+            )
+        return [_answer(tokenizer, ids, end) for ids in new]
+    ends = frozenset(stop)
+    asks = [
+        Ask(tuple(prompt), max_new_tokens, Sampling(temperature, seed=seed + n), ends)
+        for n, prompt in enumerate(prompts)
+    ]
+    with Decoder(model, tokenizer, prefix_bytes=0) as decoder:
+        return [answer_of(row, tokenizer) for row in decoder.run(asks)]
+
+
+def answer_of(row: Row, tokenizer: Any) -> Answer:
+    """The answer of a complete row."""
+    text = row.text if row.ask.stop_texts else tokenizer.decode(row.new, skip_special_tokens=True)
+    return Answer(text, row.tokens, row.reason == "stop", tuple(row.new))
 
 
 def continue_ids(
@@ -91,7 +112,7 @@ def continue_ids(
         DataError: a prompt is as long as the model's maximum length.
     """
     longest = max(len(prompt) for prompt in prompts)
-    max_new_tokens = min(max_new_tokens, _room(model, longest))
+    max_new_tokens = min(max_new_tokens, room_after(model, longest))
     pad = min(end)  # masked on the left, cut off on the right
     placement = placement_of(model)
     device = placement.device
@@ -114,28 +135,8 @@ def continue_ids(
     return [row[longest:].tolist() for row in output]
 
 
-def _room(model: nn.Module, longest: int) -> int:
-    """How many tokens may follow the longest prompt in a model with a fixed number of positions."""
-    limits = limits_of(model.config.to_dict())  # type: ignore[operator, union-attr]
-    if limits.positions is None or not limits.fixed:
-        return sys.maxsize
-    if longest >= limits.positions:
-        raise DataError(
-            f"the prompt has {longest:,} tokens, and the model has {limits.positions:,} positions "
-            "for prompt and answer; shorten it"
-        )
-    return limits.positions - longest
-
-
 def _answer(tokenizer: Any, new: list[int], end: set[int]) -> Answer:
     stop = next((index for index, token in enumerate(new) if token in end), None)
     kept = new if stop is None else new[:stop]
     text = tokenizer.decode(kept, skip_special_tokens=True)
     return Answer(text, len(kept) + (stop is not None), stop is not None, tuple(kept))
-
-
-def _end_tokens(model: nn.Module, tokenizer: Any) -> set[int]:
-    """All tokens that end a text: those of the tokenizer and of the model's settings."""
-    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    listed = named if isinstance(named, list) else [named]
-    return {token for token in (tokenizer.eos_token_id, *listed) if token is not None}

@@ -1,0 +1,1 @@
+"""Decoding: one engine for `generate`, `chat`, `serve`, the demo and the comparisons."""
