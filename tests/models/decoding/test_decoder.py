@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -155,3 +157,18 @@ def test_a_failed_prompt_is_told_to_its_asker(
         monkeypatch.setattr(type(decoder), "_read", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             decoder.run([Ask((1, 2))])
+
+
+def test_rows_that_cannot_mix_take_turns(tiny_tokenizer: Any) -> None:
+    model, passes = built("llama"), []
+
+    @contextlib.contextmanager
+    def use(names: Sequence[str | None], tokens: int) -> Iterator[None]:
+        passes.append(set(names))
+        yield
+
+    asks = [Ask(p, 4, adapter="ab"[n % 2]) for n, p in enumerate(prompts())]
+    with Decoder(model, tiny_tokenizer, use_adapters=use, mixed=False) as decoder:
+        rows = decoder.run(asks)
+    assert all(len(names) == 1 for names in passes)
+    assert [row.new for row in rows] == [theirs(model, p, 4) for p in prompts()]

@@ -11,7 +11,6 @@ the rounding of sums in another order.
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -20,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graftlm.data.audit.fits import limits_of
 from graftlm.errors import DataError, ModelError
 from graftlm.models.capabilities import capabilities
 from graftlm.models.decoding.choice import most_probable, sampled
+from graftlm.models.decoding.ends import end_tokens, room_after
 from graftlm.models.decoding.forward import Forward
 from graftlm.models.decoding.linears import put_in, take_out
 from graftlm.models.decoding.prefixes import Prefixes
@@ -48,6 +47,7 @@ class Decoder:
         model: a causal language model, in evaluation mode.
         tokenizer: the model's.
         use_adapters: makes each row use its adapter; without it, all rows use the active ones.
+        mixed: whether rows with different adapters can be in one batch.
         most_rows: rows that are continued at once; others wait.
         prefix_bytes: memory for the keys and values of earlier answers; 0: none are kept.
 
@@ -61,6 +61,7 @@ class Decoder:
         tokenizer: Any,
         *,
         use_adapters: UseAdapters | None = None,
+        mixed: bool = True,
         most_rows: int = MOST_ROWS,
         prefix_bytes: int = PREFIX_BYTES,
     ) -> None:
@@ -70,7 +71,7 @@ class Decoder:
         self.ends = frozenset(end_tokens(model, tokenizer))
         self.most_rows = most_rows
         self._forward = Forward(model)
-        self._use_adapters = use_adapters
+        self._use_adapters, self._mixed = use_adapters, mixed
         self._prefixes = Prefixes(prefix_bytes)
         self._waiting: deque[Row] = deque()
         self._rows: list[Row] = []
@@ -180,8 +181,13 @@ class Decoder:
     def _admit(self) -> list[Row]:
         """Read the prompts of rows that wait, while there is room."""
         new: list[Row] = []
-        while self._waiting and len(self._rows) + len(new) < self.most_rows:
-            new.append(self._waiting.popleft())
+        for row in list(self._waiting):
+            if len(self._rows) + len(new) >= self.most_rows:
+                break
+            beside = next(iter(self._rows or new), row)
+            if self._mixed or row.ask.adapter == beside.ask.adapter:
+                self._waiting.remove(row)
+                new.append(row)
         for group, prefix in self._groups(new):
             try:
                 caches, tokens = self._read(group, prefix)
@@ -280,27 +286,3 @@ class Decoder:
         self._rows = [self._rows[place] for place in left]
         self._starts = [self._starts[place] - first for place in left]
         self._tokens = [self._tokens[place] for place in left]
-
-
-def room_after(model: Any, longest: int) -> int:
-    """How many tokens may follow a prompt in a model with a fixed number of positions.
-
-    Raises:
-        DataError: the prompt leaves no position.
-    """
-    limits = limits_of(model.config.to_dict())
-    if limits.positions is None or not limits.fixed:
-        return sys.maxsize
-    if longest >= limits.positions:
-        raise DataError(
-            f"the prompt has {longest:,} tokens, and the model has {limits.positions:,} positions "
-            "for prompt and answer; shorten it"
-        )
-    return limits.positions - longest
-
-
-def end_tokens(model: Any, tokenizer: Any) -> set[int]:
-    """All tokens that end a text: those of the tokenizer and of the model's settings."""
-    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    listed = named if isinstance(named, list) else [named]
-    return {token for token in (tokenizer.eos_token_id, *listed) if token is not None}
