@@ -22,7 +22,7 @@ LAYERS = [
     {"training"},
     {"planning"},
     {"report"},
-    {"studio"},
+    {"serve", "studio"},
     {"demo"},
     {"cli"},
     {"__main__"},

@@ -58,8 +58,8 @@ class _ByRow(SeveralAdapters):
         """(rows, tokens, …) → (rows, tokens, …)."""
         names = self.rows.names
         by_name = {adapter.name: adapter for adapter in self.named()}
-        if len(set(names)) == 1:
-            adapter = None if names[0] is None else by_name.get(names[0])
+        if len(set(names)) <= 1:  # none: somebody asks the base
+            adapter = by_name.get(names[0] or "") if names else None
             return self.base(x) if adapter is None else adapter.product(self.base, x)
         if tuple(x.shape[:2]) != (len(names), self.rows.tokens):
             raise _OtherRowsError

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from graftlm.adapters.adapter import DEFAULT
 from graftlm.adapters.adapter_folder import recorded_settings, trained_on
 from graftlm.adapters.adapter_tokenizer import adapter_tokenizer
 from graftlm.adapters.merge_aware import apply_merge_aware
@@ -16,7 +17,7 @@ __all__ = ["open_model"]
 
 
 def open_model(
-    model: str, adapter: str | None, quantize: str | None, device: str
+    model: str, adapter: str | None, quantize: str | None, device: str, name: str = DEFAULT
 ) -> tuple[Any, Any]:
     """Load ``model`` with ``adapter``, if given, and the tokenizer of its training.
 
@@ -26,6 +27,7 @@ def open_model(
         quantize: the weight format of the base, ``none`` for as it is; by default as the adapter
             was trained.
         device: ``auto`` or the name of a device.
+        name: the adapter's name in the model.
     """
     as_it_is = quantize == "none"
     if quantize is None and adapter is not None:
@@ -41,7 +43,7 @@ def open_model(
         device=device,
     )
     if adapter is not None:
-        load_adapter(loaded, adapter)
+        load_adapter(loaded, adapter, name=name)
         if run is not None:
             apply_merge_aware(loaded, run)
         tokenizer = adapter_tokenizer(adapter, tokenizer)

@@ -93,12 +93,19 @@ def stderr_console() -> Console:
 
 
 def open_model(
-    model: str, adapter: str | None, quantize: str | None, device: str
+    model: str,
+    adapter: str | None,
+    quantize: str | None,
+    device: str,
+    name: str = "default",
 ) -> tuple[Any, Any]:
-    """Load ``model`` with ``adapter``, if given, and the tokenizer of its training."""
+    """Load ``model`` with ``adapter``, if given, and the tokenizer of its training.
+
+    The adapter has the name ``name`` in the model.
+    """
     from graftlm.adapters.open_model import open_model as opened  # it loads torch
 
-    return opened(model, adapter, quantize, device)
+    return opened(model, adapter, quantize, device, name)
 
 
 def in_llama_cpp(model: str, adapter: str | None, quantize: str | None) -> Any:

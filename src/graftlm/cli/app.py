@@ -25,6 +25,7 @@ from graftlm.cli.generate import generate
 from graftlm.cli.merge import merge
 from graftlm.cli.plan import plan
 from graftlm.cli.quantize import quantize
+from graftlm.cli.serve import serve
 from graftlm.cli.studio import studio
 from graftlm.cli.train import train
 
@@ -39,7 +40,11 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, doctor, plan, check, quantize, train, compare, merge, export, generate, chat):
+COMMANDS = (
+    *(demo, doctor, plan, check, quantize, train, compare, merge, export),
+    *(generate, chat, serve),
+)
+for command in COMMANDS:
     app.command()(command)
 app.command("eval")(evaluate)
 app.command()(studio)

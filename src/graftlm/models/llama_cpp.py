@@ -7,7 +7,7 @@ into tokens by llama.cpp itself, so that an answer here is the answer of every p
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,11 @@ class LlamaCpp:
         return found
 
     @property
+    def vocabulary(self) -> int:
+        """How many tokens there are."""
+        return int(self._model.n_vocab())
+
+    @property
     def plain(self) -> bool:
         """Whether a prompt is plain text, as the template records or because there is none."""
         return self.template is None or format_in(self.template) is not None
@@ -95,8 +100,12 @@ class LlamaCpp:
         found: list[int] = self._model.tokenize(text.encode(), begin and adds, special)
         return found
 
-    def prompt(self, asked: str | Sequence[dict[str, str]]) -> list[int]:
+    def prompt(self, asked: str | Sequence[dict[str, Any]], tools: Any = None) -> list[int]:
         """The tokens of a prompt: of plain text in its recorded form, or of messages.
+
+        Args:
+            asked: the text or the messages.
+            tools: JSON schemas of functions, for a template that takes them.
 
         Raises:
             DataError: the template refuses the messages.
@@ -104,7 +113,7 @@ class LlamaCpp:
         if isinstance(asked, str):
             form = format_in(self.template) or PromptFormat("plain", DataConfig().separator)
             return self.tokens(asked + form.separator if asked else "")
-        text = self._rendered(list(asked))
+        text = self._rendered(list(asked), tools)
         begin = self._text_of(self._model.token_bos())
         return self.tokens(text.removeprefix(begin), special=True, begin=text.startswith(begin))
 
@@ -122,7 +131,7 @@ class LlamaCpp:
                 "answer"
             )
         found = self._continued(ids, max_new_tokens, temperature, seed)
-        stopped = bool(found) and self._ends(found[-1])
+        stopped = bool(found) and self.ends(found[-1])
         said = found[:-1] if stopped else found
         text: bytes = self._model.detokenize(said, prev_tokens=ids) if said else b""
         return Answer(text.decode(errors="replace"), len(found), stopped, tuple(said))
@@ -133,17 +142,29 @@ class LlamaCpp:
 
     def _continued(self, ids: list[int], count: int, temperature: float, seed: int) -> list[int]:
         self._model.reset()
-        self._model.set_seed(seed)
         found: list[int] = []
-        for token in self._model.generate(
-            ids, temp=temperature, top_k=0, top_p=1.0, min_p=0.0, repeat_penalty=1.0
-        ):
-            found.append(int(token))
-            if self._ends(token) or len(found) == min(count, self.context - len(ids)):
+        for token in self.continued(ids, temperature, seed=seed):
+            found.append(token)
+            if self.ends(token) or len(found) == min(count, self.context - len(ids)):
                 break
         return found
 
-    def _ends(self, token: int) -> bool:
+    def continued(
+        self, ids: list[int], temperature: float, top_p: float = 1.0, seed: int = 0
+    ) -> Iterator[int]:
+        """Tokens that follow ``ids``, without end; llama.cpp keeps the beginning it has read."""
+        self._model.set_seed(seed % 2**32)
+        for token in self._model.generate(
+            ids, temp=temperature, top_k=0, top_p=top_p, min_p=0.0, repeat_penalty=1.0
+        ):
+            yield int(token)
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of some tokens, as a tokenizer of transformers gives it."""
+        text: bytes = self._model.detokenize(list(ids), special=not skip_special_tokens)
+        return text.decode(errors="replace")
+
+    def ends(self, token: int) -> bool:
         """Whether a token ends a text or a turn."""
         import llama_cpp
 
@@ -160,7 +181,7 @@ class LlamaCpp:
         """Free the model's memory."""
         self._model.close()
 
-    def _rendered(self, messages: list[dict[str, str]]) -> str:
+    def _rendered(self, messages: list[dict[str, Any]], tools: Any) -> str:
         from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
         if self.template is None:
@@ -170,7 +191,7 @@ class LlamaCpp:
         )
         shape = Jinja2ChatFormatter(self.template, eos_token=end, bos_token=begin)
         try:
-            text: str = shape(messages=messages).prompt
+            text: str = shape(messages=messages, tools=tools).prompt
         except Exception as error:  # templates refuse by exceptions of their own
             raise DataError(f"the chat template refuses: {error}") from error
         return text

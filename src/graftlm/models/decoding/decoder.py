@@ -101,11 +101,12 @@ class Decoder:
         """Queue an answer; `step` writes it.
 
         Raises:
-            DataError: the prompt is empty, or as long as the model's maximum length.
+            DataError: the prompt is empty, has unknown tokens, or leaves no position.
         """
         row = Row(ask, self.tokenizer, room_after(self.model, len(ask.ids)))
-        if not ask.ids:
-            raise DataError("the prompt has no tokens")
+        words = int(self.model.get_input_embeddings().num_embeddings)
+        if not ask.ids or not 0 <= min(ask.ids) <= max(ask.ids) < words:
+            raise DataError(f"the prompt needs at least one token, each from 0 to {words - 1:,}")
         self._waiting.append(row)
         return row
 
@@ -250,11 +251,6 @@ class Decoder:
 
     def _chosen(self, logits: Tensor, rows: Sequence[Row]) -> list[int]:
         """The next token of each row, from (rows, V)."""
-        allowed = {p: row.ask.allowed(row.new) for p, row in enumerate(rows) if row.ask.allowed}
-        if allowed:
-            logits = logits.clone()
-        for place, mask in allowed.items():
-            logits[place].masked_fill_(~mask.to(logits.device), float("-inf"))
         tokens = most_probable(logits).tolist()
         for place, row in enumerate(rows):
             if row.ask.sampling.temperature > 0:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,7 +26,6 @@ class Ask:
         stop: tokens that end the answer, besides the model's own.
         stop_texts: texts that end the answer and are not part of it.
         adapter: whose answer it is; ``None``: of the model as it is.
-        allowed: from the tokens so far, those that may follow; ``None``: all.
     """
 
     ids: tuple[int, ...]
@@ -36,7 +34,6 @@ class Ask:
     stop: frozenset[int] = frozenset()
     stop_texts: tuple[str, ...] = ()
     adapter: str | None = None
-    allowed: Callable[[list[int]], torch.Tensor] | None = None
 
 
 class Row:

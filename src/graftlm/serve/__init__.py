@@ -1,0 +1,1 @@
+"""`graftlm serve`: an endpoint that speaks OpenAI's chat and completion protocol."""

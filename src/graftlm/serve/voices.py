@@ -1,0 +1,92 @@
+"""The names that a client may ask for, and how each turns a request into tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from graftlm.data import render_prompt, stop_tokens
+from graftlm.data.messages import RowError, parse_tools
+from graftlm.errors import ConfigError, RequestError
+from graftlm.serve.requests import RefusedError
+
+__all__ = ["TokenizerVoice", "Voice", "require_name"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_lock = threading.Lock()
+"""A tokenizer is not made for several threads."""
+
+
+class Voice(Protocol):
+    """One name: a base, or an adapter on it, with the tokenizer of its training."""
+
+    @property
+    def adapter(self) -> str | None:
+        """The adapter's name in the model; ``None``: the base."""
+
+    @property
+    def stop(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], tools: Any) -> tuple[int, ...]:
+        """The tokens before the answer to a conversation."""
+
+    def text(self, prompt: str) -> tuple[int, ...]:
+        """The tokens of a text to continue."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerVoice:
+    """A name served from a model of transformers.
+
+    Attributes:
+        tokenizer: with the chat template of the training.
+        adapter: the adapter's name in the model; ``None``: the base.
+        stop: tokens that end an answer.
+    """
+
+    tokenizer: Any
+    adapter: str | None
+    stop: frozenset[int]
+
+    @classmethod
+    def of(cls, tokenizer: Any, adapter: str | None) -> TokenizerVoice:
+        """The voice of a tokenizer and an adapter."""
+        return cls(tokenizer, adapter, frozenset(stop_tokens(tokenizer)))
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], tools: Any) -> tuple[int, ...]:
+        """By the chat template, as in training.
+
+        Raises:
+            RefusedError: the template refuses, or there is none.
+        """
+        try:
+            offered = parse_tools(tools)
+            with _lock:
+                return tuple(
+                    render_prompt([dict(m) for m in messages], self.tokenizer, tools=offered)
+                )
+        except (RowError, RequestError) as error:
+            raise RefusedError(400, str(error), parameter="messages") from error
+
+    def text(self, prompt: str) -> tuple[int, ...]:
+        """The tokenizer's own tokens, with its begin token."""
+        with _lock:
+            return tuple(self.tokenizer(prompt).input_ids)
+
+
+def require_name(name: str) -> str:
+    """``name``, if it can be asked for.
+
+    Raises:
+        ConfigError: it has characters that do not belong into a name.
+    """
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"the name {name!r}: expected letters, digits, dots, dashes and underscores, such as "
+            "--adapter orders=runs/orders"
+        )
+    return name
