@@ -88,7 +88,7 @@ def parsed(text: str) -> RunConfig:
                 rank_pattern={r"^.*\.0\.": 2},
                 variant="1e5",
             ),
-            train=TrainConfig(batch_size=2, learning_rate=1e-5, eval_steps=3, tensorboard=True),
+            train=TrainConfig(batch_size=2, learning_rate=1e-5, eval_steps=3, tracking="trackio"),
         ),
         RunConfig(
             model=ModelConfig(name="m"),

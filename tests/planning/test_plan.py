@@ -218,7 +218,7 @@ def test_what_is_recommended_is_run_and_says_how_far_it_is(tiny_llama: Path) -> 
     said: list[str] = []
     config = run_of(tiny_llama, length=32)
     # Settings that a trial run has no rows and no use for.
-    changes = {"eval_steps": 1, "early_stopping_patience": 1, "tensorboard": True}
+    changes = {"eval_steps": 1, "early_stopping_patience": 1, "tracking": "tensorboard"}
     train = config.train.model_copy(update=changes)
     data = config.data.model_copy(update={"eval_fraction": 0.5})
     plan = make_plan(

@@ -265,7 +265,8 @@ def test_tensorboard_files_hold_the_metrics(
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run(
-        settings(tiny_llama, rows_file, tmp_path / "run", steps=3, tensorboard=True), progress=False
+        settings(tiny_llama, rows_file, tmp_path / "run", steps=3, tracking="tensorboard"),
+        progress=False,
     )
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     events.Reload()

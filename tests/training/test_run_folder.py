@@ -227,7 +227,7 @@ def test_a_missing_tensorboard_leaves_nothing(
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ResourceError, match="tensorboard package"):
-        run(request(tiny_llama, rows_file, tmp_path / "run", tensorboard=True))
+        run(request(tiny_llama, rows_file, tmp_path / "run", tracking="tensorboard"))
     assert not (tmp_path / "run").exists()
 
 

@@ -45,6 +45,7 @@ def validate(model: type[SettingsT], tree: dict[str, Any]) -> SettingsT:
     Raises:
         ConfigError: the message lists all problems, or the first few of very many.
     """
+    tree = _named_as_now(tree)
     problems = _unknown_names(model, tree)
     try:
         settings = model.model_validate(tree)
@@ -54,6 +55,17 @@ def validate(model: type[SettingsT], tree: dict[str, Any]) -> SettingsT:
         rest = [f"... and {more} more"] if more > 0 else []
         raise ConfigError([*problems[:MOST_PROBLEMS], *rest]) from None
     return settings
+
+
+def _named_as_now(tree: dict[str, Any]) -> dict[str, Any]:
+    """The tree with a setting of earlier run folders under its name of today."""
+    train = tree.get("train")
+    if not isinstance(train, dict) or not isinstance(train.get("tensorboard"), bool):
+        return tree
+    rest = {name: value for name, value in train.items() if name != "tensorboard"}
+    if train["tensorboard"]:
+        rest.setdefault("tracking", "tensorboard")
+    return {**tree, "train": rest}
 
 
 def shown(value: Any, limit: int = 80) -> str:

@@ -27,6 +27,7 @@ __all__ = [
 
 Embeddings = Literal["keep", "int8"]
 Method = Literal["qlora", "lora", "full", "auto"]
+Tracking = Literal["none", "tensorboard", "wandb", "mlflow", "trackio"]
 Replacement = Literal["norms", "gated_units", "output_layer", "attention"]
 
 
@@ -233,8 +234,9 @@ class TrainConfig(Settings):
     export_to: Names = ()
     """Forms that `graftlm export` shall make of the result, such as `[gguf-adapter, vllm]`. What a
     form does not take is refused before training."""
-    tensorboard: bool = False
-    """Also write TensorBoard event files into the run folder."""
+    tracking: Tracking = "none"
+    """Also send the metrics to a tracker: `tensorboard` (files in the run folder), `wandb`,
+    `mlflow` or `trackio`. Where to, these packages read from their own environment variables."""
 
 
 class RunConfig(Settings):

@@ -35,7 +35,7 @@ ONLY_STEPS = {
     "eval_steps": 0,
     "early_stopping_patience": 0,
     "save_steps": 0,
-    "tensorboard": False,
+    "tracking": "none",
 }
 """Settings of training that a trial run sets: it measures steps and nothing between them."""
 ONLY_ROWS = {"eval": "", "eval_fraction": 0.0, "group_by_length": False}

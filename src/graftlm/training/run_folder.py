@@ -42,7 +42,7 @@ _FREE_ON_RESUME = {
     "train.save_steps",
     "train.keep_checkpoints",
     "train.samples",
-    "train.tensorboard",
+    "train.tracking",
 }
 
 

@@ -45,7 +45,7 @@ from graftlm.training.data_checks import (
 from graftlm.training.device_memory import memory_explained
 from graftlm.training.disk import require_space
 from graftlm.training.hooks import Hook
-from graftlm.training.hooks.tensorboard import require_tensorboard
+from graftlm.training.hooks.tracking import require_tracker
 from graftlm.training.lock import locked
 from graftlm.training.loop import fit
 from graftlm.training.objective import Objective, objective_named
@@ -241,8 +241,7 @@ def _task(
     require_space(task)
     require_savable(task)
     say_if_too_few(config)
-    if config.train.tensorboard:
-        require_tensorboard()
+    require_tracker(config.train.tracking)
     return task
 
 

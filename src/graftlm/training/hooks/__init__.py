@@ -12,7 +12,7 @@ from graftlm.training.hooks.hook import Hook
 from graftlm.training.hooks.metrics_file import MetricsFile
 from graftlm.training.hooks.progress_line import ProgressLine
 from graftlm.training.hooks.samples import Samples
-from graftlm.training.hooks.tensorboard import TensorBoard
+from graftlm.training.hooks.tracking import tracker
 from graftlm.training.run import Run
 
 __all__ = ["Hook", "hooks_of"]
@@ -27,8 +27,8 @@ def hooks_of(run: Run, *, progress: bool, others: Sequence[Hook] = ()) -> list[H
     hooks: list[Hook] = [GarbageCollection(), Evaluation(), *others, MetricsFile(run.out)]
     if run.config.train.samples and run.eval_examples:
         hooks.append(Samples(run.out, run.config.train.samples))
-    if run.config.train.tensorboard:
-        hooks.append(TensorBoard(run.out))
+    if run.config.train.tracking != "none":
+        hooks.append(tracker(run))
     if progress:
         hooks.append(ProgressLine())
     return [*hooks, Checkpoints(), EarlyStopping()]

@@ -1,4 +1,4 @@
-"""Writes TensorBoard's event files into the run folder if `train.tensorboard` is set."""
+"""Writes TensorBoard's event files into the run folder if `train.tracking` is `tensorboard`."""
 
 from __future__ import annotations
 
@@ -50,6 +50,7 @@ def require_tensorboard() -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ResourceError(
-            "train.tensorboard needs the tensorboard package: pip install 'graftlm[tensorboard]'"
+            "train.tracking=tensorboard needs the tensorboard package: "
+            "pip install 'graftlm[tensorboard]'"
         ) from error
     return SummaryWriter
