@@ -88,7 +88,7 @@ class Guard:
         self._open += 1
         try:
             self._check(Headers(scope=scope), scope["method"])
-            body = await asyncio.wait_for(self._body(receive), self.limits.body_seconds)
+            body = await asyncio.wait_for(self.whole_body(receive), self.limits.body_seconds)
         except (RefusedError, asyncio.TimeoutError) as error:
             if not isinstance(error, RefusedError):
                 error = RefusedError(
@@ -131,7 +131,12 @@ class Guard:
                 "rate_limit_error",
             )
 
-    async def _body(self, receive: Receive) -> bytes:
+    async def whole_body(self, receive: Receive) -> bytes:
+        """The body of a request.
+
+        Raises:
+            RefusedError: it is too large.
+        """
         parts: list[bytes] = []
         size = 0
         while True:

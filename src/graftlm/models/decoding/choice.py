@@ -45,12 +45,12 @@ def most_probable(logits: Tensor) -> Tensor:
     """
     rows, vocabulary = logits.shape
     whole = vocabulary // BLOCK * BLOCK
-    if logits.device.type != "cpu" or not whole:
+    if not whole:
         return logits.argmax(-1)
     blocks = logits[:, :whole].reshape(rows, -1, BLOCK)
     heights = blocks.amax(-1)
     block = heights.float().argmax(-1)
-    inside = blocks[torch.arange(rows), block].float().argmax(-1)
+    inside = blocks[torch.arange(rows, device=logits.device), block].float().argmax(-1)
     best = block * BLOCK + inside
     if whole < vocabulary:
         rest, at = logits[:, whole:].float().max(-1)

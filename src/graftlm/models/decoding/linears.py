@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from graftlm._compat.torch_objects import has_hooks
 from graftlm.kernels.decode_linear import MOST_ROWS, few_rows_linear, has_kernel
+from graftlm.kernels.lora_linear import factor_type
 from graftlm.models.fused import OutputLinear
 from graftlm.system import fast_bfloat16
 
@@ -48,7 +49,7 @@ def put_in(model: nn.Module) -> list[str]:
         for name, module in model.named_modules()
         if name
         and type(module) is nn.Linear
-        and module.weight.device.type == "cpu"
+        and factor_type(module.weight) != module.weight.dtype
         and module.weight.dtype in NARROW
         and type(module.weight.data) is Tensor
         and not has_hooks(module)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from graftlm.kernels.lora_linear import factor_type
 from graftlm.system import fast_bfloat16
 
 __all__ = ["KeysAndValues", "RowCache"]
@@ -147,8 +148,8 @@ class RowCache(Cache):
 def held_in(tensor: Tensor, wide: bool) -> torch.dtype:
     """The type in which keys and values of this type are held."""
     narrow = tensor.dtype in (torch.bfloat16, torch.float16)
-    slow = wide and tensor.device.type == "cpu" and not fast_bfloat16()
-    return torch.float32 if narrow and slow else tensor.dtype
+    slow = wide and narrow and not fast_bfloat16()
+    return factor_type(tensor) if slow else tensor.dtype
 
 
 def _room(like: Tensor, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
