@@ -29,7 +29,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
-from graftlm.errors import ArtifactError, GraftLMError, ResourceError
+from graftlm.errors import ArtifactError, GraftLMError, RequestError, ResourceError
 from graftlm.files import finite
 from graftlm.studio.commands import AnyRequest, words_of
 from graftlm.studio.guard import Guard
@@ -79,8 +79,9 @@ def create_app(
 
     @app.exception_handler(GraftLMError)
     async def wrong(_request: Request, error: Exception) -> JSONResponse:
-        codes: dict[type[Exception], int] = {ArtifactError: 404, ResourceError: 413}
-        return JSONResponse({"error": str(error)}, codes.get(type(error), 400))
+        codes = ((ArtifactError, 404), (ResourceError, 413), (RequestError, 400))
+        code = next((code for kind, code in codes if isinstance(error, kind)), 500)
+        return JSONResponse({"error": str(error)}, code)
 
     @app.exception_handler(HTTPException)
     async def refused(_request: Request, error: Any) -> JSONResponse:
@@ -149,7 +150,7 @@ def create_app(
 
     @app.get("/api/runs")
     def all_runs() -> JSONResponse:
-        return JSONResponse(finite([runs.described(name) for name in runs.names()]))
+        return JSONResponse(finite(runs.all()))
 
     @app.post("/api/runs/stop")
     def stop_run(

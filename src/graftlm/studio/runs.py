@@ -54,12 +54,18 @@ class Runs:
             raise ArtifactError(f"there is no run {printable(name)[:100]!r}")
         return self._place.runs / name
 
+    def all(self) -> list[dict[str, Any]]:
+        """All runs, the latest first."""
+        return [self._described(name, self._place.runs / name) for name in self.names()]
+
     def described(self, name: str) -> dict[str, Any]:
         """One run for a list: its settings in short, its state and its last figures."""
-        folder = self.folder(name)
+        return self._described(name, self.folder(name))
+
+    def _described(self, name: str, folder: Path) -> dict[str, Any]:
         try:
             config = self._config(folder)
-        except GraftLMError as error:
+        except (GraftLMError, OSError) as error:
             return {"name": name, "state": "unreadable", "error": printable(str(error))}
         summary = _json(folder / "summary.json")
         metrics = self._rows(name)

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
-from graftlm.errors import ResourceError, printable
+from graftlm.errors import GraftLMError, printable
 from graftlm.studio.place import Place
 
 __all__ = ["Question", "Talk"]
@@ -65,7 +65,7 @@ class Talk:
         """Both answers, and the command that asks the tune the same.
 
         Raises:
-            ResourceError: the process cannot open the model, or ended before it answered.
+            GraftLMError: the process cannot open the model, or ended before it answered.
         """
         command = ["graftlm", "chat", str(folder), "--temperature", f"{question.temperature:g}"]
         command += ["--max-new-tokens", str(question.max_new_tokens)]
@@ -116,10 +116,10 @@ class Talk:
         if not said:
             self.close()
             log = self._log.read_text(encoding="utf-8", errors="replace").strip()
-            raise ResourceError(f"the chat ended: {printable(log[-2000:]) or 'it was let go'}")
+            raise GraftLMError(f"the chat ended: {printable(log[-2000:]) or 'it was let go'}")
         answer: dict[str, Any] = json.loads(said)
         if "error" in answer:
-            raise ResourceError(answer["error"])
+            raise GraftLMError(answer["error"])
         return answer
 
     @property

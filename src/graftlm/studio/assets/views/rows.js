@@ -10,16 +10,22 @@ export async function show(root) {
   const [machine, files] = await Promise.all([api("GET", "machine"), api("GET", "uploads")]);
   const found = h("div", {});
   const settings = h("div", {});
-  const model = h("input", {
-    list: "models", value: draft.model, autocomplete: "off", spellcheck: "false",
-    onchange: () => keep({ model: model.value.trim(), check: null, plan: null, option: null }),
-  });
+  const known = machine.models.includes(draft.model);
+  const choose = (name) => keep({ model: name, check: null, plan: null, option: null });
+  const other = h("input", { value: known ? "" : draft.model, autocomplete: "off", spellcheck: "false",
+    placeholder: "owner/name", onchange: () => choose(other.value.trim()) });
+  const id = field(t("rows.model.id"), other, t("rows.model.hint"));
+  id.hidden = known;
+  const model = select([...machine.models.map((name) => [name, name]), ["", t("rows.model.other")]],
+    known ? draft.model : "", (name) => {
+      id.hidden = name !== "";
+      choose(name || other.value.trim());
+    });
   replace(root,
     h("h1", {}, t("rows.title")), h("p", { class: "lead" }, t("rows.lead")),
     h("div", { class: "grid" },
       h("section", { class: "card" }, h("h2", {}, t("rows.model")),
-        field(t("rows.model.name"), model, t("rows.model.hint")),
-        h("datalist", { id: "models" }, machine.models.map((name) => h("option", { value: name }))),
+        field(t("rows.model.name"), model), id,
         h("div", { class: "push" }, facts([
           [t("machine.memory"), `${bytes(machine.memory_free)} / ${bytes(machine.memory)}`],
           [t("machine.cores"), String(machine.cores)],
