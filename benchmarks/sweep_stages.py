@@ -34,6 +34,7 @@ from graftlm.adapters.layers import stores_transposed
 from graftlm.data.batch import collate
 from graftlm.data.example import Example
 from graftlm.errors import GraftLMError
+from graftlm.frozen.experts import FrozenExperts
 from graftlm.frozen.linear import FrozenLinear
 from graftlm.frozen.modules import stored_weights
 from graftlm.models.capabilities import capabilities, require_packable
@@ -60,6 +61,8 @@ def stage_nf4(one: OneModel) -> str:
             values = module.frozen.dequantize(torch.float32)
             layer.weight.data = values.t().contiguous() if stores_transposed(layer) else values
             stored += values.numel()
+        elif isinstance(module, FrozenExperts):
+            dense.get_parameter(name).data = module.dequantize(torch.float32)
     every = sum(module.weight.numel() for module in linears(one.oracle).values())
     said = f"{stored / max(every, 1):.0%} of linear parameters"
     if fused := sum(weight.numel() for weight in experts(one.oracle).values()):

@@ -21,9 +21,10 @@ from graftlm.adapters import (
     remove,
 )
 from graftlm.adapters.fold import fold
+from graftlm.adapters.lora_router import LoRARouter
 from graftlm.adapters.peft_format import load_adapter, save_adapter
 from graftlm.config import LoRAConfig
-from graftlm.errors import ArtifactError, ConfigError, TargetError
+from graftlm.errors import ArtifactError, ConfigError, ModelError, TargetError
 from graftlm.frozen.experts import FrozenExperts
 from graftlm.frozen.nf4.frozen_nf4 import FrozenNF4
 from graftlm.frozen.weight import WeightSettings
@@ -291,3 +292,52 @@ def test_adapters_on_every_experts_own_layers_are_fused(
     again = tiny_mixture(kind)
     load_adapter(again, tmp_path / "fused")
     torch.testing.assert_close(logits(again), logits(model))
+
+
+ROUTERS = {"mixtral": "gate.weight", "gpt_oss": "router.weight", "deepseek_v3": "gate.weight"}
+
+
+@pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys:RuntimeWarning")
+@pytest.mark.parametrize("kind", ROUTERS)
+def test_a_router_is_adapted_where_its_weight_is_named(kind: str, tmp_path: Path) -> None:
+    parameters = (*BOTH, ROUTERS[kind])
+    model = adapted(kind, parameters, rank_pattern={ROUTERS[kind].partition(".")[0]: 2})
+    routers = {n: m for n, m in lora_modules(model).items() if isinstance(m, LoRARouter)}
+    assert routers
+    assert {module.rank for module in routers.values()} == {2}
+    model(input_ids=IDS, labels=IDS).loss.backward()
+    assert all(module.lora_A.grad.abs().max() > 0 for module in routers.values())
+    save_adapter(model, tmp_path)
+    theirs = peft.PeftModel.from_pretrained(tiny_mixture(kind), tmp_path)
+    torch.testing.assert_close(logits(model), logits(theirs), rtol=1e-5, atol=2e-5)
+    again = tiny_mixture(kind)
+    load_adapter(again, tmp_path)
+    live = logits(model)
+    torch.testing.assert_close(logits(again), live, rtol=0, atol=0)
+    with_router, without = live, logits(adapted(kind, BOTH))
+    assert (with_router - without).abs().max() > 1e-3
+    torch.testing.assert_close(logits(merge(again)), live, rtol=1e-4, atol=2e-5)
+    add_lora(model, LoRAConfig(rank=2, target_parameters=parameters[2:]), name="second")
+    activate(model, "default", "second")
+    with pytest.raises(ModelError, match="two adapters are active on one router"):
+        logits(model)
+
+
+@pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys:RuntimeWarning")
+@pytest.mark.parametrize("kind", ["qwen3_moe", "mixtral"])
+def test_what_peft_makes_of_all_linear_is_read(kind: str, tmp_path: Path) -> None:
+    """PEFT 0.21 adapts the experts and the router of these kinds then."""
+    theirs = peft.get_peft_model(
+        tiny_mixture(kind), peft.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear")
+    )
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(std=0.1)
+    theirs.save_pretrained(tmp_path)
+    model = tiny_mixture(kind)
+    report = load_adapter(model, tmp_path)
+    assert {rank for name, rank in report.adapted.items() if "gate_up" in name} == {8}
+    assert [name for name in report.adapted if name.endswith("mlp.gate")]
+    torch.testing.assert_close(logits(model), logits(theirs), rtol=1e-5, atol=2e-5)

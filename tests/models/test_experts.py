@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM
 from graftlm.frozen.experts import DenseExperts, FrozenExperts
 from graftlm.frozen.linear import FrozenLinear
 from graftlm.kernels import nf4
-from graftlm.models import load_model
+from graftlm.models import assembly_report, load_model
 from graftlm.models.experts import expert_weights, hold, release
+from graftlm.models.replaced import Replacement
 from tests.oracles.tiny_architectures import tiny_model
 
 ARCHITECTURES = {  # the parameters of one layer
@@ -89,6 +90,8 @@ def test_loaded_experts_are_the_dequantized_ones(
     stacks = {n: m for n, m in model.named_modules() if isinstance(m, FrozenExperts)}
     weights = expert_weights(plain)
     assert stacks.keys() == weights.keys()
+    said = Replacement("weight_format", len(stacks), "Parameter", "FrozenExperts")
+    assert said in assembly_report(model).replaced
     assert not [name for name, p in model.named_parameters() if p.ndim == 3 and "conv" not in name]
     for name, weight in weights.items():
         fused = getattr(weight.module, weight.leaf).data

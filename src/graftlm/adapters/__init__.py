@@ -7,6 +7,7 @@ from graftlm.adapters import (  # these register the variants
     lora_embedding,
     lora_experts,
     lora_linear,
+    lora_router,
 )
 from graftlm.adapters.adapted import adapter_names, lora_modules, lora_parameters
 from graftlm.adapters.adapter import adapter_classes
@@ -33,6 +34,7 @@ __all__ = [
     "lora_linear",
     "lora_modules",
     "lora_parameters",
+    "lora_router",
     "merge",
     "merge_adapters",
     "original_weights",

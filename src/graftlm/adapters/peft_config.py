@@ -15,6 +15,7 @@ from graftlm._compat.peft_experts import taken_for_experts
 from graftlm.adapters.adapted import adaptable_modules, base_modules, lora_modules
 from graftlm.adapters.adapter import variants
 from graftlm.adapters.layers import stores_transposed
+from graftlm.adapters.lora_router import is_router
 from graftlm.adapters.settings import lora_config
 from graftlm.adapters.targets import ALL_LINEAR, adaptable, all_linear, fault, matching
 from graftlm.adapters.variant_of_file import marks, variant_of
@@ -124,8 +125,9 @@ def adapter_config(model: nn.Module, base_name: str, adapter: str | None = None)
     targets = settings.targets
     bases = base_modules(model)
     adapted = list(lora_modules(model, adapter))
-    experts = [name for name in adapted if isinstance(bases[name], ExpertStack)]
-    layers = [name for name in adapted if name not in set(experts)]
+    routers = [name for name in adapted if is_router(bases[name])]
+    named = {*routers, *(name for name in adapted if isinstance(bases[name], ExpertStack))}
+    layers = [name for name in adapted if name not in named]
     by_weight = taken_for_experts(getattr(model, "config", None), layers)
     config: dict[str, Any] = {
         "alpha_pattern": {key: _number(a) for key, a in settings.alpha_pattern.items()},
@@ -144,9 +146,11 @@ def adapter_config(model: nn.Module, base_name: str, adapter: str | None = None)
         config["use_rslora"] = True
     if by_weight:
         config |= _named_by_weight(config, by_weight, layers)
-    if experts:  # PEFT has no dropout for them
-        named = [*config.get("target_parameters", []), *settings.target_parameters]
-        config |= {"target_parameters": named, "lora_dropout": 0.0}
+    if routers and not by_weight:
+        config |= _patterns_by_weight(config)
+    if named:  # PEFT has no dropout for them
+        parameters = [*config.get("target_parameters", []), *settings.target_parameters]
+        config |= {"target_parameters": parameters, "lora_dropout": 0.0}
     return config | marks(settings.variant)
 
 
@@ -162,7 +166,12 @@ def _named_by_weight(
         "lora_dropout": 0.0,
         "target_modules": sorted(others),
         "target_parameters": [f"{name}.weight" for name in by_weight],
-    } | {
+    } | _patterns_by_weight(config)
+
+
+def _patterns_by_weight(config: dict[str, Any]) -> dict[str, Any]:
+    """The patterns, in the form that matches the name of a weight too."""
+    return {
         patterns: {rf"{key}(\.weight)?": value for key, value in config[patterns].items()}
         for patterns in ("rank_pattern", "alpha_pattern")
     }

@@ -9,11 +9,11 @@ from typing import TypeVar
 
 from torch import nn
 
-from graftlm.adapters.adapted import adaptable_modules, base_modules, lora_modules
+from graftlm.adapters.adapted import adaptable_modules, lora_modules
+from graftlm.adapters.lora_router import by_parameter
 from graftlm.adapters.merge_aware import merge_format
 from graftlm.adapters.targets import endings, matching, pattern_value
 from graftlm.config import LoRAConfig
-from graftlm.frozen.experts import ExpertStack
 
 __all__ = ["lora_config"]
 
@@ -36,9 +36,11 @@ def lora_config(
     adapted = lora_modules(model, adapter)
     if not adapted:
         raise ValueError("the model has no adapters")
-    stacks = [name for name, m in adaptable_modules(model).items() if isinstance(m, ExpertStack)]
-    experts = [name for name in adapted if name in set(stacks)]
-    layers = [name for name in adapted if name not in set(stacks)]
+    every = adaptable_modules(model)
+    named = by_parameter(every)
+    layers = [name for name in adapted if name not in named.values()]
+    chosen = [entry for entry, name in named.items() if name in adapted]
+    weights = {*named, *(f"{name}.weight" for name in every)} - set(chosen)
     ranks = {name: m.saved_rank if as_saved else m.rank for name, m in adapted.items()}
     alphas = {name: float(m.saved_alpha if as_saved else m.alpha) for name, m in adapted.items()}
     rank, alpha = _most_common(ranks), _most_common(alphas)
@@ -47,8 +49,8 @@ def lora_config(
         rank=rank,
         alpha=alpha,
         dropout=max(module.dropout for module in adapted.values()),
-        targets=_targets(layers, (name for name in base_modules(model) if name not in set(stacks))),
-        target_parameters=_of_experts(experts, [name for name in stacks if name not in adapted]),
+        targets=_targets(layers, (name for name in every if name not in named.values())),
+        target_parameters=_of_parameters(chosen, weights),
         use_rslora=first.use_rslora,
         rank_pattern=_pattern(ranks, rank),
         alpha_pattern=_pattern(alphas, alpha),
@@ -71,7 +73,7 @@ def _targets(chosen: list[str], names: Iterable[str]) -> str | tuple[str, ...]:
     return "|".join(re.escape(name) for name in chosen)
 
 
-def _of_experts(chosen: Iterable[str], others: Iterable[str]) -> tuple[str, ...]:
+def _of_parameters(chosen: Iterable[str], others: Iterable[str]) -> tuple[str, ...]:
     """Endings that match exactly ``chosen``; with the name of the module, so that one sees what."""
     taken = {ending for name in others for ending in endings(name)}
     shortest = (

@@ -3,9 +3,9 @@
 Names are matched as in PEFT, so that settings select the same modules in both. An entry of a list
 matches a module's full name, or its end after a dot. A single string is a regular expression that
 must match the full name. `all-linear` is every linear layer except the output head. Entries of
-`target_parameters` match the fused experts of a layer, by the name of the parameter; nothing else
-matches those. Keys of `rank_pattern` and `alpha_pattern` are regular expressions for the end of a
-name.
+`target_parameters` match the fused experts of a layer, and the weight of its router, by the name of
+the parameter; nothing else matches those. Keys of `rank_pattern` and `alpha_pattern` are regular
+expressions for the end of a name.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from graftlm.adapters.adapted import (
 )
 from graftlm.adapters.adapter import DEFAULT, adapter_class, adapter_classes
 from graftlm.adapters.layers import linear_shape
+from graftlm.adapters.lora_router import by_parameter
 from graftlm.config import LoRAConfig
 from graftlm.errors import TargetError, near_matches
 from graftlm.frozen.experts import ExpertStack
@@ -103,19 +104,21 @@ def select(model: nn.Module, config: LoRAConfig, name: str = DEFAULT) -> list[Ta
     if problems:
         raise TargetError("\n".join(problems))
     modules = adaptable_modules(model)
-    stacks = {name: m for name, m in modules.items() if isinstance(m, ExpertStack)}
-    others = {name: m for name, m in modules.items() if name not in stacks}
+    named = by_parameter(modules)
+    others = {name: m for name, m in modules.items() if name not in named.values()}
     if every := isinstance(config.targets, str) and config.targets.lower() == ALL_LINEAR:
         names = all_linear(model)
     else:
         names = matching(others, config.targets)
         problems += _unmatched(config, others)
+    said = "" if named else "; the model has none of a layout that can be adapted"
     problems += [
-        f"target_parameters: {entry!r} matches no fused experts{_hint(entry, stacks)}"
+        f"target_parameters: {entry!r} matches no fused experts and no router"
+        f"{said or _hint(entry, named)}"
         for entry in config.target_parameters
-        if not matching(stacks, [entry])
+        if not matching(named, [entry])
     ]
-    wanted = {*names, *matching(stacks, config.target_parameters)}
+    wanted = {*names, *(named[entry] for entry in matching(named, config.target_parameters))}
     names = [name for name in modules if name in wanted]
     excluded = set(matching(names, config.exclude))
     unasked = left_out(model, set(names) & others.keys(), config) if every else {}

@@ -150,8 +150,9 @@ class LoRAConfig(Settings):
     """`all-linear`, a list of module names, or a regular expression on full module names."""
     target_parameters: Names = ()
     """Fused experts of a mixture of experts to adapt too, such as `[experts.gate_up_proj,
-    experts.down_proj]`: names of parameters, or their ends after a dot. Each expert gets an update
-    of its own, so this trains many parameters. Empty: the experts are frozen, as the router is."""
+    experts.down_proj]`, and its router, such as `[gate.weight]`: names of parameters, or their ends
+    after a dot. Each expert gets an update of its own, so this trains many parameters. Empty:
+    experts and router are frozen."""
     exclude: Names = ()
     """Module names never adapted, even where `targets` or `target_parameters` matches."""
     use_rslora: bool = False

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from graftlm.errors import ModelError
+from graftlm.frozen.experts import FrozenExperts
 from graftlm.models.block_attention import quick_attention
 from graftlm.models.fuse import fuse_gated_units, fuse_norms, quick_output
 from graftlm.models.int8_embeddings import rows_in_int8
@@ -65,6 +66,8 @@ def assemble(
     before = _classes(empty)
     model = fill(empty)
     replaced = compared("weight_format", before, model, _changed(before, model))
+    if stacks := sum(isinstance(module, FrozenExperts) for module in model.modules()):
+        replaced.append(Replacement("weight_format", stacks, "Parameter", FrozenExperts.__name__))
     kept = []
     before = _classes(model)
     steps: dict[str, Callable[[Any], list[str]]] = {

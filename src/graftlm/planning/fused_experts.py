@@ -27,6 +27,7 @@ class FusedExperts:
         adapted: the parameters of the adapters that the settings put on them.
         if_adapted: the parameters of adapters on all of them.
         names: how `lora.target_parameters` names them.
+        router: whether the settings adapt the router.
     """
 
     matrices: int
@@ -35,17 +36,18 @@ class FusedExperts:
     adapted: int
     if_adapted: int
     names: tuple[str, ...]
+    router: bool = False
 
     def __str__(self) -> str:
         said = (
             f"Experts: {self.matrices:,} matrices, {self.weights:,} weights, in {self.stored} with "
-            "qlora; the router is frozen"
+            f"qlora; the router is {'adapted' if self.router else 'frozen'}"
         )
         if self.adapted:
             return f"{said}; their adapters have {self.adapted:,} parameters."
         names = ", ".join(self.names)
         return (
-            f"{said}, and so are they. --set 'lora.target_parameters=[{names}]' adapts them too: "
+            f"{said}; they are frozen. --set 'lora.target_parameters=[{names}]' adapts them too: "
             f"{self.if_adapted:,} parameters."
         )
 
@@ -68,6 +70,7 @@ def fused_experts(architecture: PretrainedConfig, config: RunConfig) -> FusedExp
         stored=config.model.weight_format,
         adapted=sum(update[name] for name in wanted),
         if_adapted=sum(update.values()),
+        router=any(entry.endswith(".weight") for entry in lora.target_parameters),
         names=tuple(dict.fromkeys(".".join(name.split(".")[-2:]) for name in weights)),
     )
 
