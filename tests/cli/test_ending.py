@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
+from graftlm.cache import cache_folder
 from graftlm.cli import _shared, app, ending
-from graftlm.errors import DataError
+from graftlm.config import load_run_config
+from graftlm.errors import DataError, ModelError
 
 MAIN = "from graftlm.cli import main; main()"
 
@@ -94,6 +96,55 @@ def test_memory_that_ran_out_is_said_with_what_needs_less(
     assert ending.exit_code_of(work, debug=False) == 1
     assert "memory ran out" in (said := capsys.readouterr().err)
     assert "micro_batch_tokens" in said
+
+
+def test_memory_that_ran_out_in_a_library_is_not_said_to_be_its_file(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def work() -> None:
+        try:
+            raise MemoryError
+        except MemoryError as error:
+            raise ModelError("cannot load a tokenizer: expected tokenizer.json") from error
+
+    assert ending.exit_code_of(work, debug=False) == 1
+    said = capsys.readouterr().err
+    assert "memory ran out" in said
+    assert "tokenizer.json" not in said
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("--out=~/x", "--out=/home/me/x"),
+        ("out=~/x", "out=/home/me/x"),
+        ("data.train=~/rows.jsonl", "data.train=/home/me/rows.jsonl"),
+        ("~/x", "~/x"),  # in quotes: not meant as a folder
+        ("--prompt=~/x", "--prompt=~/x"),
+        ("a ~/b", "a ~/b"),
+        ("what is 1=~/x?", "what is 1=~/x?"),
+        ("--prompt=~x", "--prompt=~x"),
+    ],
+)
+def test_a_tilde_that_the_shell_left_is_the_home_folder(
+    word: str, meant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert app._at_home(word) == meant
+
+
+def test_a_tilde_in_the_settings_is_the_home_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    file = tmp_path / "settings.yaml"
+    file.write_text("out: ~/runs\nmodel: {name: ~/m}\ndata: {train: {~/a.jsonl: 1, b: 2}}\n")
+    config = load_run_config(file)
+    assert config.out == "/home/me/runs"
+    assert config.model.name == "/home/me/m"
+    assert config.data.train == {"/home/me/a.jsonl": 1, "b": 2}
+    monkeypatch.setenv("GRAFTLM_CACHE", "~/cache")
+    assert cache_folder() == Path("/home/me/cache")
 
 
 def test_arrow_runs_out_of_memory_as_python_does() -> None:

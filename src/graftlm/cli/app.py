@@ -7,7 +7,9 @@ traceback, unless ``--debug`` is given.
 from __future__ import annotations
 
 import logging
+import re
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -75,10 +77,19 @@ def _options(
         log.setLevel(logging.INFO)
 
 
+def _at_home(word: str) -> str:
+    """``--out=~/runs`` with the home folder in it: a shell leaves the ``~`` after a ``=``."""
+    name, equals, value = word.rpartition("=")
+    is_place = equals and name != "--prompt" and re.fullmatch(r"(--)?[\w.-]+", name)
+    if not is_place or not value.startswith("~/"):
+        return word
+    return f"{name}{equals}{Path(value).expanduser()}"
+
+
 def main() -> None:
     """Run the command line and exit with the contract's codes."""
     debug = "--debug" in sys.argv
-    arguments = [word for word in sys.argv[1:] if word != "--debug"]
+    arguments = [_at_home(word) for word in sys.argv[1:] if word != "--debug"]
     prepare_streams()
     end_at_second_interrupt()
     code = exit_code_of(lambda: app(args=arguments, prog_name="graftlm"), debug)

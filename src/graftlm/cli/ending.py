@@ -18,13 +18,16 @@ import threading
 from collections.abc import Callable
 from types import FrameType
 
-from graftlm.errors import GraftLMError
+from graftlm.errors import GraftLMError, ResourceError
 
 __all__ = ["end_at_second_interrupt", "exit_code_of", "flush", "prepare_streams"]
 
 _DEVICE_OUT_OF_MEMORY = "out of memory"
 """What the libraries of all kinds of accelerators say."""
-_OUT_OF_MEMORY = ("can't allocate memory", "bad_alloc", "not enough memory", "Cannot allocate")
+_OUT_OF_MEMORY = (
+    *("can't allocate memory", "bad_alloc", "not enough memory", "Cannot allocate"),
+    *("cannot allocate memory", "failed to map segment", "can't start new thread"),
+)
 _STOPPED = (130, -signal.SIGINT)
 """What the library under the command line exits with after Ctrl-C."""
 _SMALLER = (
@@ -114,7 +117,19 @@ def _stopped() -> int:
     return _complain("stopped")
 
 
+def _out_of_memory(error: BaseException | None) -> bool:
+    """Whether memory ran out: here, or where a library's error was turned into another."""
+    while error is not None:
+        said = str(error)
+        if isinstance(error, MemoryError) or any(words in said for words in _OUT_OF_MEMORY):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def _failure(error: Exception) -> int:
+    if _out_of_memory(error) and not isinstance(error, ResourceError):
+        return _complain(f"memory ran out. {_SMALLER}")
     if isinstance(error, GraftLMError):
         _complain(str(error))
         return error.exit_code
@@ -125,8 +140,6 @@ def _failure(error: Exception) -> int:
             "Less would do with the base in 4 bits (`--quantize`, or `--method qlora`), or use "
             "`--device cpu`. `graftlm plan` says what fits."
         )
-    if isinstance(error, MemoryError) or any(words in said for words in _OUT_OF_MEMORY):
-        return _complain(f"memory ran out. {_SMALLER}")
     if isinstance(error, OSError):
         where = f" ({error.filename})" if error.filename is not None else ""
         return _complain(f"{error.strerror or said}{where}")

@@ -10,6 +10,7 @@ machine or the rows. `graftlm.config.run.ResolvedConfig` is the run that a reque
 from __future__ import annotations
 
 import typing
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -43,6 +44,15 @@ def _written(text: str) -> str:
 
 
 Text = Annotated[str, pydantic.AfterValidator(_written)]
+
+
+def _at_home(text: str) -> str:
+    """A folder in the home folder: a YAML file says ``~/runs``, and no shell reads it."""
+    return str(Path(text).expanduser()) if text.startswith("~/") else text
+
+
+Place = Annotated[Text, pydantic.AfterValidator(_at_home)]
+"""Text that may name a file or a folder."""
 Names = Annotated[tuple[Text, ...], pydantic.Strict(False)]
 """A list in YAML, a list or tuple in Python."""
 Strength = Annotated[float, pydantic.Field(gt=0, le=1e9)]
@@ -73,7 +83,7 @@ class Settings(pydantic.BaseModel):
 class ModelConfig(Settings):
     """Which base model, and how it is held in memory."""
 
-    name: Text = ""
+    name: Place = ""
     """A folder, a Hub id, a `.gguf` file, or a built-in name such as `gemma-3-270m`."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of the unquantised weights; `auto` keeps the checkpoint's, or takes `float16` instead of
@@ -105,9 +115,9 @@ class ModelConfig(Settings):
 class DataConfig(Settings):
     """Which rows to learn from, and how they become tokens."""
 
-    train: Text | dict[Text, Strength] = ""
+    train: Place | dict[Place, Strength] = ""
     """The rows to train on: a file, folder, glob, `-`, Hub data set, or `{source: weight, ...}`."""
-    eval: Text = ""
+    eval: Place = ""
     """The rows to measure on; never trained on. Empty: none."""
     eval_fraction: float = pydantic.Field(0.0, ge=0, lt=1)
     """Without `eval`: hold this share of `train` out, chosen by content, always the same rows."""
@@ -253,7 +263,7 @@ class RunConfig(Settings):
     """Do not start what would need more than this, such as `2GB`, the one conversion of a `.gguf`
     file included; `unlimited` does not ask. What is `auto` is decided so that it fits, under
     `unlimited` into what is free."""
-    out: Text = "runs/latest"
+    out: Place = "runs/latest"
     """The run folder."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
