@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -48,13 +49,11 @@ def asked(monkeypatch: Any, capsys: Any, *words: str) -> tuple[list[str], str]:
     """What the model was given, and what was printed."""
     seen: list[str] = []
 
-    def generate(model: Any, tokenizer: Any, prompts: Any, **_: Any) -> Any:
-        from graftlm.models import Answer
+    def written(writer: Any, ask: Any) -> Any:
+        seen.append(writer.tokenizer.decode(ask.ids))
+        yield SimpleNamespace(piece="yes", text="yes", tokens=1, new=[1], reason="stop")
 
-        seen.extend(tokenizer.decode(ids) for ids in prompts)
-        return [Answer("yes", 1, True)]
-
-    monkeypatch.setattr("graftlm.models.generate_text", generate)
+    monkeypatch.setattr("graftlm.cli._answers.written", written)
     monkeypatch.setattr(sys, "argv", ["graftlm", *words])
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from graftlm.cli import _answers
 from graftlm.cli._shared import (
     AdapterOption,
     DeviceOption,
@@ -20,7 +21,7 @@ from graftlm.cli._shared import (
 )
 
 if TYPE_CHECKING:
-    from graftlm.models import Answer
+    from graftlm.serve.engine import Writer
 
 __all__ = ["generate"]
 
@@ -53,44 +54,41 @@ def generate(
     from graftlm.data import render_prompt, stop_tokens
     from graftlm.data.prompt_format import format_in
     from graftlm.errors import ConfigError
-    from graftlm.models import generate_text
+    from graftlm.models.decoding.choice import Sampling
+    from graftlm.models.decoding.row import Ask
+    from graftlm.models.decoding.whole import writer_for
+    from graftlm.serve.llama import LlamaWriter
 
     if layout not in ("auto", "chat", "plain"):
         raise ConfigError(f"--format {layout!r}: expected auto, chat or plain")
-    if (llama := in_llama_cpp(model, adapter, quantize)) is not None:
-        if layout == "auto":
-            layout = "plain" if llama.plain else "chat"
-        asked = prompt if layout == "plain" else [{"role": "user", "content": prompt}]
-        answer = llama.answer(llama.prompt(asked), max_new_tokens, temperature, seed)
-        llama.close()
-        _say(prompt, layout, answer, as_json)
-        return
-    loaded, tokenizer = open_model(*run_named(model, adapter), quantize, device)
-    if layout == "auto":
+    llama = in_llama_cpp(model, adapter, quantize)
+    writer: Writer
+    if llama is not None:
+        plain, writer = llama.plain, LlamaWriter(llama)
+    else:
+        loaded, tokenizer = open_model(*run_named(model, adapter), quantize, device)
         plain = format_in(tokenizer.chat_template) is not None or not tokenizer.chat_template
+        writer = writer_for(loaded, tokenizer)
+    if layout == "auto":
         layout = "plain" if plain else "chat"
     asked = prompt if layout == "plain" else [{"role": "user", "content": prompt}]
-    ids = render_prompt(asked, tokenizer)
-    answer = generate_text(
-        loaded,
-        tokenizer,
-        [ids],
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        seed=seed,
-        stop=stop_tokens(tokenizer),
-    )[0]
-    if not answer.stopped and answer.tokens < max_new_tokens:
+    ids = render_prompt(asked, tokenizer) if llama is None else llama.prompt(asked)
+    stop = frozenset(stop_tokens(tokenizer)) if llama is None else frozenset()
+    row = None
+    for row in _answers.written(
+        writer, Ask(tuple(ids), max_new_tokens, Sampling(temperature, seed=seed), stop)
+    ):
+        if not as_json:
+            print(row.piece, end="", flush=True)
+    assert row is not None, "an answer has at least one token"
+    if row.reason != "stop" and row.tokens < max_new_tokens:
         print("the answer ends where the model's positions end", file=sys.stderr)
-    _say(prompt, layout, answer, as_json)
-
-
-def _say(prompt: str, layout: str, answer: Answer, as_json: bool) -> None:
     result = {
         "prompt": prompt,
         "format": layout,
-        "text": answer.text,
-        "tokens": answer.tokens,
-        "stopped": answer.stopped,
+        "text": row.text,
+        "tokens": row.tokens,
+        "stopped": row.reason == "stop",
     }
-    say(result, as_json, answer.text)
+    say(result, as_json, "")
+    writer.close()

@@ -89,7 +89,10 @@ class _Endpoint:
     async def chat(self, request: Request) -> Response:
         asked: ChatRequest = parsed(ChatRequest, await request.body())
         voice = self._voice(asked.model)
-        ids = await run_in_threadpool(voice.chat, asked.messages, asked.offered)
+        try:
+            ids = await run_in_threadpool(voice.chat, asked.messages, asked.offered)
+        except GraftLMError as error:
+            raise RefusedError(400, str(error), parameter="messages") from error
         return await self._answer(request, asked, voice, [ids], ChatReply)
 
     async def complete(self, request: Request) -> Response:

@@ -6,10 +6,9 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from graftlm.errors import DataError, GraftLMError
+from graftlm.errors import DataError
 from graftlm.models.decoding.row import Ask, Row
 from graftlm.models.llama_cpp import LlamaCpp
-from graftlm.serve.requests import RefusedError
 
 __all__ = ["LlamaVoice", "LlamaWriter"]
 
@@ -31,12 +30,9 @@ class LlamaVoice:
         """By the file's chat template.
 
         Raises:
-            RefusedError: the template refuses, or there is none.
+            DataError: the template refuses, or there is none.
         """
-        try:
-            return tuple(self.model.prompt([dict(message) for message in messages], tools))
-        except GraftLMError as error:
-            raise RefusedError(400, str(error), parameter="messages") from error
+        return tuple(self.model.prompt([dict(message) for message in messages], tools))
 
     def text(self, prompt: str) -> tuple[int, ...]:
         """The file's own tokens."""

@@ -10,8 +10,7 @@ from typing import Any, Protocol
 
 from graftlm.data import render_prompt, stop_tokens
 from graftlm.data.messages import RowError, parse_tools
-from graftlm.errors import ConfigError, RequestError
-from graftlm.serve.requests import RefusedError
+from graftlm.errors import ConfigError, DataError
 
 __all__ = ["TokenizerVoice", "Voice", "require_name"]
 
@@ -61,7 +60,7 @@ class TokenizerVoice:
         """By the chat template, as in training.
 
         Raises:
-            RefusedError: the template refuses, or there is none.
+            DataError: the template refuses, or there is none.
         """
         try:
             offered = parse_tools(tools)
@@ -69,8 +68,8 @@ class TokenizerVoice:
                 return tuple(
                     render_prompt([dict(m) for m in messages], self.tokenizer, tools=offered)
                 )
-        except (RowError, RequestError) as error:
-            raise RefusedError(400, str(error), parameter="messages") from error
+        except RowError as error:
+            raise DataError(str(error)) from error
 
     def text(self, prompt: str) -> tuple[int, ...]:
         """The tokenizer's own tokens, with its begin token."""
