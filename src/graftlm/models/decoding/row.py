@@ -64,11 +64,6 @@ class Row:
         self._text = GrowingText(tokenizer, ask.stop_texts)
 
     @property
-    def complete(self) -> bool:
-        """Whether nothing follows."""
-        return self.reason is not None
-
-    @property
     def text(self) -> str:
         """The text so far."""
         return self._text.given

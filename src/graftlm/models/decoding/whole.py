@@ -48,12 +48,11 @@ class WholeAnswers:
 
     def step(self) -> list[Row]:
         """Write the next answer."""
-        while self._rows:
-            row = self._rows.popleft()
-            if not row.complete:
-                break
-        else:
+        waiting = [row for row in self._rows if row.reason is None]
+        self._rows = deque(waiting[1:])
+        if not waiting:
             return []
+        row = waiting[0]
         with torch.inference_mode():
             [ids] = continue_ids(
                 self.model,
@@ -67,7 +66,7 @@ class WholeAnswers:
         for token in ids:
             row.take(token, self.ends)
             pieces.append(row.piece)
-            if row.complete:
+            if row.reason is not None:
                 break
         row.piece = "".join(pieces)
         row.reason = row.reason or "length"
