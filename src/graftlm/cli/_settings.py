@@ -50,7 +50,10 @@ Epochs = Annotated[
     float | None, typer.Option(help="Passes over the rows, where no --steps is given.", **_HIDE)
 ]
 LearningRate = Annotated[
-    float | None, typer.Option("--learning-rate", "--lr", help="Peak learning rate.", **_HIDE)
+    str | None,
+    typer.Option(
+        "--learning-rate", "--lr", help="Peak learning rate; auto: short runs choose it.", **_HIDE
+    ),
 ]
 BatchSize = Annotated[int | None, typer.Option(help="Rows in one batch.", **_HIDE)]
 Rank = Annotated[int | None, typer.Option(help="Rank of the adapters.", **_HIDE)]
@@ -80,6 +83,8 @@ FLAGS = {
     "seed": "train.seed",
 }
 """The parameter of each flag, and its setting."""
+RATE = ["train", "learning_rate"]
+"""A number or a word, so that its flag is read as `--set` is."""
 
 
 def overrides(flags: Mapping[str, Any], assignments: Sequence[str]) -> list[tuple[list[str], Any]]:
@@ -97,6 +102,7 @@ def overrides(flags: Mapping[str, Any], assignments: Sequence[str]) -> list[tupl
 
     assigned = [parse_override(text) for text in assignments]
     given = [(FLAGS[name].split("."), v) for name, v in flags.items() if v is not None]
+    given = [parse_override(f"{'.'.join(p)}={v}") if p == RATE else (p, v) for p, v in given]
     twice = [
         f"{'.'.join(path)}: --set says {shown(value)}, the flag {shown(other)}; say it once"
         for path, value in assigned

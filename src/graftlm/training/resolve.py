@@ -4,7 +4,8 @@ A request (`RunConfig`) may say ``auto`` and leave settings unset. A run (`Resol
 value for each. Only this file decides these values:
 
     setting                       unset or auto becomes
-    train.learning_rate           2e-4 for LoRA and QLoRA, 2e-5 for full fine-tuning
+    train.learning_rate           2e-4 for LoRA and QLoRA, 2e-5 for full fine-tuning; auto: that,
+                                  until `rate_probe.py` has tried rates on the loaded model
     train.micro_batch_tokens      the best size for the device; 0 (whole batches) on a GPU
     train.steps                   as many as train.epochs takes over the rows
     model.dtype                   the checkpoint's, or float16 on a GPU without bfloat16; float32
@@ -49,6 +50,7 @@ __all__ = [
     "Plan",
     "changed",
     "continued",
+    "default_learning_rate",
     "dtype_in",
     "embeddings_of",
     "facts_of",
@@ -168,7 +170,12 @@ def embeddings_of(request: RunConfig) -> Embeddings:
 def learning_rate_of(request: RunConfig, method: Method) -> float:
     """The peak learning rate of ``request`` under ``method``."""
     asked = request.train.learning_rate
-    return _LEARNING_RATE[method] if asked is None else asked
+    return default_learning_rate(method) if asked is None or asked == "auto" else asked
+
+
+def default_learning_rate(method: Method) -> float:
+    """The peak learning rate of ``method`` where none is set; with `auto`, the grid's middle."""
+    return _LEARNING_RATE[method]
 
 
 def steps_in(
@@ -211,6 +218,7 @@ def continued(request: RunConfig, begun: RunConfig) -> RunConfig:
         ("train", "gradient_checkpointing", "auto"),
         ("train", "micro_batch_tokens", None),
         ("train", "learning_rate", None),
+        ("train", "learning_rate", "auto"),
     ):
         if getattr(getattr(request, section), name) == open_value:
             request = changed(request, section, **{name: getattr(getattr(begun, section), name)})

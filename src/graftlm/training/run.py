@@ -104,6 +104,17 @@ class Run:
             batches += self.objective.batches(self.model, rows, known)
         return batches
 
+    def rows_of(self, steps: int) -> set[int]:
+        """The indices of the rows that the first ``steps`` steps read."""
+        count = self.config.train.gradient_accumulation_steps
+        each = steps_per_epoch(self._batches_per_epoch, count)
+        rows: set[int] = set()
+        for step in range(steps):
+            epoch, place = divmod(step, each)
+            for chosen in self._order(epoch)[place * count : (place + 1) * count]:
+                rows |= set(chosen)
+        return rows
+
     def require_same_order(self, row_order: int, step: int) -> None:
         """Check that the rows after ``step`` come in the order that the run began with.
 

@@ -50,6 +50,7 @@ from graftlm.training.lock import locked
 from graftlm.training.loop import fit
 from graftlm.training.objective import Objective, objective_named
 from graftlm.training.origin import named, origin_of
+from graftlm.training.rate_probe import with_probed_rate
 from graftlm.training.recompute import recompute_activations, require_card
 from graftlm.training.registered import require_registered
 from graftlm.training.resolve import (
@@ -141,7 +142,9 @@ def run(
                 checkpoint = latest(out / "checkpoints") if goes_on != "anew" else None
                 model = adapted_model(settings, examples[0], checkpoint)
                 task = _task(model, stored, settings, sequences, held, objective)
-                begin_run(out, settings, origin, record, extended=goes_on == "extended")
+                if request.train.learning_rate == "auto":
+                    task = with_probed_rate(task)
+                begin_run(out, task.config, origin, record, extended=goes_on == "extended")
                 return fit(task, resume=goes_on != "anew", progress=progress, hooks=hooks)
 
 
@@ -208,7 +211,9 @@ def train(
         saved = trained_tokenizer(tokenizer, rows, request.data)
         goes_on = "anew" if begun is None else require_same_run(folder, begun, settings, origin)
         task = _task(model, saved, settings, sequences, held, objective)
-        begin_run(folder, settings, origin, record, extended=goes_on == "extended")
+        if request.train.learning_rate == "auto":
+            task = with_probed_rate(task)
+        begin_run(folder, task.config, origin, record, extended=goes_on == "extended")
         task.placement.seed(settings.train.seed)
         with memory_explained(settings, task.placement):
             return fit(task, resume=goes_on != "anew", progress=progress, hooks=hooks)
