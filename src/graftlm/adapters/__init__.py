@@ -11,6 +11,7 @@ from graftlm.adapters import (  # these register the variants
 )
 from graftlm.adapters.adapted import adapter_names, lora_modules, lora_parameters
 from graftlm.adapters.adapter import adapter_classes
+from graftlm.adapters.combine import combine_adapters
 from graftlm.adapters.inject import activate, active_adapters, add_lora, disable_adapters, remove
 from graftlm.adapters.merge_aware import original_weights, train_through_merge
 from graftlm.adapters.merging import MergeReport, merge, merge_adapters
@@ -25,6 +26,7 @@ __all__ = [
     "adapter_classes",
     "adapter_names",
     "add_lora",
+    "combine_adapters",
     "count_parameters",
     "disable_adapters",
     "dora",

@@ -60,6 +60,7 @@ class Adapter(nn.Module, abc.ABC):
     Attributes:
         enabled: whether the update is applied. If not, the module computes the same as its base.
         init: the values it began with, as `lora.init` names them.
+        kept: attributes of parameters that do not train.
 
     Raises:
         TypeError: the variant cannot adapt ``base``.
@@ -91,6 +92,7 @@ class Adapter(nn.Module, abc.ABC):
         self.rank, self.alpha, self.dropout, self.use_rslora = rank, alpha, dropout, use_rslora
         self.scaling = adapter_scaling(rank, alpha, use_rslora)
         self.name, self.enabled, self.init = name, True, "default"
+        self.kept: frozenset[str] = frozenset()
         self.base = base
         weight = _tensor(base)
         # Drawn on the CPU, a seed gives the same adapter on every device.

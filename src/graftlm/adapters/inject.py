@@ -121,6 +121,9 @@ def _initialise(
     initialise(model, config.init, name, originals, values)
     for place, adapter in lora_modules(model, name).items():
         adapter.init = config.init
+        if config.freeze_a and isinstance(adapter, LoRALinear):
+            adapter.kept = frozenset({"lora_A"})
+            adapter.lora_A.requires_grad_(False)
         if place in directions and isinstance(adapter, LoRALinear):
             start = directions[place].directions[: adapter.rank]
             adapter.begin_from(start, torch.zeros_like(adapter.lora_B))
@@ -223,8 +226,8 @@ def _adapters(model: nn.Module) -> list[Adapter]:
 
 def _switch(adapter: Adapter, on: bool) -> None:
     adapter.enabled = on
-    for parameter in adapter.adapter_parameters().values():
-        parameter.requires_grad_(on)
+    for attribute, parameter in adapter.adapter_parameters().items():
+        parameter.requires_grad_(on and attribute not in adapter.kept)
 
 
 def _require_names(model: nn.Module, names: Iterable[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -14,6 +13,7 @@ from torch import nn
 from graftlm._compat.peft_experts import taken_for_experts
 from graftlm.adapters.adapted import adaptable_modules, base_modules, lora_modules
 from graftlm.adapters.adapter import variants
+from graftlm.adapters.layer_index import in_layers
 from graftlm.adapters.layers import stores_transposed
 from graftlm.adapters.lora_router import is_router
 from graftlm.adapters.settings import lora_config
@@ -112,11 +112,8 @@ class AdapterConfig(pydantic.BaseModel):
             return True
         if name in (self.target_modules or ()):
             return True
-        patterns = [rf"(?:^|.*?\.){pattern}" for pattern in _listed(self.layers_pattern)]
-        for pattern in patterns or [r".*?\.[^.]*"]:
-            if found := re.match(rf"{pattern}\.(\d+)\.", name):
-                return int(found[1]) in _listed(self.layers_to_transform)
-        return False
+        layers = _listed(self.layers_to_transform)
+        return in_layers(name, [i for i in layers if i is not None], _listed(self.layers_pattern))
 
 
 def adapter_config(model: nn.Module, base_name: str, adapter: str | None = None) -> dict[str, Any]:

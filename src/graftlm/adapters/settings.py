@@ -57,6 +57,7 @@ def lora_config(
         variant=first.variant,
         merge_aware=merge_format(model),
         init="default" if as_saved else first.init,
+        freeze_a=any("lora_A" in module.kept for module in adapted.values()),
     )
 
 

@@ -25,6 +25,7 @@ from graftlm.adapters.adapted import (
     output_head,
 )
 from graftlm.adapters.adapter import DEFAULT, adapter_class, adapter_classes
+from graftlm.adapters.layer_index import in_layers
 from graftlm.adapters.layers import linear_shape
 from graftlm.adapters.lora_router import by_parameter
 from graftlm.config import LoRAConfig
@@ -120,6 +121,10 @@ def select(model: nn.Module, config: LoRAConfig, name: str = DEFAULT) -> list[Ta
     ]
     wanted = {*names, *(named[entry] for entry in matching(named, config.target_parameters))}
     names = [name for name in modules if name in wanted]
+    if config.layers and names:
+        names = [n for n in names if in_layers(n, config.layers, config.layers_pattern)]
+        if not names:
+            problems.append(f"layers {list(config.layers)}: no target stands in these layers")
     excluded = set(matching(names, config.exclude))
     unasked = left_out(model, set(names) & others.keys(), config) if every else {}
     if len(unasked) < len(names):  # else every layer is refused below, with its size

@@ -175,6 +175,15 @@ class LoRAConfig(Settings):
     variant: Text = "lora"
     """The kind of adapter: `lora`; `dora`, which trains the length of each row of the weight apart
     (arXiv 2402.09353); or another that was registered (`graftlm.extend`)."""
+    layers: Annotated[tuple[Annotated[int, pydantic.Field(ge=0)], ...], pydantic.Strict(False)] = ()
+    """Adapt only the layers of these indices, such as `[8, 9, 10]`; empty: all."""
+    layers_pattern: Names = ()
+    """The name of the list of layers, such as `[h]`, for a model with several; empty: any name."""
+    plus_ratio: Strength = 1.0
+    """LoRA+ (arXiv 2402.12354): the learning rate of B is so many times that of A, such as 16."""
+    freeze_a: bool = False
+    """LoRA-FA (arXiv 2308.03303): A stays as drawn and only B trains, by gradients that are
+    projected so that the change of the weight is the closest to full fine-tuning's."""
     init: Text = "default"
     """The values the adapters begin with: `default` (Kaiming), `gaussian`, `orthogonal`; `pissa`
     (the largest singular values of the weight; `pissa_niter_4` is quicker) and `olora` (its QR);

@@ -147,7 +147,8 @@ def _operator(form: _Form) -> Operator:
         """Keep x and u, and the frozen weight as it is stored."""
         x, *frozen = inputs[: count + 1]
         bias, A, B, ctx.scaling, ctx.compute = inputs[count + 1 :]
-        ctx.save_for_backward(x, output[1], A, B, *frozen[: form.tensors])
+        read = x if A.requires_grad else x.new_empty(0)  # only dA needs the values of x
+        ctx.save_for_backward(read, output[1], A, B, *frozen[: form.tensors])
         ctx.sizes = frozen[form.tensors :]
         ctx.bias_type = None if bias is None else bias.dtype
         ctx.mark_non_differentiable(output[1])

@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graftlm.adapters.adapted import base_modules
 from graftlm.adapters.initial.incremental_pca import IncrementalPCA
+from graftlm.adapters.layers import linear_shape
 from graftlm.adapters.targets import Target
 from graftlm.data.example import Example
 from graftlm.errors import ConfigError
@@ -60,13 +60,13 @@ def components(
             "lora.init=eva starts from the inputs of the layers on training rows: pass them, as "
             "add_lora(model, config, rows=examples), or use `graftlm train`"
         )
-    modules = base_modules(model)
+    layers = [(t.name, t.module) for t in targets if linear_shape(t.module) is not None]
     of: dict[str, IncrementalPCA] = {}
     with being_probed(model):
         for start in range(0, min(len(rows), MOST_ROWS), ROWS_AT_ONCE):
             seen: dict[str, list[Tensor]] = collections.defaultdict(list)
             for index in range(start, min(start + ROWS_AT_ONCE, len(rows))):
-                for names, x in _inputs(model, targets, modules, rows[index]):
+                for names, x in _inputs(model, layers, rows[index]):
                     seen[names[0]].append(x)
                     if names[0] not in of:
                         most = max(round(t.rank * rho) for t in targets if t.name in names)
@@ -107,13 +107,13 @@ def redistributed(
 
 
 def _inputs(
-    model: Any, targets: Sequence[Target], modules: Mapping[str, nn.Module], row: Example
+    model: Any, layers: Sequence[tuple[str, nn.Module]], row: Example
 ) -> Iterator[tuple[list[str], Tensor]]:
     """The inputs (tokens, in) of the targets on one row, with the names of those that share it."""
     device = next(model.parameters()).device
     ids = torch.tensor(row.input_ids, dtype=torch.int64, device=device)[None]
     counts = torch.tensor(row.supervised, dtype=torch.bool, device=device)
-    seen = shared_inputs(model, [(t.name, modules[t.name]) for t in targets], ids)
+    seen = shared_inputs(model, layers, ids)
     for names, x in seen:
         flat = x.reshape(-1, x.shape[-1])
         chosen = flat[counts] if len(flat) == len(counts) else flat  # experts see some tokens only
