@@ -51,7 +51,8 @@ def compare(
 
     Example: `graftlm compare --model gemma-3-270m --data rows.jsonl --steps 100 --out cmp`
 
-    Each run has a process of its own. Stopped, the same command goes on; finished runs are kept.
+    Short runs choose the learning rate of each (or set one for all). Each run has a process of its
+    own. Stopped, the same command goes on; finished runs are kept.
     """
     config = _settings(model, data, eval_data, device, steps, set_ or [])
 
@@ -89,7 +90,7 @@ def _settings(
     steps: int | None,
     assignments: list[str],
 ) -> RunConfig:
-    """The shared settings of all runs, with default held-out rows and evaluations."""
+    """The shared settings of all runs, with default held-out rows, evaluations and probes."""
     from graftlm.config import load_run_config, parse_override
 
     flags: list[tuple[list[str], Any]] = [
@@ -107,6 +108,8 @@ def _settings(
     named = {".".join(path) for path, _ in overrides}
     if not named & {"data.eval", "data.eval_fraction"}:
         overrides.append((["data", "eval_fraction"], _HELD_OUT))
+    if "train.learning_rate" not in named:
+        overrides.append((["train", "learning_rate"], "auto"))
     config = load_run_config(None, overrides)
     if config.train.steps is not None and "train.eval_steps" not in named:
         every = max(1, -(-config.train.steps // _EVALUATIONS))

@@ -10,6 +10,7 @@ import typer
 from graftlm.cli._shared import JsonOption, ModelArgument, say, stderr_console
 
 if TYPE_CHECKING:
+    from graftlm.config import RunConfig
     from graftlm.planning import Option, Plan, Verified
 
 __all__ = ["plan"]
@@ -103,11 +104,30 @@ def plan(
             progress=say_progress,
         )
     if as_json:
-        say(found.to_json(), True, "")
+        say(found.to_json() | _probe(config, found), True, "")
     else:
         _print(found)
+        if probe := _probe(config, found).get("probe"):
+            seconds = probe["seconds"]
+            time = "" if seconds is None else f", about {seconds:.2g} s"
+            print(
+                f"\ntrain.learning_rate=auto adds at most {probe['steps']} steps{time}, and "
+                f"{probe['passes']} passes over {probe['rows']} rows to judge on"
+            )
     if any(entry.failure for entry in found.verified):
         raise typer.Exit(1)
+
+
+def _probe(config: RunConfig, found: Plan) -> dict[str, Any]:
+    """The largest cost of choosing the learning rate, if a probe shall."""
+    from graftlm.training.rate_probe import GRID, ROWS, STEPS
+
+    if config.train.learning_rate != "auto":
+        return {}
+    steps = GRID * min(STEPS, config.train.steps or STEPS)
+    each = found.recommendation.option.seconds_per_step
+    seconds = None if each is None else steps * each
+    return {"probe": {"steps": steps, "passes": GRID + 1, "rows": ROWS, "seconds": seconds}}
 
 
 def _print(found: Plan) -> None:

@@ -7,15 +7,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from graftlm.adapters.variant_of_file import WEIGHTS_NAME
 from graftlm.config import recorded_config
 from graftlm.errors import ArtifactError
 from graftlm.files import atomic_write
 from graftlm.report.curves import held_out_curve, running_mean, training_curve
 from graftlm.report.memory import memory_bars
 from graftlm.report.page import render
+from graftlm.report.ranks import advice, layer_ranks, rank_rows
 from graftlm.report.settings import provenance_rows, setting_rows
 from graftlm.report.svg import Chart, Series, line_chart, stacked_bars
 from graftlm.training.hooks.metrics_file import read_metrics
+from graftlm.training.run_folder import result_folder
 
 __all__ = ["METHOD_NAMES", "run_page", "write_run_page"]
 
@@ -46,6 +49,9 @@ def run_page(folder: Path, planned: Mapping[str, int] | None = None) -> str:
     metrics = read_metrics(folder / "metrics.jsonl")
     state = "" if summary["finished"] else ", stopped before its end"
     method = METHOD_NAMES[summary["method"]]
+    adapter = result_folder(folder, summary["method"])
+    has_adapter = summary["method"] != "full" and (adapter / WEIGHTS_NAME).exists()
+    layers = layer_ranks(adapter) if has_adapter else []
     return render(
         "run.html",
         name=folder.name,
@@ -54,6 +60,8 @@ def run_page(folder: Path, planned: Mapping[str, int] | None = None) -> str:
         f"{summary['tokens']:,} read{state}. Losses are in nats per supervised token.",
         facts=_facts(summary),
         charts=_charts(metrics, summary, planned or {}),
+        ranks=rank_rows(layers),
+        advice=advice(layers),
         settings=setting_rows(config),
         provenance=provenance_rows(_read(folder / "provenance.json")),
     )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from graftlm.config import Method
+from graftlm.config import recorded_config
 from graftlm.files import atomic_write, sha256_of_files
 from graftlm.report.axis import figure
 from graftlm.report.compare.api import Comparison
@@ -20,7 +20,6 @@ from graftlm.report.page import render
 from graftlm.report.settings import SettingRow, provenance_rows, setting_rows
 from graftlm.report.svg import Bar, Chart, Series, line_chart, stacked_bars
 from graftlm.training.hooks.metrics_file import read_metrics
-from graftlm.training.resolve import learning_rate_of
 
 __all__ = ["comparison_page", "write_comparison"]
 
@@ -114,14 +113,15 @@ def _settings(found: Comparison, names: Sequence[str], seeds: Sequence[int]) -> 
         alpha = found.config.lora.alpha / found.config.lora.rank
         said = f"{', '.join(map(str, ranks))}; alpha is {alpha:g} times the rank"
         rows.append(SettingRow("lora.rank", said, default=False))
-    if found.config.train.learning_rate is None:
-        rates = [f"{m} {learning_rate_of(found.config, m):g}" for m in _methods(found)]
-        rows.append(SettingRow("learning rate by method", ", ".join(rates), default=False))
+    if found.config.train.learning_rate in (None, "auto"):
+        rates = [
+            f"{job.variant.name} {recorded_config(file).train.learning_rate:g}"
+            for job in found.jobs
+            if (file := job.folder / "config.yaml").exists()
+        ]
+        how = "learning rate, probed" if found.config.train.learning_rate else "learning rate"
+        rows.append(SettingRow(how, ", ".join(dict.fromkeys(rates)), default=False))
     return rows + [row for row in setting_rows(found.config) if row.name not in _VARIED]
-
-
-def _methods(found: Comparison) -> list[Method]:
-    return cast("list[Method]", list(dict.fromkeys(one.method for one in found.columns)))
 
 
 def _provenance(found: Comparison) -> list[tuple[str, str]]:
