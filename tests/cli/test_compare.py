@@ -35,6 +35,7 @@ def test_figures_and_verdict_are_printed_and_json_is_one_object(
     arguments = [
         "--model", tiny_llama, "--data", rows_file, "--methods", "lora, qlora", "--steps", 2,
         "--out", tmp_path / "cmp", "--set", "lora.rank=2",
+        "--set", "train.learning_rate=2e-4",
     ]  # fmt: skip
     code, out, err = run(monkeypatch, capsys, *arguments)
     assert code == 0
@@ -50,6 +51,15 @@ def test_figures_and_verdict_are_printed_and_json_is_one_object(
     assert [one["name"] for one in result["columns"]] == ["LoRA", "QLoRA"]
     assert result["eval_data"] is None  # a tenth of the data was held out
     assert Path(result["report"]).is_file()
+
+
+def test_each_method_gets_a_probed_rate_unless_one_is_set() -> None:
+    from graftlm.cli.compare import _settings
+
+    probed = _settings("m", "d", None, "cpu", 4, [])
+    assert probed.train.learning_rate == "auto"
+    given = _settings("m", "d", None, "cpu", 4, ["train.learning_rate=2e-4"])
+    assert given.train.learning_rate == 2e-4
 
 
 @pytest.mark.parametrize(
