@@ -137,7 +137,7 @@ def _combined(
         A = _by_rule(combination, [A for A, _ in pairs], signed, density)
         return A, _by_rule(combination, [B for _, B in pairs], roots, density)
     updates = [(B @ A) * a.scaling for (A, B), a in zip(pairs, adapters, strict=True)]
-    change = _by_rule(combination.removesuffix("_svd"), updates, weights, density)
+    change = _by_rule(combination.rpartition("_")[0], updates, weights, density)
     U, S, Vt = torch.linalg.svd(change, full_matrices=False)
     count = rank or _largest(adapters)
     return Vt[:count], U[:, :count] * S[:count]
