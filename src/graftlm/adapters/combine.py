@@ -38,7 +38,7 @@ from graftlm.errors import ConfigError, TargetError, near_matches
 __all__ = ["COMBINATIONS", "combine_adapters"]
 
 RULES = ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune")
-COMBINATIONS = ("cat", "svd", *RULES, *(f"{rule}_svd" for rule in RULES[1:]))
+COMBINATIONS = ("cat", "svd", *RULES, *("_".join((rule, "svd")) for rule in RULES[1:]))
 
 
 @torch.no_grad()
