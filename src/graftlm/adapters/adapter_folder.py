@@ -7,6 +7,7 @@ from pathlib import Path
 from graftlm.adapters.peft_config import CONFIG_NAME, read_config
 from graftlm.config import RunConfig, recorded_config
 from graftlm.errors import ArtifactError
+from graftlm.models.plain_files import require_plain_files
 
 __all__ = [
     "adapter_folder",
@@ -26,6 +27,8 @@ def adapter_folder(path: str | Path) -> Path:
     """
     folder = Path(path)
     for candidate in (folder, folder / "adapter"):
+        if candidate.is_dir():
+            require_plain_files(candidate, ArtifactError)
         if (candidate / CONFIG_NAME).is_file():
             return candidate
     if not folder.is_dir():

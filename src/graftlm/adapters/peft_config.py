@@ -16,9 +16,11 @@ from graftlm.adapters.adapter import variants
 from graftlm.adapters.layer_index import in_layers
 from graftlm.adapters.layers import stores_transposed
 from graftlm.adapters.lora_router import is_router
+from graftlm.adapters.quick_patterns import endless
 from graftlm.adapters.settings import lora_config
 from graftlm.adapters.targets import ALL_LINEAR, adaptable, all_linear, fault, matching
 from graftlm.adapters.variant_of_file import marks, variant_of
+from graftlm.config import shown
 from graftlm.errors import ArtifactError
 from graftlm.frozen.experts import ExpertStack
 
@@ -224,17 +226,30 @@ def _unsupported(given: dict[str, Any], variant: str | None) -> Iterable[str]:
             yield f"{key}={given[key]!r} is not supported; graftlm reads plain LoRA"
 
 
+_USUAL_NAMES = (
+    "model.language_model.layers.10.block_sparse_moe.experts.127.self_attn.q_proj",
+    f"{'a' * 60}.{'0' * 30}!",
+)
+"""Names like those that the expressions are matched with."""
+
+
 def _faults(config: AdapterConfig) -> Iterable[str]:
     """The errors in the regular expressions."""
     named = [config.target_modules, config.exclude_modules]
-    for expression in (
+    expressions = [
         *(value for value in named if isinstance(value, str)),
         *config.rank_pattern,
         *config.alpha_pattern,
-        *_listed(config.layers_pattern),
-    ):
-        if why := fault(expression):
-            yield f"{expression!r} is not a valid regular expression: {why}"
+        *(value for value in _listed(config.layers_pattern) if isinstance(value, str)),
+    ]
+    wrong = [
+        f"{one!r} is not a valid regular expression: {why}"
+        for one in expressions
+        if (why := fault(one))
+    ]
+    if not wrong and (slow := endless(expressions, _USUAL_NAMES)) is not None:
+        wrong = [f"{shown(slow)!r} takes for ever to match: nest no repetitions"]
+    yield from wrong
 
 
 def _listed(value: ValueT | list[ValueT]) -> list[ValueT]:

@@ -28,7 +28,8 @@ from graftlm.adapters.adapter import DEFAULT, adapter_class, adapter_classes
 from graftlm.adapters.layer_index import in_layers
 from graftlm.adapters.layers import linear_shape
 from graftlm.adapters.lora_router import by_parameter
-from graftlm.config import LoRAConfig
+from graftlm.adapters.quick_patterns import endless
+from graftlm.config import LoRAConfig, shown
 from graftlm.errors import TargetError, near_matches
 from graftlm.frozen.experts import ExpertStack
 
@@ -101,10 +102,12 @@ def select(model: nn.Module, config: LoRAConfig, name: str = DEFAULT) -> list[Ta
             "(graftlm.adapters.merge_adapters, graftlm.adapters.remove), or give the new ones "
             "another name."
         )
+    modules = adaptable_modules(model)
     problems = _invalid_expressions(config)
+    if not problems and (slow := endless(_expressions(config).values(), modules)) is not None:
+        problems = [f"{shown(slow)!r} takes for ever to match: nest no repetitions"]
     if problems:
         raise TargetError("\n".join(problems))
-    modules = adaptable_modules(model)
     named = by_parameter(modules)
     others = {name: m for name, m in modules.items() if name not in named.values()}
     if every := isinstance(config.targets, str) and config.targets.lower() == ALL_LINEAR:
@@ -197,16 +200,19 @@ def _matches_end(key: str, name: str) -> bool:
     return re.match(rf"(.*\.)?({key})$", name) is not None
 
 
-def _invalid_expressions(config: LoRAConfig) -> list[str]:
-    expressions = [
-        *((f"rank_pattern key {key!r}", key) for key in config.rank_pattern),
-        *((f"alpha_pattern key {key!r}", key) for key in config.alpha_pattern),
-    ]
+def _expressions(config: LoRAConfig) -> dict[str, str]:
+    """The regular expressions, by what they are."""
+    found = {f"rank_pattern key {key!r}": key for key in config.rank_pattern}
+    found |= {f"alpha_pattern key {key!r}": key for key in config.alpha_pattern}
     if isinstance(config.targets, str):
-        expressions.append((f"targets {config.targets!r}", config.targets))
+        found[f"targets {config.targets!r}"] = config.targets
+    return found
+
+
+def _invalid_expressions(config: LoRAConfig) -> list[str]:
     return [
         f"{what} is not a valid regular expression: {why}"
-        for what, expression in expressions
+        for what, expression in _expressions(config).items()
         if (why := fault(expression))
     ]
 

@@ -8,8 +8,13 @@ from typing import Any
 import jinja2
 
 from graftlm.data.messages import Arguments, RowError
+from graftlm.errors import DataError
+from graftlm.system.time_limit import TookTooLongError, time_limit
 
 __all__ = ["Template"]
+
+SECONDS = 30.0
+"""The longest row that is read takes about one second."""
 
 
 class Template:
@@ -39,13 +44,23 @@ class Template:
             RowError: the template refuses, with its reason.
         """
         try:
-            text: str = self.tokenizer.apply_chat_template(
-                messages,
-                tools=tools,
-                add_generation_prompt=generation,
-                tokenize=False,
-                **variables,
-            )
+            with time_limit(SECONDS):
+                text: str = self.tokenizer.apply_chat_template(
+                    messages,
+                    tools=tools,
+                    add_generation_prompt=generation,
+                    tokenize=False,
+                    **variables,
+                )
+        except (TookTooLongError, MemoryError) as error:
+            what = "more memory than there is"
+            if isinstance(error, TookTooLongError):
+                what = f"over {SECONDS:.0f} s"
+            raise DataError(
+                f"the chat template ({self.name}) takes {what} for one row: it has a "
+                "loop or a text without a sensible end. Take another: --set "
+                "data.chat_template=chatml"
+            ) from error
         except (
             jinja2.TemplateError,
             ArithmeticError,

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 from graftlm.cache import cache_folder
 from graftlm.errors import ModelError, near_matches
 from graftlm.models import builtin, gguf_convert
+from graftlm.models.plain_files import require_plain_files
 
 __all__ = ["HUB_ID", "ResolvedModel", "original_gguf", "resolve"]
 
@@ -86,6 +87,7 @@ def original_gguf(name: str | Path) -> Iterator[Path | None]:
 
 
 def _require_model(folder: Path) -> None:
+    require_plain_files(folder, ModelError)
     if (folder / "config.json").is_file():
         return
     if (folder / "adapter_config.json").is_file() or (folder / "adapter").is_dir():

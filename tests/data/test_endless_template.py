@@ -1,0 +1,58 @@
+"""A chat template without a sensible end is refused, not waited for."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from graftlm.data import rendering
+from graftlm.data.rendering import Template
+from graftlm.errors import DataError
+from graftlm.system.time_limit import TookTooLongError, time_limit
+from tests.oracles.byte_tokenizer import byte_tokenizer
+
+CHAT = [{"role": "user", "content": "hello"}]
+LOOPS = (
+    "{% for a in range(99999) %}{% for b in range(99999) %}"
+    "{% for c in range(99999) %}x{% endfor %}{% endfor %}{% endfor %}"
+)
+
+
+def test_a_loop_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendering, "SECONDS", 0.3)
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = LOOPS
+    started = time.monotonic()
+    with pytest.raises(DataError, match=r"\(own\) takes over 0 s for one row"):
+        Template(tokenizer, "own").apply(CHAT, None, True)
+    assert time.monotonic() - started < 60
+
+
+def test_a_text_larger_than_memory_is_refused() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{{ 'x' * 10**18 }}"
+    with pytest.raises(DataError, match="takes more memory than there is"):
+        Template(tokenizer, "own").apply(CHAT, None, True)
+
+
+def test_a_usual_template_is_not_disturbed() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    assert Template(tokenizer, "own").apply(CHAT, None, True) == "hello"
+    found: list[str] = []
+    there = threading.Thread(
+        target=lambda: found.append(Template(tokenizer, "own").apply(CHAT, None, True))
+    )
+    there.start()
+    there.join()
+    assert found == ["hello"]  # outside the main thread, where there is no limit
+
+
+def test_the_limit_is_gone_after_the_block() -> None:
+    with time_limit(0.05):
+        pass
+    time.sleep(0.1)
+    with pytest.raises(TookTooLongError), time_limit(0.05):
+        time.sleep(5)
