@@ -48,7 +48,7 @@ function header() {
   themes.setAttribute("aria-label", t("theme"));
   replace(document.getElementById("header"),
     h("div", { class: "bar" },
-      h("span", { class: "brand" }, h("img", { src: "/assets/icon.svg", alt: "" }), "graftlm studio"),
+      h("span", { class: "brand" }, h("img", { src: "/assets/icon.svg", alt: "" }), h("span", { class: "name" }, "graftlm studio")),
       themes, languages),
     h("nav", { "aria-label": t("way") }, h("ol", {}, steps)));
   document.getElementById("skip").textContent = t("skip");

@@ -88,7 +88,8 @@ async function ask(place, found) {
       completion: guess(["completion", "answer", "response", "output", "trả lời", "câu trả lời", "đáp", "tra_loi", "a"]),
     });
   }
-  const options = [["", t("rows.column.none")], ...columns.map((name) => [name, first[name] ? `${name}: ${first[name].slice(0, 40)}` : name])];
+  const options = [["", t("rows.column.none")], ...columns.map((name) => [name, name])];
+  const example = (name) => (first[name] ? t("rows.example", { text: first[name].slice(0, 60) }) : null);
   const stale = (change) => keep({ ...change, check: null, plan: null, option: null });
   const length = number(draft.max_length, { min: 2, placeholder: "512",
     onchange: () => stale({ max_length: numeric(length) }) });
@@ -98,8 +99,8 @@ async function ask(place, found) {
     h("h2", {}, t("rows.reading", { name: draft.upload })),
     h("div", { class: "fields" },
       columns.length && !chat ? [
-        field(t("rows.prompt"), select(options, draft.prompt, (prompt) => stale({ prompt }))),
-        field(t("rows.completion"), select(options, draft.completion, (completion) => stale({ completion }))),
+        field(t("rows.prompt"), select(options, draft.prompt, (prompt) => stale({ prompt })), example(draft.prompt)),
+        field(t("rows.completion"), select(options, draft.completion, (completion) => stale({ completion })), example(draft.completion)),
         field(t("rows.format"), select([["chat", t("rows.format.chat")], ["plain", t("rows.format.plain")]],
           draft.format, (format) => stale({ format })), t("rows.format.hint")),
       ] : null,

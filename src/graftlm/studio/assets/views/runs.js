@@ -139,9 +139,9 @@ async function samples(place, name) {
   const { rows, pending } = await api("GET", `runs/samples?run=${encodeURIComponent(name)}`);
   if (rows.length) {
     replace(place, h("section", { class: "card" }, h("h2", {}, t("samples.title")), h("p", { class: "small soft" }, t("samples.lead")),
-      table([t("step"), t("samples.asked"), t("samples.answer"), t("samples.wanted")],
-        rows.slice(0, 40).map((one) => [String(one.step), one.prompt, one.answer, one.expected]
-          .map((text, column) => (column ? h("div", { class: "said" }, text) : text))), t("samples.title"))));
+      h("div", { class: "answers" }, rows.slice(0, 40).map((one) => h("dl", {},
+        [[t("step"), String(one.step)], [t("samples.asked"), one.prompt], [t("samples.answer"), one.answer || "–"],
+          [t("samples.wanted"), one.expected]].map(([name, text]) => [h("dt", {}, name), h("dd", { class: "said" }, text)]))))));
   }
   return pending;
 }
