@@ -15,6 +15,7 @@ from graftlm.frozen.modules import stored_weights
 from graftlm.models import load_model
 from graftlm.planning import make_plan
 from graftlm.planning.fused_experts import experts_in_layer, fused_experts
+from graftlm.planning.source import Source
 from graftlm.planning.trace import BatchShape, trace_step
 from tests.oracles.mixtures import tiny_mixture
 
@@ -73,6 +74,16 @@ def test_the_plan_says_how_to_adapt_the_experts() -> None:
     more = [plan.recommendation.option.trainable_parameters for plan in (frozen, adapted)]
     assert more[1] - more[0] == adapted.experts.adapted
     assert adapted.to_json()["experts"]["adapted"] == adapted.experts.adapted
+
+
+def test_loading_is_planned_with_the_fused_tensors() -> None:
+    """transformers reads all parts of a parameter, stacks them and joins them."""
+    architecture = tiny_mixture("qwen3_moe").config
+    architecture.dtype = torch.float32
+    source = Source(architecture)
+    assert source.loading_bytes(settings([])) == 2 * 4 * (4 * 96 * 64)
+    dense = settings([]).model_copy(update={"method": "lora"})
+    assert source.loading_bytes(dense) < 2 * 4 * (4 * 96 * 64)
 
 
 def test_a_model_without_experts_has_no_word_on_them(tiny_llama: Path) -> None:

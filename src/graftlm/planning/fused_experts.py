@@ -13,7 +13,7 @@ from graftlm.models.experts import expert_weights
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ["FusedExperts", "experts_in_layer", "fused_experts"]
+__all__ = ["FusedExperts", "experts_in_layer", "fused_experts", "largest_experts"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,3 +79,9 @@ def experts_in_layer(architecture: PretrainedConfig, trust_remote_code: bool = F
     """The largest number of fused experts in a layer; 0 if there are none."""
     weights = expert_weights(empty_model(architecture, trust_remote_code))
     return max((weight.shape[0] for weight in weights.values()), default=0)
+
+
+def largest_experts(architecture: PretrainedConfig, trust_remote_code: bool = False) -> int:
+    """The number of weights of the largest fused parameter; 0 if there is none."""
+    weights = expert_weights(empty_model(architecture, trust_remote_code))
+    return max((w.shape[0] * w.shape[1] * w.shape[2] for w in weights.values()), default=0)

@@ -15,6 +15,7 @@ from graftlm.models import resolve
 from graftlm.models.load import load_config, pick_dtype
 from graftlm.models.prequantized import take_quantization
 from graftlm.models.safetensors_file import Checkpoint
+from graftlm.planning.fused_experts import largest_experts
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -66,6 +67,10 @@ class Source:
                 if entry.dtype != dtype
                 or (qlora and len(entry.shape) == 2 and entry.shape[0] != text.vocab_size)
             ]
+        if qlora and "expert" in " ".join(text.to_dict()):
+            # The parts of fused experts are all read, stacked and joined before they are stored.
+            fused = largest_experts(self.architecture, config.model.trust_remote_code)
+            sizes.append(2 * fused * dtype.itemsize)
         if config.model.embeddings == "int8":
             # While the first of table and head becomes codes. If untied: both originals and the
             # codes of the head; later only both codes.
