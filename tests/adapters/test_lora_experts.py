@@ -20,6 +20,7 @@ from graftlm.adapters import (
     merge,
     remove,
 )
+from graftlm.adapters.by_row import AdaptersByRow
 from graftlm.adapters.fold import fold
 from graftlm.adapters.lora_router import LoRARouter
 from graftlm.adapters.peft_format import load_adapter, save_adapter
@@ -341,3 +342,21 @@ def test_what_peft_makes_of_all_linear_is_read(kind: str, tmp_path: Path) -> Non
     assert {rank for name, rank in report.adapted.items() if "gate_up" in name} == {8}
     assert [name for name in report.adapted if name.endswith("mlp.gate")]
     torch.testing.assert_close(logits(model), logits(theirs), rtol=1e-5, atol=2e-5)
+
+
+def test_experts_serve_one_adapter_a_pass() -> None:
+    """They see other rows than the batch's, so adapters are not mixed in a pass."""
+    model = tiny_mixture("qwen3_moe")
+    alone = {}
+    for name in ("one", "other"):
+        add_lora(model, LoRAConfig(rank=2, target_parameters=BOTH), name=name)
+    draw(model)
+    for name in ("one", "other"):
+        activate(model, name)
+        alone[name] = logits(model)
+    assert (alone["one"] - alone["other"]).abs().max() > 1e-2
+    by_row = AdaptersByRow(model)
+    assert not by_row.together
+    for name, expected in alone.items():
+        with by_row.use([name], IDS.shape[1]):
+            torch.testing.assert_close(logits(model), expected, rtol=1e-5, atol=1e-5)

@@ -54,14 +54,16 @@ class _ByRow(SeveralAdapters):
         self.adapters = nn.ModuleList(every)
         self.rows = rows
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *routing: Any) -> Tensor:
         """(rows, tokens, …) → (rows, tokens, …)."""
         names = self.rows.names
         by_name = {adapter.name: adapter for adapter in self.named()}
         if len(set(names)) <= 1:  # none: somebody asks the base
             adapter = by_name.get(names[0] or "") if names else None
-            return self.base(x) if adapter is None else adapter.product(self.base, x)
-        if tuple(x.shape[:2]) != (len(names), self.rows.tokens):
+            if adapter is None:
+                return cast("Tensor", self.base(x, *routing))
+            return adapter.product(self.base, x, *routing)
+        if routing or tuple(x.shape[:2]) != (len(names), self.rows.tokens):
             raise _OtherRowsError
         y = cast("Tensor", self.base(x))
         for name in dict.fromkeys(names):

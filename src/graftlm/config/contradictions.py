@@ -26,6 +26,11 @@ def contradictions(config: RunConfig) -> list[str]:
             f"lora.init=loftq starts from the error of 4-bit weights, and method={config.method} "
             "has none: use qlora"
         )
+    if config.lora.freeze_a and config.lora.target_parameters:
+        problems.append(
+            "lora.freeze_a=true has no form for experts and routers: leave lora.target_parameters "
+            "out, or train both factors"
+        )
     if data.eval and data.eval_fraction:
         problems.append(
             "data.eval names the rows to measure on, so data.eval_fraction would not be used: "

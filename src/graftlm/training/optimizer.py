@@ -19,7 +19,9 @@ import torch
 from torch import nn
 
 from graftlm.adapters import lora_modules
+from graftlm.adapters.lora_experts import LoRAExperts
 from graftlm.adapters.lora_linear import LoRALinear
+from graftlm.adapters.lora_router import LoRARouter
 from graftlm.training.run import Run
 from graftlm.training.schedule import learning_rate_factor
 
@@ -60,11 +62,11 @@ def set_learning_rate(run: Run, optimizer: torch.optim.Optimizer, step: int) -> 
 
 
 def quicker(model: nn.Module) -> set[int]:
-    """The identities of B and of the vectors of each adapter on a linear layer."""
+    """The identities of B and of the vectors of each adapter on linear layers and experts."""
     return {
         id(parameter)
         for adapter in lora_modules(model).values()
-        if isinstance(adapter, LoRALinear)
+        if isinstance(adapter, LoRALinear | LoRAExperts | LoRARouter)
         for name, parameter in adapter.adapter_parameters().items()
         if name == "lora_B" or parameter.ndim == 1
     }
