@@ -129,9 +129,7 @@ def run_demo(
     )
 
 
-def _answers(
-    config: RunConfig, result: Path | None, rows: Sequence[dict[str, str]], batch: int = 25
-) -> list[str]:
+def _answers(config: RunConfig, result: Path | None, rows: Sequence[dict[str, str]]) -> list[str]:
     """The model's greedy answers; ``result`` is an adapter, or a whole model for ``full``."""
     whole_model = result is not None and config.method == "full"
     model, tokenizer = load_model(
@@ -144,12 +142,10 @@ def _answers(
         tokenizer = adapter_tokenizer(result, tokenizer)
     model.train(False)
     longest = max(len(tokenizer(row["completion"]).input_ids) for row in rows) + 8
-    answers: list[str] = []
-    for start in range(0, len(rows), batch):
-        prompts = [render_prompt(row["prompt"], tokenizer) for row in rows[start : start + batch]]
-        found = generate_text(model, tokenizer, prompts, max_new_tokens=longest)
-        answers += [answer.text for answer in found]
-    return answers
+    # All at once: a row that is complete makes room for the next one.
+    prompts = [render_prompt(row["prompt"], tokenizer) for row in rows]
+    found = generate_text(model, tokenizer, prompts, max_new_tokens=longest)
+    return [answer.text for answer in found]
 
 
 def _score(answers: Sequence[str], rows: Sequence[dict[str, str]]) -> TotalScore:

@@ -21,8 +21,11 @@ LENGTHS = (9, 5)
 READ = 3
 """Tokens of the longer row that are read one by one after the rest."""
 CLOSE = {torch.float32: 1e-3, torch.float64: 1e-3}
-CLOSE_NARROW = 0.2
-"""Largest difference of the logits, in their standard deviations."""
+CLOSE_NARROW = 0.35
+"""Largest root mean square of the difference of logits, in their standard deviations. In 16 bits
+another order of sums changes those of Gemma-3-270M by up to 0.2 on a row without sense; seeing the
+padding changes them by 1.
+"""
 FAILURES = (
     AttributeError,
     IndexError,
@@ -66,7 +69,7 @@ def _compare(model: Any) -> bool:
     again = forward(ids[:, -1:], joined, starts, len(long) - 1)
     bound = CLOSE.get(alone[0].dtype, CLOSE_NARROW)
     return all(
-        float((got - want).abs().max()) <= bound * (float(want.std()) + 5e-5)
+        float((got - want).pow(2).mean().sqrt()) <= bound * (float(want.std()) + 5e-5)
         for both in (logits, again)
         for got, want in zip(both.float(), (a.float() for a in alone), strict=True)
     )
