@@ -49,9 +49,16 @@ async function one(root, name, gone) {
   const answers = h("div", {});
   replace(root, h("h1", {}, name), top, h("div", { class: "grid" }, charts.map((chart) => chart.node)), answers);
   gone.addEventListener("abort", () => charts.forEach((chart) => chart.close()));
-  let drawn = "", headed = "", told = "", waiting = false;
+  let drawn = "", headed = "", told = "", waiting = false, known = false;
   while (!gone.aborted) {
     try {
+      // Until its command has made the folder there is no run to ask for.
+      known ||= (await api("GET", "runs")).some((run) => run.name === name);
+      if (!known) {
+        await starting(top, name, { status: 404, message: t("runs.none") });
+        await pause(1000);
+        continue;
+      }
       const [found] = await api("GET", `runs/curves?run=${encodeURIComponent(name)}`);
       const { run, curves } = found;
       const stamp = `${run.step} ${run.state} ${curves.eval_loss.length}`;
@@ -71,6 +78,7 @@ async function one(root, name, gone) {
       if (waiting) waiting = await samples(answers, name);
     } catch (error) {
       if (error.status !== 404 && error.status !== 0) throw error;
+      known = false;
       await starting(top, name, error);
     }
     await pause(1000);
