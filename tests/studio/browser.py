@@ -75,7 +75,7 @@ class Walk:
 
     def __init__(self, context: Any, link: str) -> None:
         self.page = context.new_page()
-        self.page.set_default_timeout(float(os.environ.get("STUDIO_TIMEOUT", "60")) * 1000)
+        self.page.set_default_timeout(float(os.environ.get("STUDIO_TIMEOUT", "240")) * 1000)
         self.complaints: list[str] = []
         self.keys = 0
         self.page.on("console", lambda m: m.type == "error" and self.complaints.append(m.text))
