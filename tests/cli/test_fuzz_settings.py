@@ -1,7 +1,9 @@
 """Every setting and every flag with any value: an exit code of the contract, and no traceback.
 
-Requests are refused or accepted before a model is opened, so that hundreds take seconds: what
-training would do is replaced by a step that only asks for the settings.
+Every setting is given every value of `EDGES` and what hypothesis draws; every option of each command
+is given at least two values. Requests are refused or accepted before a model is opened, and the
+command line is built once, so that thousands take seconds: what training would do is replaced by a
+step that only asks for the settings.
 """
 
 from __future__ import annotations
@@ -18,13 +20,20 @@ from hypothesis import strategies as st
 from typer.main import get_command
 
 from graftlm.cli import app as cli
-from graftlm.config import RunConfig
+from graftlm.config import (
+    RunConfig,
+    contradictions,
+    load_run_config,
+    parse_override,
+    require_complete,
+)
 from graftlm.config.checking import SECTIONS
-from graftlm.errors import TrainingError
+from graftlm.errors import ConfigError, TrainingError
 
 NAMES = [name for name in RunConfig.model_fields if name not in SECTIONS]
 NAMES += [f"{section}.{name}" for section, part in SECTIONS.items() for name in part.model_fields]
-COMMANDS = get_command(cli.app).commands  # type: ignore[attr-defined]
+PARSED: Any = get_command(cli.app)
+COMMANDS = PARSED.commands
 
 EDGES = [
     "", "null", "true", "yes", "-1", "0", "1", "1.5", "1:30", ".inf", "-.inf", ".nan", "1e300",
@@ -55,7 +64,12 @@ def nothing_trains(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def accept(config: RunConfig, **_: Any) -> Any:
         raise TrainingError("accepted")
 
+    def serve(*_: Any, **__: Any) -> Any:
+        raise TrainingError("accepted")
+
     monkeypatch.setattr(graftlm.planning, "run", accept)
+    monkeypatch.setattr("graftlm.studio.serve.serve", serve)
+    monkeypatch.setattr(cli, "app", PARSED)  # `typer` would build it at each call
 
 
 def outcome(*arguments: str) -> tuple[int, str]:
@@ -77,16 +91,42 @@ def require_contract(code: int, said: str) -> None:
     assert len(said) < 10_000
 
 
-@settings(QUICK, max_examples=250)
-@given(name=st.sampled_from(NAMES), value=VALUES)
-def test_any_value_of_any_setting(
-    name: str, value: str, nothing_trains: None, tiny_llama: Path, rows_file: Path
+def give(name: str, value: str) -> None:
+    """Give one setting a value, as ``--set`` does; any error but `ConfigError` is a fault."""
+    said = ""
+    try:
+        config = load_run_config(None, [parse_override(f"{name}={value}")])
+        contradictions(config)
+        require_complete(config)
+    except ConfigError as error:
+        said = str(error)
+    assert len(said) < 5_000
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_setting_with_every_edge(name: str) -> None:
+    for value in EDGES:
+        give(name, value)
+
+
+@settings(QUICK, max_examples=60)
+@given(value=VALUES)
+def test_every_setting_with_any_value(value: str) -> None:
+    for name in NAMES:
+        give(name, value)
+
+
+def test_every_setting_through_the_command(
+    nothing_trains: None, tiny_llama: Path, rows_file: Path
 ) -> None:
+    """Beyond the settings: what the command itself does with them before it trains."""
     words = ["train", "--model", str(tiny_llama), "--data", str(rows_file)]
-    require_contract(*outcome(*words, "--set", f"{name}={value}"))
+    for number, name in enumerate(NAMES):
+        for value in (EDGES[number % len(EDGES)], EDGES[7 * number % len(EDGES)]):
+            require_contract(*outcome(*words, "--set", f"{name}={value}"))
 
 
-@settings(QUICK, max_examples=100)
+@settings(QUICK, max_examples=60)
 @given(text=st.text(max_size=200) | st.lists(VALUES, max_size=5).map("\n".join))
 def test_any_text_as_a_settings_file(text: str, nothing_trains: None, tmp_path: Path) -> None:
     file = tmp_path / "settings.yaml"
@@ -94,37 +134,51 @@ def test_any_text_as_a_settings_file(text: str, nothing_trains: None, tmp_path: 
     require_contract(*outcome("train", str(file)))
 
 
-def options() -> list[tuple[str, str]]:
+def options(flags: bool) -> list[tuple[str, str]]:
+    """Each command's options: those with a value, or those without."""
     return sorted(
         (command, option)
         for command, parsed in COMMANDS.items()
         for parameter in parsed.params
         for option in parameter.opts[:1]
-        if option.startswith("--") and not parameter.is_flag and option != "--out"
+        if option.startswith("--") and parameter.is_flag == flags
     )
 
 
+REQUIRED = {
+    "train": ["--data", "rows.jsonl", "--model", "nowhere"],
+    "plan": ["nowhere"],
+    "check": ["rows.jsonl", "--model", "nowhere"],
+    "eval": ["nowhere", "--data", "rows.jsonl"],
+    "quantize": ["nowhere", "--out", "q"],
+    "merge": ["nowhere", "--out", "m"],
+    "export": ["nowhere", "--to", "gguf", "--out", "e"],
+    "generate": ["nowhere", "--prompt", "hello"],
+    "chat": ["nowhere"],
+    "serve": ["nowhere"],
+    "compare": ["--model", "nowhere", "--data", "rows.jsonl", "--out", "c"],
+    "demo": ["--model", "nowhere", "--out", "d"],
+    "studio": [],
+    "doctor": ["--no-such-option"],
+}
+"""What each command needs, beside a model that is nowhere, so that none gets as far as working."""
+
+
+def test_every_option_of_every_command(nothing_trains: None) -> None:
+    edges = [edge for edge in EDGES if "\0" not in edge]
+    assert REQUIRED.keys() == COMMANDS.keys()
+    for number, (command, option) in enumerate(options(flags=False)):
+        for value in (edges[number % len(edges)], edges[11 * number % len(edges)]):
+            require_contract(*outcome(command, *REQUIRED[command], option, value))
+    for command, option in options(flags=True):
+        require_contract(*outcome(command, *REQUIRED[command], option))
+
+
 @settings(QUICK, max_examples=60)
-@given(which=st.sampled_from(options()), value=ARGUMENTS)
-def test_any_value_of_any_flag(
-    which: tuple[str, str], value: str, nothing_trains: None, tmp_path: Path
-) -> None:
-    """Beside a model that is nowhere, so that no command gets as far as working."""
+@given(which=st.sampled_from(options(flags=False)), value=ARGUMENTS)
+def test_any_value_of_any_option(which: tuple[str, str], value: str, nothing_trains: None) -> None:
     command, option = which
-    required = {
-        "train": ["--data", "rows.jsonl", "--model", "nowhere"],
-        "plan": ["nowhere"],
-        "check": ["rows.jsonl", "--model", "nowhere"],
-        "eval": ["nowhere", "--data", "rows.jsonl"],
-        "quantize": ["nowhere", "--out", "q"],
-        "merge": ["nowhere", "--out", "m"],
-        "generate": ["nowhere", "--prompt", "hello"],
-        "chat": ["nowhere"],
-        "compare": ["--model", "nowhere", "--data", "rows.jsonl", "--out", "c"],
-        "demo": ["--model", "nowhere", "--out", "d"],
-        "doctor": ["--no-such-option"],
-    }
-    require_contract(*outcome(command, *required.get(command, []), option, value))
+    require_contract(*outcome(command, *REQUIRED[command], option, value))
 
 
 def test_a_file_that_is_no_file_or_a_bomb_is_refused_at_once(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from graftlm.config.checking import shown
 from graftlm.config.settings import RunConfig, TrainConfig
 from graftlm.errors import ConfigError
 
@@ -54,15 +55,15 @@ def _of_merge_aware(config: RunConfig) -> list[str]:
     lora, stored = config.lora, config.model.weight_format
     wrong = {
         f"method={config.method}: use qlora": config.method != "qlora",
-        f"model.weight_format={stored}: use the same format": lora.merge_aware != stored,
+        f"model.weight_format={shown(stored)}: use the same format": lora.merge_aware != stored,
         f"lora.dropout={lora.dropout}: a merged weight has none, use 0": lora.dropout > 0,
-        f"lora.variant={lora.variant}: use lora": lora.variant != "lora",
+        f"lora.variant={shown(lora.variant)}: use lora": lora.variant != "lora",
         "lora.init=loftq, which starts from the error that this training removes": (
             lora.init == "loftq"
         ),
         "lora.target_parameters: experts have no such form": bool(lora.target_parameters),
     }
-    said = f"lora.merge_aware={lora.merge_aware} cannot be used with"
+    said = f"lora.merge_aware={shown(lora.merge_aware)} cannot be used with"
     return [f"{said} {what}" for what, is_wrong in wrong.items() if is_wrong and lora.merge_aware]
 
 
