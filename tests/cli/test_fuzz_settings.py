@@ -1,9 +1,9 @@
 """Every setting and every flag with any value: an exit code of the contract, and no traceback.
 
-Every setting is given every value of `EDGES` and what hypothesis draws; every option of each command
-is given at least two values. Requests are refused or accepted before a model is opened, and the
-command line is built once, so that thousands take seconds: what training would do is replaced by a
-step that only asks for the settings.
+Every setting is given every value of `EDGES` and what hypothesis draws; every option of a command
+gets at least two values. Requests are refused or accepted before a model is opened, and the command
+line is built once, so that thousands take seconds: what training would do is replaced by a step
+that only asks for the settings.
 """
 
 from __future__ import annotations

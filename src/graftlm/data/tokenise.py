@@ -17,6 +17,7 @@ from graftlm.config import DataConfig
 from graftlm.data.chat import ChatFormat, Rendered
 from graftlm.data.example import Example
 from graftlm.data.formats import Row
+from graftlm.errors import DataError
 
 __all__ = ["Encoder", "render_prompt", "stop_tokens"]
 
@@ -193,6 +194,21 @@ def _first_after(encoding: Any, position: int) -> int:
     return next((i for i, start in enumerate(starts) if start >= position), len(starts))
 
 
+def _require_unicode(given: Any) -> None:
+    """Refuse a prompt or messages with half of a surrogate pair, as a broken terminal sends."""
+    messages = given if isinstance(given, list | tuple) else [{"content": given}]
+    for message in messages:
+        content = message.get("content") if isinstance(message, dict) else None
+        if isinstance(content, str):
+            try:
+                content.encode()
+            except UnicodeEncodeError as error:
+                raise DataError(
+                    f"the prompt is not valid Unicode at character {error.start} (half of a "
+                    "surrogate pair). Send it as UTF-8."
+                ) from error
+
+
 def render_prompt(
     given: str | Row | Sequence[dict[str, Any]],
     tokenizer: Any,
@@ -208,7 +224,11 @@ def render_prompt(
         tokenizer: the model's.
         config: the settings the model was trained with, for its chat template.
         tools: JSON schemas of functions the model may call.
+
+    Raises:
+        DataError: the prompt is not valid Unicode.
     """
+    _require_unicode(given)
     encoder = Encoder(tokenizer, config or DataConfig())
     if isinstance(given, Row):
         tools = given.tools

@@ -28,7 +28,7 @@ from graftlm.config import DataConfig
 from graftlm.data.prepare import Prepared, RenderedChunk, finish, prepare, render
 from graftlm.data.readers import Raw
 from graftlm.data.tokenise import Encoder
-from graftlm.errors import GraftLMError
+from graftlm.errors import ConfigError, GraftLMError
 
 __all__ = ["prepare_all"]
 
@@ -40,6 +40,12 @@ def prepare_all(
     chunks: Iterable[Sequence[Raw]], encoder: Encoder, config: DataConfig, workers: int
 ) -> Iterator[Prepared]:
     """Run `prepare` on all chunks, in order, with at most a few chunks in memory."""
+    most = 4 * (os.cpu_count() or 1)
+    if workers > most:
+        raise ConfigError(
+            f"data.workers={workers}: each is a process with a tokenizer of its own; this machine "
+            f"has {os.cpu_count()} cores, so at most {most}"
+        )
     if workers == 0:
         yield from _pipelined(chunks, encoder, config)
         return
