@@ -47,6 +47,7 @@ from graftlm.report.compare.variants import jobs, variants
 from graftlm.training import run
 from graftlm.training.adapted_model import adapted_model
 from graftlm.training.next_token import next_token_loss
+from tests.oracles.tiny_architectures import tiny_model as tiny_architecture
 
 SIZES = {
     "vocab_size": 300,
@@ -312,3 +313,17 @@ def test_full_fine_tuning_of_them_is_refused(
     assert not (tmp_path / "run").exists()
     with pytest.raises(ConfigError, match=r"model\.embeddings"):
         choose(config.model_copy(update={"memory": "8GB"}))
+
+
+@pytest.mark.parametrize("model_type", ["olmo", "nanochat"])
+def test_a_model_whose_norms_have_no_weights_keeps_no_parameter_and_runs(
+    model_type: str, tmp_path: Path
+) -> None:
+    tiny_architecture(model_type).save_pretrained(tmp_path)
+    model = load_weights(tmp_path, embeddings="int8")
+    assert not list(model.parameters())
+    ids = torch.arange(1, 9)[None]
+    plain = load_weights(tmp_path)
+    with torch.no_grad():
+        ours, theirs = (m(input_ids=ids).logits for m in (model, plain))
+    assert float((ours - theirs).norm() / theirs.norm()) < 0.1

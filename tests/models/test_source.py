@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -100,3 +101,12 @@ def test_load_tokenizer_needs_no_weights(tiny_llama: Path, tmp_path: Path) -> No
     (folder / "model.safetensors").unlink()
     tokenizer = load_tokenizer(folder)
     assert tokenizer.decode(tokenizer("phở").input_ids, skip_special_tokens=True) == "phở"
+
+
+@pytest.mark.parametrize("entry", ["gptq", ["gptq"], 4])
+def test_a_quantization_config_that_is_no_object_is_refused(tmp_path: Path, entry: object) -> None:
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "llama", "quantization_config": entry}), encoding="utf-8"
+    )
+    with pytest.raises(ModelError, match="quantization_config .* expected an object"):
+        resolve(tmp_path)

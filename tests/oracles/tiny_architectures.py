@@ -105,6 +105,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "n_mamba_heads": 2,
     },
     "zamba2": {
+        "attention_hidden_size": 128,
+        "attention_head_dim": 32,
         "mamba_headdim": 32,
         "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"],
         "mamba_ngroups": 1,
@@ -126,6 +128,11 @@ OVERRIDES: dict[str, dict[str, Any]] = {
             "heavily_compressed_attention",
             "sliding_attention",
         ],
+    },
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8},
+        "ffn_config": {"ffn_hidden_size": 64, "moe_num_experts": 4, "moe_top_k": 2},
+        "max_seq_len": 128,
     },
     "mllama": {"cross_attention_layers": [1, 3]},
     "phi4_multimodal": {"partial_rotary_factor": 1.0},

@@ -20,6 +20,7 @@ from graftlm.models import block_attention, packing_support
 from graftlm.models.decoding.support import continues_rows
 from graftlm.models.output_head import OutputHead, find_output_head
 from graftlm.models.probing import being_probed
+from graftlm.system.placement import placement_of
 
 __all__ = ["Capabilities", "capabilities", "forget", "require_left_to_right", "require_packable"]
 
@@ -120,6 +121,6 @@ def _reads_left_to_right(model: Any) -> bool:
     start, row = 4, torch.arange(8)
     ids = torch.stack([row, torch.where(row < start, row, row + 11)]).remainder(count)
     with being_probed(model):
-        device = next(model.parameters()).device
+        device = placement_of(model).first
         logits = model(input_ids=ids.to(device), use_cache=False).logits[:, :start].float()
     return float((logits[0] - logits[1]).abs().max()) <= ROUNDING * float(logits.std())

@@ -19,6 +19,7 @@ from graftlm.frozen.formats import format_named
 from graftlm.frozen.stored_weight import StoredWeight
 from graftlm.frozen.weight import WeightSettings
 from graftlm.models.fused import OutputLinear
+from graftlm.system.placement import placement_of
 
 __all__ = ["rows_in_int8"]
 
@@ -89,7 +90,7 @@ def _factor(table: Any) -> float:
 @torch.no_grad()
 def _logits(model: Any) -> Tensor:
     """The logits of a few tokens, minus their mean, which the softmax ignores."""
-    training, device = model.training, next(model.parameters()).device
+    training, device = model.training, placement_of(model).first
     model.train(False)
     try:
         words = torch.linspace(0, model.config.get_text_config().vocab_size - 1, COMPARED)

@@ -23,6 +23,7 @@ from torch import Tensor
 from graftlm.data.batch import collate
 from graftlm.data.example import Example
 from graftlm.models.probing import being_probed
+from graftlm.system.placement import placement_of
 
 __all__ = ["keeps_apart", "takes_positions"]
 
@@ -106,7 +107,7 @@ def _logits(model: Any, *sequences: npt.NDArray[np.int32]) -> Tensor:
     ids = np.concatenate(sequences)
     lengths = tuple(len(sequence) for sequence in sequences)
     example = Example(ids, np.ones(len(ids), dtype=np.bool_), lengths=lengths)
-    batch = collate([example], 0).to(next(model.parameters()).device)
+    batch = collate([example], 0).to(placement_of(model).first)
     logits: Tensor = model(
         input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False
     ).logits

@@ -13,6 +13,8 @@ folder: see `stored_experts.py`.
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +47,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 __all__ = ["quantize_folder"]
+
+logger = logging.getLogger("graftlm")
 
 
 def quantize_folder(
@@ -97,6 +101,7 @@ def quantize_folder(
             f"found none in {config.model_type}). It can still be trained by QLoRA: "
             "graftlm quantises it while loading."
         )
+    _warn_of_rows(checkpoint, layers, block_size)
     parameters = sum(_numel(checkpoint, key) for key in (*layers, *experts.keys))
     before = sum(stored.nbytes for stored in checkpoint.values())
     fixed = sum(
@@ -132,6 +137,25 @@ def quantize_folder(
         "bytes": writer.total_bytes,
         "bytes_before": before,
     }
+
+
+def _warn_of_rows(checkpoint: Checkpoint, layers: Mapping[str, bool], block_size: int) -> None:
+    """Say which layers bitsandbytes 0.50 reads wrongly on a CPU with AVX-512.
+
+    Blocks run on over the end of a row. Its kernel for that CPU begins a new one at each row.
+    """
+    columns = {key: checkpoint[key].shape[0 if turned else 1] for key, turned in layers.items()}
+    if odd := [key for key, count in columns.items() if count % block_size]:
+        logger.warning(
+            "%d of %d layers have rows that are no multiple of the block size %d (%s: %d): "
+            "bitsandbytes reads them wrongly on a CPU with AVX-512. graftlm, and bitsandbytes on a "
+            "GPU, read them right",
+            len(odd),
+            len(layers),
+            block_size,
+            odd[0],
+            columns[odd[0]],
+        )
 
 
 class _Experts:

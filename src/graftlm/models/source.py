@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -89,6 +90,7 @@ def original_gguf(name: str | Path) -> Iterator[Path | None]:
 def _require_model(folder: Path) -> None:
     require_plain_files(folder, ModelError)
     if (folder / "config.json").is_file():
+        _require_usual_quantization(folder / "config.json")
         return
     if (folder / "adapter_config.json").is_file() or (folder / "adapter").is_dir():
         raise ModelError(
@@ -98,6 +100,20 @@ def _require_model(folder: Path) -> None:
     ggufs = sorted(folder.glob("*.gguf"))
     hint = f" For the GGUF file in it, name the file: {ggufs[0]}" if ggufs else ""
     raise ModelError(f"{folder} has no config.json, so it is not a model folder.{hint}")
+
+
+def _require_usual_quantization(config: Path) -> None:
+    """Refuse an entry that transformers fails on, whichever of its classes reads the file first."""
+    try:
+        content = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return  # whoever needs it says what is wrong with the file
+    settings = content.get("quantization_config") if isinstance(content, dict) else None
+    if settings is not None and not isinstance(settings, dict):
+        raise ModelError(
+            f"quantization_config in {config} is a {type(settings).__name__}; expected an object "
+            "that names the method. Remove the entry if the weights are in 16 or 32 bits."
+        )
 
 
 def _not_found(text: str, path: Path) -> str:

@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from graftlm._compat.dense_layers import dense_layers
 from graftlm._compat.loader import ConversionOps, LoaderPlugin, forget_quantized, mark_filled
 from graftlm.errors import GraftLMError, ModelError
 from graftlm.frozen.experts import FrozenExperts
@@ -278,8 +279,13 @@ def linear_layers(model: nn.Module) -> dict[str, Any]:
 
 
 def unquantized_names(model: PreTrainedModel) -> set[str]:
-    """The output head and the modules that share its weight; they are not quantised."""
+    """The layers that are not quantised.
+
+    They are the output head and the modules that share its weight, and those whose weight has to
+    be dense; see `_compat/dense_layers.py`.
+    """
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     names = {name for name, module in model.named_modules() if module is head}
     tied = getattr(model, "all_tied_weights_keys", None) or {}
-    return names | {key.removesuffix(".weight") for pair in tied.items() for key in pair}
+    names |= {key.removesuffix(".weight") for pair in tied.items() for key in pair}
+    return names | dense_layers(model, linear_layers(model))

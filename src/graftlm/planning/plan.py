@@ -134,10 +134,16 @@ def make_plan(
     source = Source(architecture) if architecture is not None else source_of(config)
     planner = Planner(source, config, limit, placement, lengths, sheet)
     embeddings = config.model.embeddings
+    asks_to_recompute = config.train.gradient_checkpointing is True
     made: dict[Setting, Option | None] = {}
 
     def predict(setting: Setting) -> Option | None:
-        """The option, or ``None`` if ``auto`` embeddings in 8 bits do not suit the model."""
+        """The option, or ``None`` if ``auto`` embeddings in 8 bits do not suit the model.
+
+        A model that cannot recompute its activations does without, unless that was asked for.
+        """
+        if not asks_to_recompute and not source.can_recompute:
+            setting = dataclasses.replace(setting, gradient_checkpointing=False)
         if setting not in made:
             said = f"{setting.method}, embeddings {setting.embeddings}, {setting.max_length} long"
             progress(said)
@@ -152,7 +158,7 @@ def make_plan(
     for method in () if only_recommended else methods:
         for checkpointing in (False, True):
             predict(as_setting(config, method, checkpointing))
-    asked = as_setting(config, methods[0], config.train.gradient_checkpointing is True)
+    asked = as_setting(config, methods[0], asks_to_recompute)
     allowed: tuple[Embeddings, ...] = ("keep", "int8") if embeddings == "auto" else (embeddings,)
     offloads = config.model.offload == "auto" and not placement.runs_on_cpu
     at_once = planner.at_once(asked)

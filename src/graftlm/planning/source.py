@@ -47,6 +47,16 @@ class Source:
         checkpoint: Any = self.checkpoint
         return pick_dtype(config.model.dtype, self.architecture, checkpoint)
 
+    @property
+    def can_recompute(self) -> bool:
+        """Whether the model's class can recompute activations; assumed of code in the folder."""
+        from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+        kind = type(self.architecture)
+        if kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
+            return True
+        return bool(MODEL_FOR_CAUSAL_LM_MAPPING[kind].supports_gradient_checkpointing)
+
     def loading_bytes(self, config: RunConfig) -> int:
         """Additional bytes while the largest tensor that changes its type is read.
 
@@ -58,6 +68,7 @@ class Source:
         table = text.vocab_size * text.hidden_size
         if self.checkpoint is None:
             inner = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+            inner = max(inner) if isinstance(inner, list) else inner  # Gemma 3n: one a layer
             # Embeddings and heads keep their type when the rest is quantised.
             sizes = [dtype.itemsize * max(inner * text.hidden_size, 0 if qlora else table)]
         else:

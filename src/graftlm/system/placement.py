@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import Protocol, TypeVar
 
@@ -278,8 +279,11 @@ def candidates() -> list[Placement]:
 
 
 def placement_of(model: nn.Module) -> Placement:
-    """The placement of a loaded model: the device of its first parameter."""
-    return Placement(next(model.parameters()).device)
+    """The placement of a loaded model: the device of its first parameter.
+
+    A model may have none: OLMo's norms have no weights, and stored weights are buffers.
+    """
+    return Placement(next(itertools.chain(model.parameters(), model.buffers())).device)
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -43,8 +43,13 @@ def recompute_activations(model: Any, *, offload: bool = False) -> None:
         offload: keep these inputs in page-locked host memory until the backward pass.
 
     Raises:
-        ConfigError: the installed transformers cannot offload.
+        ConfigError: the model cannot recompute, or the installed transformers cannot offload.
     """
+    if not getattr(model, "supports_gradient_checkpointing", True):
+        raise ConfigError(
+            f"train.gradient_checkpointing: {type(model).__name__} cannot recompute its "
+            "activations. Set it to false; a smaller train.micro_batch_tokens saves memory too."
+        )
     # transformers 5.23 renamed the switch, and learned to offload.
     enable = getattr(model, "activation_checkpointing_enable", None)
     if offload:
