@@ -104,8 +104,8 @@ def markdown(rows: dict[str, Row], stages: tuple[str, ...]) -> str:
         "# Which models work",
         "",
         f"Made by `python benchmarks/sweep_models.py --markdown docs/support-matrix.md` with "
-        f"{versions}: a tiny random model of each of the {len(rows)} causal architectures that "
-        "transformers has, in float32.",
+        f"{versions}: a tiny random model in float32 of {len(rows)} of the {len(architectures())} "
+        "causal architectures that transformers has.",
         "",
         "`=` equal to transformers, PEFT or torch, or done where there is nothing to compare · `r` "
         "refused in a sentence · `≠` **different, silently** · `!` **an error that is not "

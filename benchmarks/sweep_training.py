@@ -145,16 +145,28 @@ def stage_plan(one: OneModel) -> str:
 
     The process itself takes far more than a tiny model, so only tensors are compared.
     """
+    config = planned_config(one)
+    made = make_plan(config, memory="8GB", methods=("qlora",), only_recommended=True)
+    option = made.recommendation.option
+    said = planned_tensors(one, config)
+    return f"{said}; with the process {option.predicted_peak_bytes / 1e6:.0f} MB"
+
+
+def planned_config(one: OneModel) -> RunConfig:
+    """The settings that are planned."""
     config = RunConfig(
         method="qlora",
         model=ModelConfig(name=str(one.folder)),
         lora=LoRAConfig(rank=RANK),
         train=TrainConfig(batch_size=SHAPE.rows),
     )
-    config = config.model_copy(
+    return config.model_copy(
         update={"data": config.data.model_copy(update={"max_length": SHAPE.length})}
     )
-    made = make_plan(config, memory="8GB", methods=("qlora",), only_recommended=True)
+
+
+def planned_tensors(one: OneModel, config: RunConfig) -> str:
+    """The largest error of a predicted peak of LoRA and QLoRA."""
     source, worst = source_of(config), 0.0
     for method in ("lora", "qlora"):
         asked = config.model_copy(update={"method": method})
@@ -166,8 +178,7 @@ def stage_plan(one: OneModel) -> str:
                 f"{method}: {trace.peak.nbytes / 1e6:.2f} MB planned, {measured / 1e6:.2f} measured"
             )
         worst = max(worst, error, key=abs)
-    option = made.recommendation.option
-    return f"{worst:+.0%} at most; with the process {option.predicted_peak_bytes / 1e6:.0f} MB"
+    return f"{worst:+.0%} at most"
 
 
 def measured_peak(one: OneModel, quantize: str | None) -> int:

@@ -108,5 +108,5 @@ def test_a_quantization_config_that_is_no_object_is_refused(tmp_path: Path, entr
     (tmp_path / "config.json").write_text(
         json.dumps({"model_type": "llama", "quantization_config": entry}), encoding="utf-8"
     )
-    with pytest.raises(ModelError, match="quantization_config .* expected an object"):
+    with pytest.raises(ModelError, match=r"quantization_config .* expected an object"):
         resolve(tmp_path)

@@ -12,7 +12,9 @@ of prompt cost.
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -22,11 +24,14 @@ from graftlm._compat.compiled import uncompiled
 from graftlm._compat.tracing import FakeTensor
 from graftlm.adapters.adapted import lora_modules, token_table
 from graftlm.models.probing import being_probed
+from graftlm.system.placement import placement_of
 
 __all__ = ["REASON", "without_gradient"]
 
 REASON = "its adapter would never learn: on text the logits do not depend on it"
 TOKENS = 8
+PASSES = 4
+"""At most; a model may leave out layers at random in training (`layerdrop` of OPT)."""
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 FAILURES = (AttributeError, IndexError, RuntimeError, TypeError, ValueError)
 """What a model's code raises that does not take a short row of tokens."""
@@ -46,28 +51,43 @@ def without_gradient(model: Any, adapter: str) -> tuple[list[str], str]:
     Returns:
         the names, and the error of the model's forward pass; empty if it had none.
     """
-    table = getattr(token_table(model), "weight", None)
-    if not isinstance(table, Tensor) or isinstance(table, FakeTensor):
+    words = getattr(token_table(model), "num_embeddings", None)
+    tensors = [*model.parameters(), *model.buffers()]
+    if words is None or any(t.is_meta or isinstance(t, FakeTensor) for t in tensors):
         return [], ""
-    if any(parameter.is_meta for parameter in model.parameters()):
-        return [], ""
-    ids = torch.arange(1, TOKENS + 1, device=table.device).remainder(len(table))[None]
-    try:
-        with being_probed(model), torch.enable_grad():
-            logits = uncompiled(model)(input_ids=ids, use_cache=False).logits
-    except FAILURES as error:
-        return [], f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    leaves = _leaves(logits)
+    ids = torch.arange(1, TOKENS + 1, device=placement_of(model).first).remainder(words)[None]
     modules = lora_modules(model, adapter)
-    reached = {
-        name
-        for name, module in modules.items()
-        if any(id(parameter) in leaves for parameter in module.adapter_parameters().values())
-    }
+    reached: set[str] = set()
+    for _ in range(PASSES):
+        try:
+            with _as_in_training(model, ids.device):
+                logits = uncompiled(model)(input_ids=ids, use_cache=False).logits
+        except FAILURES as error:
+            return [], f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        leaves = _leaves(logits)
+        reached |= {
+            name
+            for name, module in modules.items()
+            if any(id(parameter) in leaves for parameter in module.adapter_parameters().values())
+        }
+        if len(reached) == len(modules):
+            break
     groups = {_layer_of_experts(name) for name in reached}
     return [
         name for name in modules if name not in reached and _layer_of_experts(name) not in groups
     ], ""
+
+
+@contextlib.contextmanager
+def _as_in_training(model: Any, device: torch.device) -> Iterator[None]:
+    """The mode of training with gradients; random numbers are drawn from a copy of the generator.
+
+    Some models read a weight themselves only there (`correction_coefs` of Gemma 3n).
+    """
+    devices = [device] if device.type == "cuda" else []
+    with being_probed(model), torch.enable_grad(), torch.random.fork_rng(devices):
+        model.train()
+        yield
 
 
 def _layer_of_experts(name: str) -> str:
