@@ -109,8 +109,8 @@ def markdown(rows: dict[str, Row], stages: tuple[str, ...]) -> str:
         "",
         "`=` equal to transformers, PEFT or torch, or done where there is nothing to compare · `r` "
         "refused in a sentence · `≠` **different, silently** · `!` **an error that is not "
-        "graftlm's own** · empty: not reached, as loading is refused. What is not `=` is listed "
-        "below.",
+        "graftlm's own** · empty: not reached, as loading is refused, or not tried. What is not "
+        "`=` is listed below.",
         "",
         "| | " + " | ".join(stages) + " |",
         "|---" * (len(stages) + 1) + "|",
