@@ -55,7 +55,8 @@ class Source:
         kind = type(self.architecture)
         if kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
             return True
-        return bool(MODEL_FOR_CAUSAL_LM_MAPPING[kind].supports_gradient_checkpointing)
+        model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[kind]
+        return bool(model.supports_gradient_checkpointing)
 
     def loading_bytes(self, config: RunConfig) -> int:
         """Additional bytes while the largest tensor that changes its type is read.
