@@ -60,7 +60,7 @@ def without_gradient(model: Any, adapter: str) -> tuple[list[str], str]:
     reached: set[str] = set()
     for _ in range(PASSES):
         try:
-            with _as_in_training(model, ids.device):
+            with _as_in_training(model):
                 logits = uncompiled(model)(input_ids=ids, use_cache=False).logits
         except FAILURES as error:
             return [], f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
@@ -79,15 +79,19 @@ def without_gradient(model: Any, adapter: str) -> tuple[list[str], str]:
 
 
 @contextlib.contextmanager
-def _as_in_training(model: Any, device: torch.device) -> Iterator[None]:
-    """The mode of training with gradients; random numbers are drawn from a copy of the generator.
+def _as_in_training(model: Any) -> Iterator[None]:
+    """The mode of training with gradients; the random generator is put back afterwards.
 
     Some models read a weight themselves only there (`correction_coefs` of Gemma 3n).
     """
-    devices = [device] if device.type == "cuda" else []
-    with being_probed(model), torch.enable_grad(), torch.random.fork_rng(devices):
-        model.train()
-        yield
+    placement = placement_of(model)
+    state = placement.rng_state()
+    try:
+        with being_probed(model), torch.enable_grad():
+            model.train()
+            yield
+    finally:
+        placement.set_rng_state(state)
 
 
 def _layer_of_experts(name: str) -> str:
