@@ -32,9 +32,9 @@ OTHERS: dict[str, tuple[str, str | None, str]] = {  # config, class that config.
     "tagger": ("LlamaConfig", "LlamaForTokenClassification", "a classifier"),
     "vit": ("ViTConfig", "ViTModel", "a model of images"),
     "clip": ("CLIPConfig", "CLIPModel", "a model of text together with images or sound"),
-    "qwen2-vl": (
-        "Qwen2VLConfig",
-        "Qwen2VLForConditionalGeneration",
+    "blip-2": (
+        "Blip2Config",
+        "Blip2ForConditionalGeneration",
         "a model of text together with images or sound",
     ),
 }

@@ -19,6 +19,7 @@ from graftlm.frozen.experts import FrozenExperts
 from graftlm.models.block_attention import quick_attention
 from graftlm.models.fuse import fuse_gated_units, fuse_norms, quick_output
 from graftlm.models.int8_embeddings import rows_in_int8
+from graftlm.models.kind_of_model import auto_class
 from graftlm.models.replaced import AssemblyReport, Replacement, compared, keep_report
 
 if TYPE_CHECKING:
@@ -99,11 +100,9 @@ def assemble(
 
 def empty_model(config: PretrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
     """The model without weights, on the meta device: names, shapes and ties only."""
-    from transformers import AutoModelForCausalLM
-
     try:
         with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            model: PreTrainedModel = auto_class(config).from_config(
                 config, trust_remote_code=trust_remote_code
             )
     except Exception as error:  # torch and the class of the model refuse values in many ways

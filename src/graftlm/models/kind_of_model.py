@@ -1,4 +1,8 @@
-"""Checks that a config is of a causal language model, the only kind that graftlm trains."""
+"""Checks that a config is of a causal language model, the only kind that graftlm trains.
+
+A model of text together with images counts too, if a causal language model is its text side: it is
+loaded whole, so that the names of its modules are those of the whole model, and reads text rows.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from graftlm.errors import ModelError
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ["require_causal"]
+__all__ = ["auto_class", "require_causal"]
 
 ENCODER = "an encoder, which sees the tokens that it would have to predict"
 HEADS = {
@@ -36,6 +40,29 @@ def require_causal(config: PretrainedConfig, where: object) -> None:
         )
 
 
+def auto_class(config: Any) -> Any:
+    """The class of transformers that builds the whole model of ``config``."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    return AutoModelForImageTextToText if _sees_images(config) else AutoModelForCausalLM
+
+
+def _sees_images(config: Any) -> bool:
+    """Whether only the class for images and text builds the model, around a causal text side."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    if (
+        type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+        or type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+        or "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    ):
+        return False
+    text, vision = (getattr(config, f"{side}_config", None) for side in ("text", "vision"))
+    if None in (text, vision) or hasattr(config, "qformer_config"):  # it reads no text alone
+        return False
+    return not getattr(text, "is_encoder_decoder", False)
+
+
 def _other_kind(config: Any) -> str | None:
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -47,6 +74,8 @@ def _other_kind(config: Any) -> str | None:
                 return kind
     if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
         return None  # defined by code in the folder
+    if _sees_images(config):
+        return None
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return _without_causal_class(config)
     return ENCODER if _sees_what_follows(config) else None
