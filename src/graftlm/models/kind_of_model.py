@@ -57,7 +57,7 @@ def _sees_images(config: Any) -> bool:
         or "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     ):
         return False
-    text, vision = (getattr(config, f"{side}_config", None) for side in ("text", "vision"))
+    text, vision = getattr(config, "text_config", None), getattr(config, "vision_config", None)
     if None in (text, vision) or hasattr(config, "qformer_config"):  # it reads no text alone
         return False
     return not getattr(text, "is_encoder_decoder", False)
