@@ -49,12 +49,13 @@ def comparison(make_run: MakeRun, tmp_path: Path) -> Path:
         runs.append({**measured, "artifact_bytes": 9_000_000, "planned": planned})
         write_run_page(folder)
     summary = {
-        "tokens": 4000, "peak_memory_bytes": 1_500_000_000, "wall_seconds": 9.0,
+        "steps": 40, "tokens": 4000, "peak_memory_bytes": 1_500_000_000, "wall_seconds": 9.0,
         "trainable_parameters": 1000, "eval_loss_before": 2.1, "eval_loss_after": 1.11,
     }  # fmt: skip
     figures = tuple(figures_of(v, [(summary, run)]) for v, run in zip(columns, runs, strict=True))
+    rate = RunConfig.model_validate({"train": {"learning_rate": 2e-4}})
     found = Comparison(
-        RunConfig(), figures, tuple(work), tuple(verdict(figures)), OUTSIDE, tmp_path / "cmp"
+        rate, figures, tuple(work), tuple(verdict(figures)), OUTSIDE, tmp_path / "cmp"
     )
     return write_comparison(found)
 
