@@ -19,6 +19,7 @@ LAYERS = [
     {"models"},
     {"adapters"},
     {"export"},
+    {"distributed"},
     {"training"},
     {"planning"},
     {"report"},

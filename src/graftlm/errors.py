@@ -15,6 +15,7 @@ __all__ = [
     "ArtifactError",
     "ConfigError",
     "DataError",
+    "EndedByAnotherRank",
     "GraftLMError",
     "ModelError",
     "RequestError",
@@ -73,6 +74,10 @@ class ResourceError(RequestError):
 
 class TrainingError(GraftLMError):
     """Training had to stop, for example because the loss was not finite."""
+
+
+class EndedByAnotherRank(GraftLMError):  # noqa: N818 - not an error of this process
+    """Another process of the run failed and has told the user why. This one says nothing."""
 
 
 def record_of(error: GraftLMError) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """What torch's tensors and modules have no public name for.
 
 Seen in torch 2.13: `nn.Module._apply`, which `.to()`, `.half()` and their like call on each module,
-`nn.Module._buffers`, `Tensor._version`, which torch's own messages about in-place changes name, and
-`Tensor._is_view`.
+`nn.Module._buffers`, `nn.Module._parameters`, `Tensor._version`, which torch's own messages about
+in-place changes name, and `Tensor._is_view`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from typing import Self  # Python 3.11; not imported when the package runs
 
-__all__ = ["MovedModule", "buffers_of", "has_hooks", "is_view", "version_of"]
+__all__ = ["MovedModule", "buffers_of", "has_hooks", "is_view", "parameters_of", "version_of"]
 
 
 class MovedModule(nn.Module):
@@ -37,6 +37,11 @@ class MovedModule(nn.Module):
 def buffers_of(module: nn.Module) -> dict[str, Tensor | None]:
     """The module's own buffers by name: the mapping itself, not a copy."""
     return module._buffers
+
+
+def parameters_of(module: nn.Module) -> dict[str, nn.Parameter | None]:
+    """The module's own parameters by name: the mapping itself, not a copy."""
+    return module._parameters
 
 
 def version_of(tensor: Tensor) -> int:

@@ -7,6 +7,7 @@ A flag is equivalent to ``--set``. A test compares each flag with its declaratio
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -30,6 +31,7 @@ __all__ = [
     "Set",
     "Steps",
     "overrides",
+    "words_of",
 ]
 
 _HIDE = {"show_default": False}
@@ -85,6 +87,22 @@ FLAGS = {
 """The parameter of each flag, and its setting."""
 RATE = ["train", "learning_rate"]
 """A number or a word, so that its flag is read as `--set` is."""
+
+
+def words_of(
+    config: Path | None,
+    flags: Mapping[str, Any],
+    resume: bool,
+    assignments: Sequence[str],
+    as_json: bool,
+) -> list[str]:
+    """The words of `graftlm train` that mean the same as these parameters."""
+    words = [] if config is None else [str(config)]
+    for name, value in flags.items():
+        if value is not None:
+            words.append(f"--{name.replace('_', '-')}={value}")
+    words += [word for text in assignments for word in ("--set", text)]
+    return words + ["--resume"] * resume + ["--json"] * as_json
 
 
 def overrides(flags: Mapping[str, Any], assignments: Sequence[str]) -> list[tuple[list[str], Any]]:

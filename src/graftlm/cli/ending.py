@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable
 from types import FrameType
 
-from graftlm.errors import GraftLMError, ResourceError
+from graftlm.errors import EndedByAnotherRank, GraftLMError, ResourceError
 
 __all__ = ["end_at_second_interrupt", "exit_code_of", "flush", "prepare_streams"]
 
@@ -128,6 +128,8 @@ def _out_of_memory(error: BaseException | None) -> bool:
 
 
 def _failure(error: Exception) -> int:
+    if isinstance(error, EndedByAnotherRank):
+        return error.exit_code
     if _out_of_memory(error) and not isinstance(error, ResourceError):
         return _complain(f"memory ran out. {_SMALLER}")
     if isinstance(error, GraftLMError):

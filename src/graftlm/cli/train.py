@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -43,6 +44,12 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out; more --steps extend it.")
     ] = False,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Processes on this machine that share the work.", show_default=False
+        ),
+    ] = None,
     set_: flags.Set = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -52,6 +59,9 @@ def train(
 
     All settings are listed in docs/settings.md. Ctrl-C writes a checkpoint;
     `graftlm train --resume --out RUN` goes on from it, bit for bit.
+
+    In several processes: `--processes N`, or `torchrun --nproc-per-node N -m graftlm train …`, also
+    on several machines (docs/distributed.md).
     """
     given = {
         "model": model,
@@ -70,26 +80,47 @@ def train(
         "max_length": max_length,
         "seed": seed,
     }
-    settings = _settings(config, given, resume, set_ or [])
+    if processes is not None and processes > 1:
+        from graftlm.cli._processes import train_in
 
-    from graftlm.config import most_bytes
-    from graftlm.models.source import resolve
-    from graftlm.system import return_freed_memory
+        words = flags.words_of(config, given, resume, set_ or [], as_json)
+        raise typer.Exit(train_in(processes, ["train", *words]))
 
-    return_freed_memory()
-    resolve(
-        settings.model.name or "",
-        trust_remote_code=settings.model.trust_remote_code,
-        most_bytes=most_bytes(settings),
-    )
+    from graftlm.distributed.group import joined
 
-    from graftlm.planning import run
+    with joined() as group:
+        resume = resume or _restarted(given, config)
+        settings = _settings(config, given, resume, set_ or [])
 
-    result = run(settings, resume=resume)
-    page = report(Path(settings.out))
-    say(dataclasses.asdict(result), as_json, summary(result, settings.out) + page)
+        from graftlm.config import most_bytes
+        from graftlm.models.source import resolve
+        from graftlm.system import return_freed_memory
+
+        return_freed_memory()
+        with group.main_first():  # it may convert a file for the others
+            resolve(
+                settings.model.name or "",
+                trust_remote_code=settings.model.trust_remote_code,
+                most_bytes=most_bytes(settings),
+            )
+
+        from graftlm.planning import run
+
+        result = run(settings, resume=resume)
+        page = group.from_main(lambda: report(Path(settings.out)))
+        say(dataclasses.asdict(result), as_json, summary(result, settings.out) + page)
     if not result.finished:
         raise typer.Exit(1)
+
+
+def _restarted(given: Mapping[str, Any], config: Path | None) -> bool:
+    """Whether the launcher has started these processes again, and there is a run to resume."""
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+        return False
+    from graftlm.config import RunConfig, load_run_config
+
+    out = given["out"] or (load_run_config(config, []) if config else RunConfig()).out
+    return (Path(out) / "config.yaml").exists()
 
 
 def _settings(

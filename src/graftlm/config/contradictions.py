@@ -21,7 +21,7 @@ def contradictions(config: RunConfig) -> list[str]:
             f"method=full holds its weights in float32: model.dtype={config.model.dtype} would not "
             "be used. Leave it out"
         )
-    problems += _of_merge_aware(config) + _of_offload(config)
+    problems += _of_merge_aware(config) + _of_offload(config) + _of_sharding(config)
     if config.lora.init == "loftq" and config.method in ("lora", "full"):
         problems.append(
             f"lora.init=loftq starts from the error of 4-bit weights, and method={config.method} "
@@ -48,6 +48,20 @@ def contradictions(config: RunConfig) -> list[str]:
             f"train.objective={train.objective} need not have: leave it out"
         )
     return problems
+
+
+def _of_sharding(config: RunConfig) -> list[str]:
+    """A problem for each setting that rules out sharded weights."""
+    wrong = {
+        "method=full, which freezes none: use ddp": config.method == "full",
+        "model.offload=layers, which keeps them in host memory": config.model.offload == "layers",
+        "train.samples, which asks the whole model in one process": config.train.samples > 0,
+        "lora.merge_aware, which reads whole weights": bool(config.lora.merge_aware),
+    }
+    said = "distributed=fsdp shards frozen weights. It cannot be used with"
+    return [f"{said} {what}" for what, is_wrong in wrong.items() if is_wrong] * (
+        config.distributed == "fsdp"
+    )
 
 
 def _of_merge_aware(config: RunConfig) -> list[str]:

@@ -60,9 +60,10 @@ class RunTrain(TrainConfig):
 class ResolvedConfig(RunConfig):
     """A run: the content of `config.yaml` in a run folder.
 
-    An older graftlm trained on the CPU and recorded no device.
+    An older graftlm trained on the CPU and recorded no device, and in one process.
     """
 
+    distributed: Literal["ddp", "fsdp", "none"] = "none"
     device: Annotated[Text, pydantic.AfterValidator(_chosen)] = "cpu"
     method: Literal["qlora", "lora", "full"]
     model: RunModel

@@ -209,7 +209,7 @@ class TrainConfig(Settings):
     epochs: float = pydantic.Field(1.0, gt=0, le=1_000_000)
     """Passes over the data. Not used where `steps` is set."""
     batch_size: int = pydantic.Field(8, ge=1, le=1_000_000)
-    """Rows in one batch."""
+    """Rows in one batch, over all processes."""
     gradient_accumulation_steps: int = pydantic.Field(1, ge=1, le=1_000_000)
     """Batches whose gradients are added before one optimiser step."""
     micro_batch_tokens: int | None = pydantic.Field(None, ge=0, le=1_000_000_000)
@@ -270,6 +270,10 @@ class RunConfig(Settings):
     device: Text = "auto"
     """`cpu`, `cuda`, `cuda:1`, `xpu` or `mps`; `auto`: an accelerator with enough free memory by
     plan, else the CPU."""
+    distributed: Literal["auto", "ddp", "fsdp", "none"] = "auto"
+    """How several processes share the work: `ddp`, each holds the whole model; `fsdp`, each holds a
+    share of the frozen weights; `none` refuses several. `auto`: `ddp`, or `fsdp` where a whole
+    model does not fit in the memory of each. In one process it has no effect."""
     memory: Text = "unlimited"
     """Do not start what would need more than this, such as `2GB`, the one conversion of a `.gguf`
     file included; `unlimited` does not ask. What is `auto` is decided so that it fits, under

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from graftlm._compat.torch_objects import buffers_of
+from graftlm._compat.torch_objects import buffers_of, parameters_of
 from graftlm.frozen.keeps_types import KeepsTypes
 from graftlm.frozen.weight import FrozenWeight
 
@@ -41,13 +41,21 @@ class StoredWeight(KeepsTypes):
     @property
     def frozen(self) -> FrozenWeight:
         """The weight over the buffers as they are now; nothing is copied."""
-        buffers = buffers_of(self)
+        buffers, parameters = buffers_of(self), parameters_of(self)
         for name, tensor in self._held.items():
-            if buffers[name] is not tensor:
-                self._held = {name: buffers[name] for name in self._held}
+            if (buffers[name] if name in buffers else parameters[name]) is not tensor:
+                self._held = {n: buffers[n] if n in buffers else parameters[n] for n in self._held}
                 self._frozen = self._frozen.with_tensors(self._held)  # type: ignore[arg-type]
                 break
         return self._frozen
+
+    def hold_as_parameters(self) -> None:
+        """Make the tensors frozen parameters, which an engine can shard; single numbers stay."""
+        buffers = buffers_of(self)
+        for name, tensor in self._held.items():
+            if tensor is not None and tensor.ndim > 0 and name in buffers:
+                delattr(self, name)
+                self.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
 
     def forward(self, ids: Tensor) -> Tensor:
         """Rows (..., in_features) of the weight for ``ids`` (...), in float32."""

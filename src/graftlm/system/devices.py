@@ -23,6 +23,7 @@ from graftlm.errors import ConfigError
 __all__ = [
     "KINDS",
     "accelerators",
+    "backends_here",
     "device_name",
     "device_named",
     "has_bfloat16",
@@ -33,6 +34,9 @@ __all__ = [
 
 KINDS = ("cuda", "xpu", "mps")
 """Kinds of accelerators, as torch names them."""
+
+BACKENDS = {"cuda": "nccl", "xpu": "xccl"}
+"""What adds tensors up over processes, by the kind of their device; on a CPU gloo does."""
 
 _EXPECTED = "expected auto, cpu, cuda, cuda:N, mps or xpu"
 _NVIDIA = (Path("/proc/driver/nvidia/version"), Path("/dev/nvidia0"))
@@ -78,6 +82,18 @@ def _available(library: Any) -> bool:
     with warnings.catch_warnings():  # torch warns where the driver is older than torch
         warnings.simplefilter("ignore")
         return bool(library.is_available())
+
+
+def backends_here(local_rank: int) -> str:
+    """What adds up over processes here, as `torch.distributed.init_process_group` takes it.
+
+    Also makes the accelerator number ``local_rank`` this process's own.
+    """
+    found = "cpu:gloo"
+    for kind in sorted({device.type for device in accelerators()} & BACKENDS.keys()):
+        found += f",{kind}:{BACKENDS[kind]}"
+        library_of(torch.device(kind)).set_device(local_rank)
+    return found
 
 
 def device_name(device: torch.device) -> str:

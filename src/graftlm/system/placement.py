@@ -1,11 +1,12 @@
 """The placement of a run: its device, the rank of this process and the number of processes.
 
 Outside `kernels/`, only this file and `devices.py` distinguish kinds of devices. All other files
-use a `Placement`: to move a batch, to measure memory, to choose how many positions to compute at
-once, and to sum a number over all processes.
+use a `Placement`: to move a batch, to measure memory, and to choose how many positions to compute
+at once.
 
-Today a run is one process on one device, which the setting `device` names (`placement_for`). A
-model in hand is trained where it is (`placement_of`).
+The setting `device` names the device of a run (`placement_for`). A model in hand is trained where
+it is (`placement_of`). Each of several processes has a device of its own; what they add up, they
+add in `graftlm.distributed`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Protocol, TypeVar
 
 import torch
@@ -36,6 +37,7 @@ from graftlm.system.devices import (
     say_once,
     unusable_gpu,
 )
+from graftlm.system.processes import Processes, joined_processes
 
 __all__ = [
     "DEVICES",
@@ -70,22 +72,12 @@ class Placement:
         device: the device of the model and its batches. This machine need not have it, because a
             plan may be for another machine.
         rank: the number of this process, from 0.
-        world_size: the number of processes that train together. Only 1 is supported.
-
-    Raises:
-        ConfigError: more than one process.
+        world_size: the number of processes that train together.
     """
 
     device: torch.device
     rank: int = 0
     world_size: int = 1
-
-    def __post_init__(self) -> None:
-        if (self.rank, self.world_size) != (0, 1):
-            raise ConfigError(
-                f"rank {self.rank} of {self.world_size}: training in several processes is not "
-                "supported yet. Start graftlm as one process, without torchrun."
-            )
 
     @classmethod
     def on(cls, device: str | torch.device) -> Placement:
@@ -101,6 +93,11 @@ class Placement:
     def runs_on_cpu(self) -> bool:
         """Whether the device is the CPU, so that its memory is that of the process."""
         return self.device.type == "cpu"
+
+    @property
+    def kind(self) -> str:
+        """The kind of device, as torch names it: ``cpu``, ``cuda``, ``xpu`` or ``mps``."""
+        return self.device.type
 
     @property
     def exists(self) -> bool:
@@ -228,14 +225,6 @@ class Placement:
         finally:
             self.set_rng_state(states)
 
-    def sum_over_ranks(self, value: float) -> float:
-        """The sum of ``value`` over all processes."""
-        return value  # the sum over one process
-
-    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Sum the gradients of ``parameters`` over all processes, in place."""
-        # With one process the gradients are already complete.
-
 
 def placement_for(request: str = "auto", needed: int | None = None) -> Placement:
     """The device that a request means.
@@ -249,11 +238,12 @@ def placement_for(request: str = "auto", needed: int | None = None) -> Placement
     Raises:
         ConfigError: the request names no device, or one that torch cannot use here.
     """
-    device = device_named(request)
+    device, here = device_named(request), joined_processes()
     if device is not None:
         if device.type != "cpu":
+            device = _of_this_process(device, here)
             require_usable(device)
-        return Placement(device)
+        return Placement(device, here.rank, here.world_size)
     for placement in candidates():
         free = placement.free_memory()
         if needed is None or needed <= free:
@@ -264,7 +254,19 @@ def placement_for(request: str = "auto", needed: int | None = None) -> Placement
             f"{needed / 1e9:.1f} GB are needed"
         )
         break
-    return Placement(torch.device("cpu"))
+    return Placement(torch.device("cpu"), here.rank, here.world_size)
+
+
+def _of_this_process(device: torch.device, here: Processes) -> torch.device:
+    """The accelerator of this process: several processes on a machine have one each."""
+    if here.world_size == 1:
+        return device
+    if device.type == "mps":
+        raise ConfigError(
+            "device mps has no way to add numbers up over processes. Train in one process there, "
+            "or use device=cpu."
+        )
+    return torch.device(device.type, here.local_rank)
 
 
 def candidates() -> list[Placement]:
@@ -274,7 +276,10 @@ def candidates() -> list[Placement]:
     """
     if (why := unusable_gpu()) is not None:
         say_once(f"NOTE: the GPU stays idle: {why}")
-    found = [Placement(device) for device in accelerators()]
+    here = joined_processes()
+    found = [Placement(device, here.rank, here.world_size) for device in accelerators()]
+    if here.world_size > 1:  # each process has its own
+        found = found[here.local_rank : here.local_rank + 1]
     return sorted(found, key=lambda placement: -placement.free_memory())
 
 
@@ -283,7 +288,8 @@ def placement_of(model: nn.Module) -> Placement:
 
     A model may have none: OLMo's norms have no weights, and stored weights are buffers.
     """
-    return Placement(next(itertools.chain(model.parameters(), model.buffers())).device)
+    here, tensors = joined_processes(), itertools.chain(model.parameters(), model.buffers())
+    return Placement(next(tensors).device, here.rank, here.world_size)
 
 
 def out_of_memory(error: BaseException) -> bool:

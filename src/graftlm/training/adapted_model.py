@@ -13,6 +13,7 @@ from graftlm.adapters.merge_aware import apply_merge_aware, original_weights
 from graftlm.adapters.peft_config import read_config
 from graftlm.config import LoRAConfig, RunConfig
 from graftlm.data.example import Example
+from graftlm.distributed.streams import seed_of_rank
 from graftlm.models import load_weights
 from graftlm.models.host_layers import layers_on_host
 from graftlm.system.placement import placement_for, placement_of
@@ -44,13 +45,16 @@ def adapted_model(
         device="cpu" if config.model.offload == "layers" else config.device,
     )
     # Seed before the adapters are initialised, so that the seed determines the run.
-    placement_of(model).seed(config.train.seed)
+    placement = placement_of(model)
+    placement.seed(config.train.seed)
     if config.method == "full":
         model.requires_grad_(True)
     else:
         _adapt(model, config, rows, checkpoint)
     if config.model.offload == "layers":
         layers_on_host(model, placement_for(config.device).first)
+    if placement.rank:  # the same adapters in every process, and another stream for dropout
+        placement.seed(seed_of_rank(config.train.seed, placement.rank))
     return model
 
 

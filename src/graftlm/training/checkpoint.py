@@ -5,13 +5,16 @@
         adapter_model.safetensors
         weights.safetensors     full fine-tuning: every trained parameter
         optimizer.safetensors   AdamW's moments and step count, by name
-        rng.safetensors         the state of torch's random generators
+        rng.safetensors         the state of torch's random generators, of every rank
         state.json              counters and the best evaluation
 
 The learning rate and the order of the data are pure functions of (settings, step), so neither is
 stored. Tensors keep their type, so restoring is exact to the last bit. A checkpoint is always
 written between two optimiser steps. A stop during gradient accumulation drops the partial gradients
 and restores the random state from the start of the step, so the resumed run repeats the step.
+
+The files are the same in any number of processes: the main one writes them, all read them. A rank
+that a checkpoint does not know draws from a stream of its own, derived from seed, step and rank.
 
 A process may be killed at any moment. If there was a complete checkpoint before, there is one
 afterwards: `save` removes an old checkpoint only after the new one is complete, and `latest`
@@ -24,7 +27,7 @@ import contextlib
 import dataclasses
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import safetensors.torch
@@ -33,6 +36,7 @@ from torch import Tensor, nn
 
 from graftlm.adapters import lora_modules
 from graftlm.adapters.peft_format import load_adapter, save_adapter
+from graftlm.distributed.streams import seed_of_rank
 from graftlm.errors import ArtifactError
 from graftlm.files import atomic_folder, recover, remove_folder, write_json
 from graftlm.system.placement import placement_of
@@ -41,6 +45,7 @@ __all__ = [
     "ROW_ORDER",
     "TrainState",
     "latest",
+    "of_all_ranks",
     "prune",
     "reopen",
     "restore",
@@ -93,6 +98,15 @@ def save(
         write_json(temporary / "state.json", dataclasses.asdict(state))
 
 
+def of_all_ranks(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The random states of all ranks under one key each: ``cpu`` of rank 0, ``1/cpu`` of rank 1."""
+    return {
+        f"{rank}/{key}" if rank else key: state
+        for rank, own in enumerate(states)
+        for key, state in own.items()
+    }
+
+
 def save_counters(folder: Path, state: TrainState) -> None:
     """Write ``state`` into the existing checkpoint of the same step; its tensors do not change."""
     write_json(folder / "state.json", dataclasses.asdict(state))
@@ -109,8 +123,16 @@ def reopen(folder: Path) -> None:
     save_counters(folder, dataclasses.replace(state, finished=False, stale_evaluations=0))
 
 
-def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainState:
+def restore(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, seed: int = 0
+) -> TrainState:
     """Load the state in ``folder`` into the model, the optimiser and the random generators.
+
+    Args:
+        folder: the checkpoint.
+        model: the model, as when it was written.
+        optimizer: the optimiser of its trained parameters.
+        seed: the run's, for a rank whose random state is not in the checkpoint.
 
     Raises:
         ArtifactError: a file is missing or corrupt, or belongs to another model.
@@ -128,7 +150,19 @@ def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) ->
         # The one that `save` wrote; the model may have others.
         load_adapter(model, folder, name=next(iter(adapters.values())).name)
     _load_optimizer_tensors(model, optimizer, moments)
-    placement_of(model).set_rng_state(rng)
+    placement = placement_of(model)
+    if placement.rank == 0:
+        placement.set_rng_state(rng)
+        return state
+    own = {
+        key.partition("/")[2]: value
+        for key, value in rng.items()
+        if key.startswith(f"{placement.rank}/")
+    }
+    if own:
+        placement.set_rng_state(own)
+    else:
+        placement.seed(seed_of_rank(seed, placement.rank, state.step))
     return state
 
 

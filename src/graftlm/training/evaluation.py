@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from graftlm.config import TrainConfig
 from graftlm.data.batch import Example
+from graftlm.distributed.engine import Engine
 from graftlm.errors import DataError
 from graftlm.models.probing import being_probed
 from graftlm.training.next_token import NextToken
@@ -71,10 +72,12 @@ def mean_loss(
     rows: Sequence[Any],
     batch_size: int,
     measured: Mapping[str, Tensor] | None = None,
+    engine: Engine | None = None,
 ) -> tuple[float, int]:
     """The mean loss over ``rows``, and the count that the sum was divided by.
 
-    Rows of similar length share a batch, which saves padding.
+    Rows of similar length share a batch, which saves padding. Of several processes each measures
+    some of the batches, and all return the same.
 
     Args:
         objective: computes the loss.
@@ -82,6 +85,7 @@ def mean_loss(
         rows: at least one.
         batch_size: rows at a time.
         measured: the objective's measurements of ``rows`` from before the run.
+        engine: adds up over the processes; by default there is one.
 
     Raises:
         DataError: there is nothing to measure.
@@ -89,16 +93,25 @@ def mean_loss(
     if not len(rows):
         raise DataError("there are no rows to evaluate on. Give a file with at least one row.")
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
-    loss_sum, count = 0.0, 0
+    engine = engine or Engine()
+    here, loss_sum, count = engine.group.processes, 0.0, 0
+
+    def made(part: list[int]) -> list[Any]:
+        known = {name: values[part] for name, values in (measured or {}).items()}
+        return objective.batches(model, [rows[index] for index in part], known)
+
     with being_probed(model):
-        for start in range(0, len(order), batch_size):
-            part = order[start : start + batch_size]
-            known = {name: values[part] for name, values in (measured or {}).items()}
-            for batch in objective.batches(model, [rows[index] for index in part], known):
-                if objective.count(batch):
-                    loss, counted = objective.loss(model, batch)
+        for start in range(0, len(order), batch_size * here.world_size):
+            own = start + batch_size * here.rank
+            part = order[own : own + batch_size]
+            batches = [b for b in made(part) if objective.count(b)] if part else []
+            for one in engine.even(batches, lambda: made(order[-1:])[0]):
+                loss, counted = objective.loss(model, one.batch)
+                if one.counts:
                     loss_sum += float(loss)
                     count += counted
+    loss_sum, total = engine.group.sums(loss_sum, count)
+    count = int(total)
     if not count:
         raise DataError(
             "no row has a supervised token, so there is nothing to evaluate. "

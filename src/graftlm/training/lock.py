@@ -24,12 +24,19 @@ OWN_FILES = frozenset({".lock", ".running"})
 
 
 @contextlib.contextmanager
-def locked(out: Path) -> Iterator[Path]:
+def locked(out: Path, here: bool = True) -> Iterator[Path]:
     """Lock the run folder ``out``. Creates it if it is missing; removes it if it stays empty.
+
+    Args:
+        out: the folder.
+        here: false in a process that leaves this to the main one.
 
     Raises:
         ResourceError: another process holds the lock, or the folder cannot be created.
     """
+    if not here:
+        yield out
+        return
     import filelock
 
     if out.exists() and not out.is_dir():

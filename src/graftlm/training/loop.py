@@ -10,6 +10,7 @@ import dataclasses
 import time
 from collections.abc import Sequence
 
+from graftlm.distributed.choose import engine_of
 from graftlm.training.active_run import ActiveRun
 from graftlm.training.hooks import Hook, hooks_of
 from graftlm.training.interrupt import stop_on_signal
@@ -44,7 +45,9 @@ def fit(
     """
     parameters = [p for p in run.model.parameters() if p.requires_grad]
     called = hooks_of(run, progress=progress, others=hooks)
-    active = ActiveRun(run, adamw(run, parameters), parameters, called)
+    engine = engine_of(run.config.distributed)
+    engine.prepare(run.model, parameters)
+    active = ActiveRun(run, adamw(run, parameters), parameters, called, engine)
     with active.closing_hooks():
         active.begin(resume)
         run.model.train()
@@ -56,6 +59,7 @@ def fit(
                     active.tell("step_ends")
                 if active.stop_requested() and not active.over:
                     active.pause()
+                active.agree()
         result = finish(active)
         active.tell("run_ends", result)
     return result
@@ -74,7 +78,9 @@ def _step(active: ActiveRun) -> bool:
             active.parameters,
             run.config.train.max_grad_norm,
             run.objective,
-            active.stop_requested,
+            active.stop_now,
+            active.engine,
+            active.blank,
         )
     except Interrupted:
         run.placement.set_rng_state(rng)

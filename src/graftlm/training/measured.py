@@ -52,6 +52,8 @@ def measure_rows(run: Run, resume: bool) -> dict[str, dict[str, Tensor]]:
                     f"the objective {run.objective.name!r} measured {name!r} with {len(tensor)} "
                     f"entries; expected one for each of the {len(rows[part])} rows"
                 )
+    if not run.placement.is_main:
+        return found
     flat = {f"{part}/{name}": t for part, known in found.items() for name, t in known.items()}
     if flat:
         with atomic_write(path) as temporary:

@@ -14,6 +14,7 @@ value for each. Only this file decides these values:
     model.offload                 none, unless a plan has said layers
     data.chat_template            the template in force: ``own``, or a built-in's name
     device                        the CPU without an accelerator, else a plan's to say
+    distributed                   none in one process; ddp, or fsdp where a replica does not fit
     method                        a plan's to say (`needs_plan`)
     train.gradient_checkpointing  a plan's to say
 
@@ -80,6 +81,7 @@ class Facts:
         positions_at_once: the device's best size of a micro-batch; ``None``: whole batches.
         in_hand: whether the model was loaded by the caller, so that ``dtype`` is its type.
         device: the device of the run.
+        processes: how many train the model together.
     """
 
     sequences: int
@@ -88,6 +90,7 @@ class Facts:
     positions_at_once: int | None
     in_hand: bool = False
     device: str = "cpu"
+    processes: int = 1
 
 
 def facts_of(
@@ -107,6 +110,7 @@ def facts_of(
         positions_at_once=placement.positions_at_once(),
         in_hand=in_hand,
         device=str(placement.first),
+        processes=placement.world_size,
     )
 
 
@@ -135,6 +139,8 @@ def resolve(request: RunConfig, facts: Facts) -> ResolvedConfig:
         raise ValueError(f"a plan must come first: {', '.join(needs_plan(request))}")
     closed, train = with_method(request, request.method), request.train
     tree = closed.model_dump() | {"device": facts.device}
+    if request.distributed == "auto":
+        tree["distributed"] = "ddp" if facts.processes > 1 else "none"
     loads_float32 = request.method == "full" and not facts.in_hand
     tree["model"]["dtype"] = "float32" if loads_float32 else facts.dtype
     tree["data"]["chat_template"] = facts.chat_template
@@ -210,6 +216,8 @@ def continued(request: RunConfig, begun: RunConfig) -> RunConfig:
         request = changed(request, "data", max_length=begun.data.max_length)
     if request.device == "auto":
         request = request.model_copy(update={"device": begun.device})
+    if request.distributed == begun.distributed == "none":  # it began in one process
+        request = request.model_copy(update={"distributed": "auto"})
     for section, name, open_value in (
         ("model", "dtype", "auto"),
         ("model", "embeddings", "auto"),

@@ -23,13 +23,21 @@ def finish(active: ActiveRun) -> RunResult:
     run, state = active.run, active.state
     state.finished = active.end != "paused"
     active.save_checkpoint()
-    folder, eval_after = None, None
+    eval_after = None
     if state.finished:
         if state.best_step is not None and state.best_step != state.step:
             best = run.out / "checkpoints" / f"step-{state.best_step}"
-            checkpoint.restore(best, run.model, active.optimizer)
+            checkpoint.restore(best, run.model, active.optimizer, run.config.train.seed)
         if run.eval_examples:
             eval_after = active.evaluate()
+    peak = int(active.engine.group.most(run.placement.peak_memory()))
+    return active.engine.group.from_main(lambda: _written(active, eval_after, peak))
+
+
+def _written(active: ActiveRun, eval_after: float | None, peak: int) -> RunResult:
+    """Write the result, unless the run is paused, and the summary."""
+    run, state, folder = active.run, active.state, None
+    if state.finished:
         folder = result_folder(run.out, run.config.method)
         if run.config.method == "full":
             save_model(run.model, run.tokenizer, folder, replace=True)
@@ -46,7 +54,7 @@ def finish(active: ActiveRun) -> RunResult:
         supervised_tokens=state.supervised_tokens,
         tokens_per_second=state.tokens / state.seconds if state.seconds else 0.0,
         wall_seconds=state.seconds,
-        peak_memory_bytes=max(state.peak_memory_bytes, run.placement.peak_memory()),
+        peak_memory_bytes=max(state.peak_memory_bytes, peak),
         trainable_parameters=sum(p.numel() for p in active.parameters),
         total_parameters=run.total_parameters,
         train_loss=_recent_loss(run.out),
@@ -55,6 +63,7 @@ def finish(active: ActiveRun) -> RunResult:
         adapter=str(folder) if folder else None,
         finished=state.finished,
         kept_step=(state.best_step or state.step) if state.finished else None,
+        processes=run.placement.world_size,
     )
     write_json(run.out / "summary.json", dataclasses.asdict(summary))
     if folder is not None:

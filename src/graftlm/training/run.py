@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from graftlm.config import ResolvedConfig
 from graftlm.data.pack import lengths_of
 from graftlm.data.sampler import batches as epoch_batches
+from graftlm.distributed.split import batches_of_rank
 from graftlm.errors import ArtifactError
 from graftlm.system.placement import Placement, placement_of
 from graftlm.training.checkpoint import ROW_ORDER
@@ -28,7 +29,8 @@ class RunResult:
     """The outcome of a run: `summary.json`, field by field.
 
     Losses are in nats per supervised token; ``train_loss`` is the mean over the last ten steps.
-    ``device`` is where it ran. ``adapter`` is the folder of the result, or ``None`` while the run
+    ``device`` is where it ran, in ``processes`` processes; the memory is that of the largest one.
+    ``adapter`` is the folder of the result, or ``None`` while the run
     is unfinished. The result has the weights after step ``kept_step``: the best evaluation's, or
     the last.
     """
@@ -50,6 +52,7 @@ class RunResult:
     adapter: str | None
     finished: bool
     kept_step: int | None
+    processes: int = 1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -91,18 +94,33 @@ class Run:
     def micro_batches(self, step: int, measured: Mapping[str, Tensor]) -> list[Any]:
         """The passes of optimiser step ``step`` (from 0): a pure function of the settings.
 
+        Of several processes each gets those of its own rows, none if there are too few rows.
+
         Args:
             step: its number.
             measured: the objective's measurements of ``examples``.
         """
+        here = self.placement
+        lengths = lengths_of(self.examples)
+        own = batches_of_rank(self._batches(step), lengths, here.rank, here.world_size)
+        return [batch for chosen in own for batch in self._made(chosen, measured)]
+
+    def blank(self, step: int, measured: Mapping[str, Tensor]) -> Any:
+        """A micro-batch of the shortest row of the step, for a pass that does not count."""
+        rows = [row for chosen in self._batches(step) for row in chosen]
+        shortest = min(rows, key=lambda row: len(self.examples[row]))
+        return self._made([shortest], measured)[0]
+
+    def _made(self, chosen: list[int], measured: Mapping[str, Tensor]) -> list[Any]:
+        rows = [self.examples[row] for row in chosen]
+        known = {name: values[chosen] for name, values in measured.items()}
+        return self.objective.batches(self.model, rows, known)
+
+    def _batches(self, step: int) -> list[list[int]]:
+        """The row numbers of each batch of a step."""
         count = self.config.train.gradient_accumulation_steps
         epoch, place = divmod(step, steps_per_epoch(self._batches_per_epoch, count))
-        batches: list[Any] = []
-        for chosen in self._order(epoch)[place * count : (place + 1) * count]:
-            rows = [self.examples[row] for row in chosen]
-            known = {name: values[chosen] for name, values in measured.items()}
-            batches += self.objective.batches(self.model, rows, known)
-        return batches
+        return self._order(epoch)[place * count : (place + 1) * count]
 
     def rows_of(self, steps: int) -> set[int]:
         """The indices of the rows that the first ``steps`` steps read."""

@@ -27,6 +27,7 @@ from graftlm.training.origin import changes
 __all__ = [
     "begin_run",
     "check_folder",
+    "how_to_go_on",
     "require_same_run",
     "require_same_settings",
     "result_folder",
@@ -39,6 +40,7 @@ GoesOn = Literal["resumed", "extended", "anew"]
 _FREE_ON_RESUME = {
     "out",
     "device",
+    "distributed",
     "train.save_steps",
     "train.keep_checkpoints",
     "train.samples",
@@ -124,6 +126,13 @@ def begin_run(
 def result_folder(out: Path, method: str) -> Path:
     """The folder of the result: a PEFT adapter, or a whole model for ``full``."""
     return out / ("model" if method == "full" else "adapter")
+
+
+def how_to_go_on(
+    out: Path, begun: RunConfig | None, settings: ResolvedConfig, origin: Mapping[str, Any]
+) -> GoesOn:
+    """`require_same_run`, or ``anew`` for a run that has not begun."""
+    return "anew" if begun is None else require_same_run(out, begun, settings, origin)
 
 
 def require_same_run(

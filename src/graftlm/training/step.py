@@ -6,7 +6,8 @@ The gradient of a step is that of the mean loss over **all supervised tokens of 
 
 so that 8 micro-batches of one row and one micro-batch of 8 rows give the same update, even if the
 rows differ in length. The objective defines the sum and the count (here: the next-token loss). It
-knows `N` before the first forward pass.
+knows `N` before the first forward pass. `b` runs over the micro-batches of all processes: each
+computes some of them, and the engine adds the gradients up.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from graftlm.distributed.engine import Engine
 from graftlm.errors import TrainingError
 from graftlm.system.placement import placement_of
 from graftlm.training.objective import Objective
@@ -56,52 +58,57 @@ def train_step(
     max_grad_norm: float,
     objective: Objective,
     stop_requested: Callable[[], bool] = lambda: False,
+    engine: Engine | None = None,
+    blank: Callable[[], Any] = lambda: None,
 ) -> StepResult:
     """Train one step on ``batches``, the micro-batches whose gradients are summed.
 
     Args:
         model: in training mode.
-        batches: at least one.
+        batches: those of this process; at least one if it is alone.
         optimizer: the optimiser of ``parameters``.
         parameters: the trainable parameters.
         max_grad_norm: gradients with a larger global norm are scaled down to it.
         objective: computes the loss of a batch.
         stop_requested: called between micro-batches.
+        engine: adds up over the processes; by default there is one.
+        blank: makes a micro-batch that does not count, for an engine that needs one.
 
     Raises:
         TrainingError: the loss or the gradient is not finite, or the batches have nothing to
             learn; the weights are unchanged.
         Interrupted: ``stop_requested()`` was true; the weights are unchanged.
     """
-    placement = placement_of(model)
+    placement, engine = placement_of(model), engine or Engine()
     counts = [objective.count(batch) for batch in batches]
-    total = placement.sum_over_ranks(sum(counts))
+    total, tokens = engine.group.sums(sum(counts), sum(batch.tokens for batch in batches))
     if not total:
         raise TrainingError(
             f"the rows of this step have nothing to learn: the objective {objective.name!r} counts "
-            f"0 in their {sum(batch.tokens for batch in batches)} tokens, expected at least 1. "
+            f"0 in their {int(tokens)} tokens, expected at least 1. "
             "Leave out the rows without a supervised token, or raise train.batch_size. The weights "
             "are as they were before this step."
         )
     losses: list[Tensor] = []
     # The slope of a position under the mean loss is too small for float16; under the sum it is not.
     narrow = any(p.dtype == torch.float16 for p in model.parameters())
+    divisor = (1 if narrow else total) / engine.divided_by
     optimizer.zero_grad(set_to_none=True)
-    for batch, count in zip(batches, counts, strict=True):
+    for place, one in enumerate(engine.passes(batches, blank)):
         if stop_requested():
             optimizer.zero_grad(set_to_none=True)
             raise Interrupted
         placement.trim_heap()  # return what the last backward pass freed
-        loss, counted = objective.loss(model, batch)
-        if counted != count:
+        loss, counted = engine.loss(objective, model, one)
+        if one.counts and counted != (count := counts[place]):
             raise TrainingError(
                 f"the objective {objective.name!r} announced a count of {count} for a batch and "
                 f"then summed over {counted}: the step would be scaled wrongly. Let `count` return "
                 "what `loss` returns."
             )
-        losses.append(loss.detach())
-        (loss if narrow else loss / total).backward()  # type: ignore[no-untyped-call]
-    placement.sum_gradients(parameters)
+        if one.counts:
+            losses.append(loss.detach())
+        (loss / divisor).backward()  # type: ignore[no-untyped-call]
     if narrow:
         for parameter in parameters:
             if parameter.grad is not None:
@@ -112,14 +119,10 @@ def train_step(
     for batch, count, value in zip(batches, counts, values, strict=True):
         if not math.isfinite(value):
             raise TrainingError(_diagnose_loss(model, batch, count, value))
+    (loss_sum,) = engine.group.sums(sum(values))  # a rank whose loss is not finite has stopped
     _require_finite(grad_norm)
     optimizer.step()
-    return StepResult(
-        loss=placement.sum_over_ranks(sum(values)) / total,
-        grad_norm=grad_norm,
-        tokens=sum(batch.tokens for batch in batches),
-        supervised_tokens=sum(counts),
-    )
+    return StepResult(loss_sum / total, grad_norm, int(tokens), int(total))
 
 
 def _require_finite(norm: float) -> None:
@@ -149,5 +152,7 @@ def _diagnose_loss(model: PreTrainedModel, batch: Any, count: int, value: float)
     )
 
 
-def _all_finite(tensor: Tensor) -> bool:
+def _all_finite(tensor: Any) -> bool:
+    if hasattr(tensor, "to_local"):  # a share; the others may not be asked now
+        tensor = tensor.to_local()
     return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())

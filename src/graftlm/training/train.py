@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 from transformers import PreTrainedModel
 
-from graftlm._compat.base_name import base_name
 from graftlm.adapters import count_parameters, lora_config, lora_modules
 from graftlm.config import (
     DataConfig,
@@ -25,10 +24,11 @@ from graftlm.config import (
     require_complete,
 )
 from graftlm.data.pack import lengths_of
-from graftlm.errors import ConfigError, TargetError
+from graftlm.distributed.group import joined
+from graftlm.distributed.refusals import require_supported
+from graftlm.distributed.streams import seed_of_rank
+from graftlm.errors import ConfigError
 from graftlm.export.rules import require_exportable
-from graftlm.frozen.embedding import FrozenEmbedding
-from graftlm.frozen.modules import held_as, linear_format
 from graftlm.models import StoredTokenizer, load_tokenizer
 from graftlm.models import resolve as resolve_model
 from graftlm.models.capabilities import require_left_to_right, require_packable
@@ -48,6 +48,7 @@ from graftlm.training.hooks import Hook
 from graftlm.training.hooks.tracking import require_tracker
 from graftlm.training.lock import locked
 from graftlm.training.loop import fit
+from graftlm.training.model_in_hand import method_of, model_config_of
 from graftlm.training.objective import Objective, objective_named
 from graftlm.training.origin import named, origin_of
 from graftlm.training.rate_probe import with_probed_rate
@@ -66,7 +67,7 @@ from graftlm.training.run import Run, RunResult
 from graftlm.training.run_folder import (
     begin_run,
     check_folder,
-    require_same_run,
+    how_to_go_on,
     run_in,
 )
 from graftlm.training.savable import require_savable
@@ -103,8 +104,8 @@ def run(
     require_complete(config)
     require_registered(config)
     return_freed_memory()
-    with locked(Path(config.out).absolute()) as out:
-        begun = run_in(out) if resume else None
+    with joined() as group, locked(Path(config.out).absolute(), group.is_main) as out:
+        begun = group.from_main(lambda: run_in(out)) if resume else None
         request = config if begun is None else continued(config, begun)
         undecided = needs_plan(request) if begun is None else []
         if undecided and plan is None:
@@ -114,14 +115,17 @@ def run(
         trusted = config.model.trust_remote_code
         most = most_bytes(request)
         base = resolve_model(config.model.name, trust_remote_code=trusted, most_bytes=most).path
+        require_supported(request, group.processes)
         if begun is None:
-            check_folder(out)
+            group.from_main(lambda: check_folder(out))
         require_exportable(request)
         # Read the rows first: the tokenizer can then be freed before the model is loaded.
         tokenizer = load_tokenizer(config.model.name, trust_remote_code=trusted)
-        rows, held = read_rows(tokenizer, request.data, request.data.train, request.data.eval)
+        with group.main_first():  # it fills the cache of large files
+            rows, held = read_rows(tokenizer, request.data, request.data.train, request.data.eval)
         if undecided and plan is not None:
-            asked, request = request, plan(request, [int(n) for n in lengths_of(rows)])
+            lengths, asked, decide = [int(n) for n in lengths_of(rows)], request, plan
+            request = group.from_main(lambda: decide(asked, lengths))
             if (data := request.data).max_length != asked.data.max_length:
                 rows, held = read_rows(tokenizer, data, data.train, data.eval)
         sequences, placement = packed(rows, request.data), placement_for(request.device)
@@ -131,20 +135,23 @@ def run(
         objective = objective_named(settings.train.objective)(settings.train)
         examples = require_examples(objective, rows), objective.examples_in(held)
         check_rows(*examples, tokenizer, request.data, model_config_in(base), base)
-        origin = origin_of(request, base, rows, held)
+        origin = group.from_main(lambda: origin_of(request, base, rows, held))
         record = record_of_rows(rows, request.data)
         saved = trained_tokenizer(tokenizer, rows, request.data)
-        goes_on = "anew" if begun is None else require_same_run(out, begun, settings, origin)
+        goes_on = group.from_main(lambda: how_to_go_on(out, begun, settings, origin))
         with StoredTokenizer(saved) as stored:
             del tokenizer, saved
             release_freed_memory()
             with memory_explained(settings, placement):
-                checkpoint = latest(out / "checkpoints") if goes_on != "anew" else None
-                model = adapted_model(settings, examples[0], checkpoint)
+                last = group.from_main(
+                    lambda: latest(out / "checkpoints") if goes_on != "anew" else None
+                )
+                model = adapted_model(settings, examples[0], last)
                 task = _task(model, stored, settings, sequences, held, objective)
                 if request.train.learning_rate == "auto":
                     task = with_probed_rate(task)
-                begin_run(out, task.config, origin, record, extended=goes_on == "extended")
+                extended, final = goes_on == "extended", task.config
+                group.from_main(lambda: begin_run(out, final, origin, record, extended=extended))
                 return fit(task, resume=goes_on != "anew", progress=progress, hooks=hooks)
 
 
@@ -176,10 +183,10 @@ def train(
         hooks: are called at fixed points of the run, see `graftlm.training.hooks.hook`.
     """
     request = RunConfig(
-        method=_method_of(model),
+        method=method_of(model),
         out=str(out),
         device=str(placement_of(model).first),
-        model=_model_config_of(model),
+        model=model_config_of(model),
         data=named(data_config or DataConfig(), data, eval_data),
         lora=lora_config(model) if lora_modules(model) else LoRAConfig(),
         train=config or TrainConfig(),
@@ -189,10 +196,11 @@ def train(
         raise ConfigError(problems)
     objective_named(request.train.objective)
     require_exportable(request, model)
-    with locked(Path(out).absolute()) as folder:
-        begun = run_in(folder) if resume else None
+    with joined() as group, locked(Path(out).absolute(), group.is_main) as folder:
+        begun = group.from_main(lambda: run_in(folder)) if resume else None
+        require_supported(request, group.processes)
         if begun is None:
-            check_folder(folder)
+            group.from_main(lambda: check_folder(folder))
         else:
             request = continued(request, begun)
         if open_settings := needs_plan(request):
@@ -209,12 +217,13 @@ def train(
         origin = origin_of(request, None, rows, held)
         record = record_of_rows(rows, request.data)
         saved = trained_tokenizer(tokenizer, rows, request.data)
-        goes_on = "anew" if begun is None else require_same_run(folder, begun, settings, origin)
+        goes_on = group.from_main(lambda: how_to_go_on(folder, begun, settings, origin))
         task = _task(model, saved, settings, sequences, held, objective)
         if request.train.learning_rate == "auto":
             task = with_probed_rate(task)
-        begin_run(folder, task.config, origin, record, extended=goes_on == "extended")
-        task.placement.seed(settings.train.seed)
+        extended, final = goes_on == "extended", task.config
+        group.from_main(lambda: begin_run(folder, final, origin, record, extended=extended))
+        task.placement.seed(seed_of_rank(settings.train.seed, task.placement.rank))
         with memory_explained(settings, task.placement):
             return fit(task, resume=goes_on != "anew", progress=progress, hooks=hooks)
 
@@ -248,31 +257,3 @@ def _task(
     say_if_too_few(config)
     require_tracker(config.train.tracking)
     return task
-
-
-def _method_of(model: PreTrainedModel) -> Literal["qlora", "lora", "full"]:
-    adapters = lora_modules(model)
-    if not adapters:
-        if not any(p.requires_grad for p in model.parameters()):
-            raise TargetError("nothing to train: call graftlm.add_lora(model, …) first")
-        if any(isinstance(module, FrozenEmbedding) for module in model.modules()):
-            raise TargetError(
-                "embeddings in 8 bits are frozen: load the model without embeddings=int8"
-            )
-        return "full"
-    return "qlora" if linear_format(model) is not None else "lora"
-
-
-def _model_config_of(model: PreTrainedModel) -> ModelConfig:
-    """How a loaded model is stored, for the record. Merging onto 4 bits reads the record."""
-    config = ModelConfig(
-        name=base_name(model),
-        dtype=cast(Any, str(model.dtype).removeprefix("torch.")),
-        embeddings="keep",
-    )
-    held = held_as(model)
-    for module in model.modules():
-        if isinstance(module, FrozenEmbedding):
-            # `model.dtype` is the type of the first parameter, which is an adapter's here.
-            held |= {"embeddings": "int8", "dtype": str(module.dtype).removeprefix("torch.")}
-    return config.model_copy(update=held)

@@ -22,13 +22,16 @@ def hooks_of(run: Run, *, progress: bool, others: Sequence[Hook] = ()) -> list[H
     """The hooks of a run in the order of their calls; ``others`` are the user's.
 
     The metrics row of a step is written after it is complete and before the checkpoint of the step.
-    A run that is killed in between repeats the step and loses nothing.
+    A run that is killed in between repeats the step and loses nothing. Of several processes only
+    the main one writes and draws.
     """
-    hooks: list[Hook] = [GarbageCollection(), Evaluation(), *others, MetricsFile(run.out)]
-    if run.config.train.samples and run.eval_examples:
-        hooks.append(Samples(run.out, run.config.train.samples))
-    if run.config.train.tracking != "none":
-        hooks.append(tracker(run))
-    if progress:
-        hooks.append(ProgressLine())
+    hooks: list[Hook] = [GarbageCollection(), Evaluation(), *others]
+    if run.placement.is_main:
+        hooks.append(MetricsFile(run.out))
+        if run.config.train.samples and run.eval_examples:
+            hooks.append(Samples(run.out, run.config.train.samples))
+        if run.config.train.tracking != "none":
+            hooks.append(tracker(run))
+        if progress:
+            hooks.append(ProgressLine())
     return [*hooks, Checkpoints(), EarlyStopping()]

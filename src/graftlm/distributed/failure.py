@@ -1,0 +1,141 @@
+"""The error of one process ends all of them, and the user reads it once.
+
+The launcher's store holds what failed:
+
+    failed      how many processes have reported an error
+    error/R     the message of rank R
+
+The first to report tells the user, with its rank unless all ranks say the same. A process that
+waits for the others in vain learns of it here and ends silently. A thread of each process looks
+into the store, since some backends wait forever for a process that is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from graftlm.errors import ConfigError, EndedByAnotherRank, GraftLMError, TrainingError
+
+if TYPE_CHECKING:
+    from typing import Self  # Python 3.11; not imported when the package runs
+
+    from graftlm.system.processes import Processes
+
+__all__ = ["Failures"]
+
+LOOK = 0.5
+"""Seconds between two looks into the store."""
+GRACE = 5.0
+"""Seconds that a process has to end by itself after another one has failed."""
+TOGETHER = 1.0
+"""Seconds in which the same error of several processes counts as one."""
+LOST = ("connection", "peer", "socket", "broken pipe", "gloo", "nccl", "timed out")
+"""Words in the errors of a backend whose other side is gone."""
+
+
+class Failures:
+    """Reports the error that leaves the block, and ends this process after another's error.
+
+    Args:
+        store: the launcher's store, for this thread.
+        second: a second connection to it, for the thread that looks.
+        processes: the rank of this process.
+    """
+
+    def __init__(self, store: Any, second: Any, processes: Processes) -> None:
+        self.store, self.second, self.processes = store, second, processes
+        self.over = threading.Event()
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._look, daemon=True).start()
+        return self
+
+    def _look(self) -> None:
+        while not self.over.wait(LOOK):
+            try:
+                failed = self.second.add("failed", 0) > 0
+            except Exception:  # the launcher is gone, and so is everything that could be told
+                failed = True
+            if failed and not self.over.wait(GRACE):
+                os._exit(1)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is None or isinstance(error, SystemExit | GeneratorExit) or _is_exit(error):
+            self.over.set()
+            return
+        lost = _connection_lost(error)
+        try:
+            told = self._another_told(wait=lost)
+            if not told:
+                first = self.store.add("failed", 1) == 1
+                self.store.set(f"error/{self.processes.rank}", str(error))
+                told = not first
+            if not told:
+                same = self._all_say(str(error))
+        except Exception:
+            told, same = False, True  # no store: say what there is to say
+        finally:
+            self.over.set()
+        if told:
+            raise EndedByAnotherRank(str(error)) from error
+        if lost:
+            raise TrainingError(
+                f"rank {self.processes.rank} lost the connection to another of the "
+                f"{self.processes.world_size} processes: it was killed, or its machine is gone "
+                f"({_first_line(error)}). Go on from the last checkpoint with --resume."
+            ) from error
+        if isinstance(error, GraftLMError) and not same:
+            raise _of_rank(self.processes.rank, error) from error
+
+    def _another_told(self, wait: bool) -> bool:
+        """Whether another process has reported; a lost connection waits for its report."""
+        end = time.monotonic() + (2 * TOGETHER if wait else 0.0)
+        while self.store.add("failed", 0) == 0:
+            if time.monotonic() >= end:
+                return False
+            time.sleep(0.05)
+        return True
+
+    def _all_say(self, message: str) -> bool:
+        """Whether all processes report the same within a moment."""
+        keys = [f"error/{rank}" for rank in range(self.processes.world_size)]
+        end = time.monotonic() + TOGETHER
+        while not self.store.check(keys):
+            if time.monotonic() >= end:
+                return False
+            time.sleep(0.02)
+        return all(self.store.get(key).decode() == message for key in keys)
+
+
+def _of_rank(rank: int, error: GraftLMError) -> GraftLMError:
+    """The same error with the rank in front."""
+    if isinstance(error, ConfigError):
+        return ConfigError([f"rank {rank}: {problem}" for problem in error.problems])
+    return type(error)(f"rank {rank}: {error}")
+
+
+def _is_exit(error: BaseException) -> bool:
+    """Whether a command ends on purpose; typer's exit is no `SystemExit`."""
+    return type(error).__name__ in ("Exit", "Abort")
+
+
+def _connection_lost(error: BaseException) -> bool:
+    said = str(error).lower()
+    return (
+        isinstance(error, RuntimeError)
+        and not isinstance(error, GraftLMError)
+        and any(word in said for word in LOST)
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
