@@ -35,5 +35,9 @@ def require_supported(config: RunConfig, processes: Processes) -> None:
             f"a step has {rows} rows (train.batch_size × train.gradient_accumulation_steps), fewer "
             f"than the {processes.world_size} processes: some would never have work"
         )
+    if config.train.learning_rate == "auto":
+        problems.append(
+            "train.learning_rate=auto tries rates in one process: find it there, and name it here"
+        )
     if problems:
         raise ConfigError(problems)

@@ -14,7 +14,7 @@ value for each. Only this file decides these values:
     model.offload                 none, unless a plan has said layers
     data.chat_template            the template in force: ``own``, or a built-in's name
     device                        the CPU without an accelerator, else a plan's to say
-    distributed                   none in one process; ddp, or fsdp where a replica does not fit
+    distributed                   none in one process, else ddp
     method                        a plan's to say (`needs_plan`)
     train.gradient_checkpointing  a plan's to say
 

@@ -115,7 +115,7 @@ def train_step(
                 parameter.grad.div_(total)
     norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
     # On an accelerator this waits for all work of the step: once, and not for each number.
-    *values, grad_norm = torch.stack([*losses, norm.to(losses[0])]).tolist()
+    *values, grad_norm = torch.stack([*losses, norm.to(loss.detach())]).tolist()
     for batch, count, value in zip(batches, counts, values, strict=True):
         if not math.isfinite(value):
             raise TrainingError(_diagnose_loss(model, batch, count, value))

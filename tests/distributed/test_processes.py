@@ -1,0 +1,24 @@
+"""Several processes train as one does: a few runs of `benchmarks/bench_processes.py`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "bench_processes.py"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_processes_follow_one_resume_and_end_together() -> None:
+    command = [sys.executable, str(SCRIPT), "--quick"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    rows = [line.split(",") for line in done.stdout.splitlines()]
+    kinds = [row[0] for row in rows]
+    assert (kinds.count("curve"), kinds.count("resumed"), kinds.count("kill")) == (6, 6, 2), (
+        done.stderr + done.stdout
+    )
+    assert done.returncode == 0, done.stdout
