@@ -12,3 +12,7 @@
 A run in one process imports only `group.py`, `split.py` and `engine.py`, and nothing of
 torch.distributed.
 """
+
+from __future__ import annotations
+
+__all__: list[str] = []
