@@ -43,7 +43,9 @@ class Sharded(Replicated):
     def passes(self, batches: Sequence[Any], blank: Callable[[], Any]) -> list[Pass]:
         """Equally many in every process."""
         even = self.even(batches, blank)
-        return [one._replace(last=place == len(even) - 1) for place, one in enumerate(even)]
+        return [
+            Pass(one.batch, one.counts, place == len(even) - 1) for place, one in enumerate(even)
+        ]
 
     def even(self, batches: Sequence[Any], blank: Callable[[], Any]) -> list[Pass]:
         """Equally many in every process."""
