@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -261,6 +262,23 @@ def test_a_folder_that_is_the_base(
         module, "_write", lambda source, reader, place: write(source, source.base(), place)
     )
     fails(run, tmp_path / "out", "it is the base model.*model.layers.0")
+
+
+def test_a_template_that_is_lost(
+    bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trained(tmp_path / "run", bases["llama"])
+    (run / "adapter" / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    assert merged(run, tmp_path / "whole")["chosen"] == "16bit-dequantized"
+    save = module.save_tokenizer
+
+    def loses(tokenizer: Any, place: Path) -> None:
+        other = copy.deepcopy(tokenizer)
+        other.chat_template = None
+        save(other, place)
+
+    monkeypatch.setattr(module, "save_tokenizer", loses)
+    fails(run, tmp_path / "out", "not the chat template of the training")
 
 
 # --- refusals -----------------------------------------------------------------------------------

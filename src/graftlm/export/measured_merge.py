@@ -23,7 +23,13 @@ from graftlm.export.measure import compare_passes, kept_share, pass_over
 from graftlm.export.merge_rows import MergeRows, merge_rows
 from graftlm.export.merged_weights import In16Bits, MergedWeights, StoredWeights
 from graftlm.export.model_card import card_of_adapter, write_card
-from graftlm.export.proof import EffectProof, count_tensors, prove, require_same_base
+from graftlm.export.proof import (
+    EffectProof,
+    count_tensors,
+    prove,
+    require_same_base,
+    require_template,
+)
 from graftlm.files import atomic_folder, require_free_space, write_json
 from graftlm.frozen.formats import format_named
 from graftlm.frozen.weight import FrozenWeight
@@ -144,7 +150,9 @@ def measured_merge(
             file.rename(temporary / file.name)
         place.rmdir()
         if brings_tokenizer(adapter):
-            save_tokenizer(adapter_tokenizer(adapter, tokenizer_in(folder)), temporary)
+            tokenizer = adapter_tokenizer(adapter, tokenizer_in(folder))
+            save_tokenizer(tokenizer, temporary)
+            require_template(temporary, tokenizer)
         write_json(temporary / REPORT_NAME, report)
         told = {"merged by": chosen, "share of the tune kept": candidate["kept"]}
         write_card(temporary, card_of_adapter(adapter, name, "merged", told))

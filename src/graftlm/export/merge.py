@@ -21,6 +21,7 @@ from graftlm.adapters.adapter_folder import base_of
 from graftlm.adapters.adapter_tokenizer import adapter_tokenizer, brings_tokenizer
 from graftlm.export.merge_plan import Merge, prepare_merge
 from graftlm.export.model_card import card_of_adapter, write_card
+from graftlm.export.proof import require_template
 from graftlm.files import atomic_folder, require_free_space
 from graftlm.models import resolve
 from graftlm.models.load import tokenizer_in
@@ -78,7 +79,9 @@ def merge_to_folder(
         writer.close()
         copy_companions(source.path, folder)
         if brings_tokenizer(adapter):
-            save_tokenizer(adapter_tokenizer(adapter, tokenizer_in(source.path)), folder)
+            tokenizer = adapter_tokenizer(adapter, tokenizer_in(source.path))
+            save_tokenizer(tokenizer, folder)
+            require_template(folder, tokenizer)
         write_config(folder, _edited_config(source.path, merge), source.path)
         kept = {"share of the update that survives rounding": merge.rounding.update_kept}
         write_card(folder, card_of_adapter(Path(adapter), name, "merged", kept))

@@ -29,8 +29,16 @@ from graftlm.adapters.variant_of_file import WEIGHTS_NAME, suffix_patterns
 from graftlm.errors import ArtifactError, GraftLMError
 from graftlm.export.measure import Passed
 from graftlm.files import sha256_of_files
+from graftlm.models.load import tokenizer_in
 
-__all__ = ["EffectProof", "TensorCount", "count_tensors", "prove", "require_same_base"]
+__all__ = [
+    "EffectProof",
+    "TensorCount",
+    "count_tensors",
+    "prove",
+    "require_same_base",
+    "require_template",
+]
 
 LARGEST_DISTANCE = 0.01
 PROOF_POSITIONS = 64
@@ -175,3 +183,16 @@ def _first_layer(expected: Passed, written: Passed) -> str:
         if not torch.allclose(output, other, rtol=1e-3, atol=1e-4 * float(output.abs().max())):
             return f"; the first layer that differs is {name}"
     return "; all decoder layers agree, so the output layer differs"
+
+
+def require_template(folder: Path, tokenizer: Any) -> None:
+    """Open the tokenizer in ``folder``, and refuse it without the chat template of ``tokenizer``.
+
+    Raises:
+        GraftLMError: the template of the training is not there.
+    """
+    if getattr(tokenizer_in(folder), "chat_template", None) != tokenizer.chat_template:
+        raise NoEffectError(
+            "the merge was not written: its tokenizer has not the chat template of the training, "
+            "so other tools would ask in another form"
+        )
