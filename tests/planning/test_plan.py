@@ -336,12 +336,11 @@ def test_copies_of_a_tokenizer_share_the_measurement(
     """By name and content of the files, wherever they lie."""
     measured: list[str] = []
 
-    def once(_: str, key: str, make: object) -> Path:
+    def kept(_: str, key: str, make: object, read: object) -> Measured:
         measured.append(key)
-        (tmp_path / "measured.json").write_text(json.dumps(dataclasses.asdict(NOTHING)))
-        return tmp_path
+        return NOTHING
 
-    monkeypatch.setattr("graftlm.planning.baseline_memory.once", once)
+    monkeypatch.setattr("graftlm.planning.baseline_memory.kept", kept)
     for folder in ("copy", "other"):
         shutil.copytree(tiny_llama, tmp_path / folder)
     with (tmp_path / "other" / "tokenizer.json").open("a") as file:

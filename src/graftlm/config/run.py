@@ -109,7 +109,7 @@ def _of_an_older_version(request: RunConfig, path: Path) -> RunConfig:
             f"{path}: {' and '.join(open_settings)} is auto, so the file does not say what was "
             "done. graftlm never writes this. Put in the value the run had."
         )
-    if request.model.embeddings != "auto":
-        return request
-    model = request.model.model_copy(update={"embeddings": "keep"})
-    return request.model_copy(update={"model": model})
+    model = request.model.model_dump()
+    used = {"embeddings": "keep", "offload": "none"}
+    closed = {name: value for name, value in used.items() if model[name] == "auto"}
+    return request.model_copy(update={"model": request.model.model_copy(update=closed)})

@@ -106,7 +106,7 @@ def _require_usual_quantization(config: Path) -> None:
     """Refuse an entry that transformers fails on, whichever of its classes reads the file first."""
     try:
         content = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return  # whoever needs it says what is wrong with the file
     settings = content.get("quantization_config") if isinstance(content, dict) else None
     if settings is not None and not isinstance(settings, dict):

@@ -54,7 +54,8 @@ class Setting:
     offload: Offload = "none"
 
     def applied(self, config: RunConfig) -> RunConfig:
-        """``config`` with this setting in it."""
+        """``config`` with this setting in it. What a plan leaves on the card stays ``auto``."""
+        offload = "layers" if self.offload == "layers" else config.model.offload
         config = changed(
             config,
             "train",
@@ -62,7 +63,7 @@ class Setting:
             micro_batch_tokens=self.micro_batch_tokens,
         )
         config = changed(config, "data", max_length=self.max_length)
-        config = changed(config, "model", embeddings=self.embeddings, offload=self.offload)
+        config = changed(config, "model", embeddings=self.embeddings, offload=offload)
         return config.model_copy(update={"method": self.method})
 
 
