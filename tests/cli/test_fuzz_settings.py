@@ -69,6 +69,7 @@ def nothing_trains(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
     monkeypatch.setattr(graftlm.planning, "run", accept)
     monkeypatch.setattr("graftlm.studio.serve.serve", serve)
+    monkeypatch.setattr("graftlm.distributed.launch.launch", serve)
     monkeypatch.setattr(cli, "app", PARSED)  # `typer` would build it at each call
 
 
@@ -179,6 +180,14 @@ def test_every_option_of_every_command(nothing_trains: None) -> None:
 def test_any_value_of_any_option(which: tuple[str, str], value: str, nothing_trains: None) -> None:
     command, option = which
     require_contract(*outcome(command, *REQUIRED[command], option, value))
+
+
+def test_more_processes_than_the_machine_can_use_are_refused(nothing_trains: None) -> None:
+    for count in ("100000", "9" * 30):
+        code, said = outcome("train", *REQUIRED["train"], "--processes", count)
+        assert code == 2
+        assert "this machine can use" in said
+        assert len(said) < 300
 
 
 def test_a_file_that_is_no_file_or_a_bomb_is_refused_at_once(
