@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import ranks
+from random_llama import write_tiny_llama
 
 # Before torch is imported: a fork keeps no other thread.
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
@@ -38,24 +39,7 @@ ENDS_WITHIN = 30.0
 
 def write_inputs(work: Path) -> None:
     """A random Llama and rows of uneven length."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from graftlm.planning.baseline_memory import byte_tokenizer
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=260,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        tie_word_embeddings=False,
-    )
-    LlamaForCausalLM(config).save_pretrained(work / "llama")
-    byte_tokenizer().save_pretrained(work / "llama")
+    write_tiny_llama(work / "llama")
     draw, rows = random.Random(0), []
     for _ in range(61):  # with batches of 7, the last one is short
         word = "".join(draw.choice("abcdefgh") for _ in range(draw.randint(2, 50)))

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from random_llama import write_tiny_llama
+
 STEPS = 4
 
 
@@ -29,25 +31,7 @@ class Command:
 
 def write_inputs(work: Path) -> None:
     """A model folder and a file of rows."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from graftlm.planning.baseline_memory import byte_tokenizer
-
-    tokenizer = byte_tokenizer()
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        tie_word_embeddings=False,
-    )
-    LlamaForCausalLM(config).save_pretrained(work / "base")
-    tokenizer.save_pretrained(work / "base")
+    write_tiny_llama(work / "base")
     draw = random.Random(0)
     words = ["".join(draw.choice("abcdefgh") for _ in range(draw.randint(2, 12))) for _ in range(8)]
     rows = [{"prompt": f"say {word}", "completion": f"{word}!"} for word in words]

@@ -54,6 +54,29 @@ def write_llama(folder: Path, layers_a_shard: int, alike: bool = False, **sizes:
     byte_tokenizer().save_pretrained(folder)
 
 
+def write_tiny_llama(folder: Path) -> None:
+    """Write a random two-layer Llama over bytes, in float32, for benchmarks of many short runs."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from graftlm.planning.baseline_memory import byte_tokenizer
+
+    tokenizer = byte_tokenizer()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=False,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 def _layer(name: str) -> int | None:
     parts = name.split(".")
     return int(parts[2]) if parts[1] == "layers" else None

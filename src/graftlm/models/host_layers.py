@@ -79,11 +79,6 @@ class HostLayers:
             for module in _readers(layer):
                 module.register_forward_pre_hook(functools.partial(self._before, index))
 
-    @property
-    def host_bytes(self) -> int:
-        """Bytes of all layers in host memory."""
-        return sum(block.numel() for block in self._blocks)
-
     def use(self, index: int) -> None:
         """Put layer ``index`` on the card, and start the copy of the layer that comes next."""
         if index == self._current:
@@ -105,8 +100,7 @@ class HostLayers:
         """The slot of layer ``index``; its copy is started if it is in none."""
         if index in self._held:
             return self._held.index(index)
-        free = [slot for slot in (0, 1) if self._held[slot] != self._current]
-        slot = free[0] if self._current is not None else 0
+        slot = 1 if self._current is not None and self._held[0] == self._current else 0
         block = self._blocks[index]
         self._held[slot] = index
         self._events[slot] = self._transfers.start(self._slots[slot][: block.numel()], block)

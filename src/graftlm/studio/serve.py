@@ -18,6 +18,7 @@ __all__ = ["hosts_of", "serve"]
 _MOST_CONNECTIONS = 100
 """Further ones are answered 503. A browser opens six for a page."""
 _KEEP_ALIVE_SECONDS = 5
+_HEADER_SECONDS = 10.0
 
 
 def serve(
@@ -48,8 +49,8 @@ def serve(
     try:
         import uvicorn
 
+        from graftlm.serve.patience import patient
         from graftlm.studio.app import create_app
-        from graftlm.studio.patience import Impatient
     except ImportError as error:
         raise ConfigError(
             f"`graftlm studio` needs {error.name}: pip install 'graftlm[studio]'"
@@ -79,7 +80,7 @@ def serve(
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
         config = uvicorn.Config(
             app,
-            http=Impatient,
+            http=patient(_HEADER_SECONDS),
             ws="none",
             lifespan="on",
             log_level="warning",
