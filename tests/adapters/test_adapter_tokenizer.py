@@ -96,7 +96,7 @@ def test_commands_use_the_template_of_the_adapter(
         seen.append(prompt_of(tokenizer))
         return tokenizer
 
-    monkeypatch.setattr("graftlm.adapters.adapter_tokenizer.adapter_tokenizer", spy)
+    monkeypatch.setattr("graftlm.adapters.open_model.adapter_tokenizer", spy)
     monkeypatch.setattr("sys.stdin", io.StringIO("hello\n\n"))
     more = {
         "chat": ["--max-new-tokens", "2"],
