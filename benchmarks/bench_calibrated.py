@@ -20,7 +20,7 @@ from typing import Any
 
 from graftlm.config import DataConfig
 from graftlm.data.examples import load_examples
-from graftlm.export.measure import compare_passes, pass_over
+from graftlm.exporting.measure import compare_passes, pass_over
 from graftlm.models import load_tokenizer, quantize_folder, resolve
 from graftlm.models.named_weights import named_weights
 from graftlm.models.quantize_calibrated import SHIPPED, quantize_calibrated

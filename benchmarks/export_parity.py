@@ -4,7 +4,7 @@
 
 Without ``--adapter`` it trains LoRA on the demo's rows first. Each form is exported, opened by
 llama.cpp (`llama-cpp-python`) and asked the prompts of the held-out rows. One CSV row a form on
-stdout and in DIR/parity.csv; `graftlm.export.llama_cpp` says what the columns are.
+stdout and in DIR/parity.csv; `graftlm.exporting.llama_cpp` says what the columns are.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ import torch
 from graftlm.adapters.adapter_folder import base_of
 from graftlm.demo.requests import generate_rows
 from graftlm.demo.stages import write_rows
-from graftlm.export import export
-from graftlm.export.llama_cpp import LiveAnswers, base_file_of, compare_with, live_answers
+from graftlm.exporting import export
+from graftlm.exporting.llama_cpp import LiveAnswers, base_file_of, compare_with, live_answers
 
 FORMS = ("gguf:f32", "gguf:bf16", "gguf:f16", "gguf:q8_0", "gguf:q4_0", "gguf-adapter:f32")
 COLUMNS = (

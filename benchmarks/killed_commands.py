@@ -109,8 +109,8 @@ def folder_command(make: Callable[[Path], object], out: Path) -> Command:
 
 def commands(work: Path) -> dict[str, Command]:
     """All of them, each with a folder of its own around what it writes."""
-    from graftlm.export import export
-    from graftlm.export.measured_merge import measured_merge
+    from graftlm.exporting import export
+    from graftlm.exporting.measured_merge import measured_merge
     from graftlm.models import quantize_folder
     from graftlm.report.merge_page import write_merge_page
 

@@ -19,7 +19,7 @@ from typing import Any
 from graftlm.data.chat import use_chat_template
 from graftlm.data.templates import BUILT_IN
 from graftlm.errors import GraftLMError
-from graftlm.export.ollama_template import ollama_template
+from graftlm.exporting.ollama_template import ollama_template
 from graftlm.planning.baseline_memory import byte_tokenizer
 
 PROGRAM = """

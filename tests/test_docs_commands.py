@@ -16,8 +16,8 @@ import typer
 from typer.testing import CliRunner
 
 from graftlm.cli.app import app
-from tests.export.test_gguf import saved_base
-from tests.export.test_other_targets import GEMMA3_FIRST, with_template
+from tests.exporting.test_gguf import saved_base
+from tests.exporting.test_other_targets import GEMMA3_FIRST, with_template
 
 DOCS = Path(__file__).parent.parent / "docs"
 README = DOCS.parent / "README.md"

@@ -18,7 +18,7 @@ LAYERS = [
     {"data"},
     {"models"},
     {"adapters"},
-    {"export"},
+    {"exporting"},
     {"distributed"},
     {"training"},
     {"planning"},

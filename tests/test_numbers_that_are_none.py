@@ -14,7 +14,7 @@ from graftlm.adapters import add_lora
 from graftlm.adapters.peft_format import load_adapter, save_adapter
 from graftlm.config import LoRAConfig
 from graftlm.errors import ArtifactError, GraftLMError, ModelError
-from graftlm.export.merge import merge_to_folder
+from graftlm.exporting.merge import merge_to_folder
 from graftlm.models import load_model
 from graftlm.models.quantize import quantize_folder
 

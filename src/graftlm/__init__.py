@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from graftlm.adapters import add_lora, disable_adapters, merge
     from graftlm.adapters.peft_format import load_adapter, save_adapter
     from graftlm.config import DataConfig, LoRAConfig, ModelConfig, RunConfig, TrainConfig
-    from graftlm.export.merge import merge_to_folder
+    from graftlm.exporting.merge import merge_to_folder
     from graftlm.frozen import nf4
     from graftlm.models import load_model, save_model
     from graftlm.planning.decide import run
@@ -57,7 +57,7 @@ _HOME = {
     "load_adapter": "adapters.peft_format",
     "load_model": "models",
     "merge": "adapters",
-    "merge_to_folder": "export.merge",
+    "merge_to_folder": "exporting.merge",
     "run": "planning.decide",
     "save_adapter": "adapters.peft_format",
     "save_model": "models",

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from graftlm.adapters.lora_linear import LoRALinear
     from graftlm.data.batch import Batch, collate
     from graftlm.data.example import Example
-    from graftlm.export.target import ExportTarget, Proof, register_target
+    from graftlm.exporting.target import ExportTarget, Proof, register_target
     from graftlm.frozen.checkpoint_format import CheckpointFormat
     from graftlm.frozen.formats import format_named, formats, register_format
     from graftlm.frozen.weight import FrozenWeight, ScaledRows, StorageSettings, WeightSettings
@@ -66,14 +66,14 @@ _HOME = {
     "Case": "kernels.operator",
     "CheckpointFormat": "frozen.checkpoint_format",
     "Example": "data.example",
-    "ExportTarget": "export.target",
+    "ExportTarget": "exporting.target",
     "FrozenWeight": "frozen.weight",
     "Hook": "training.hooks.hook",
     "LoRAEmbedding": "adapters.lora_embedding",
     "LoRALinear": "adapters.lora_linear",
     "Objective": "training.objective",
     "Operator": "kernels.operator",
-    "Proof": "export.target",
+    "Proof": "exporting.target",
     "ScaledRows": "frozen.weight",
     "StorageSettings": "frozen.weight",
     "WeightSettings": "frozen.weight",
@@ -87,7 +87,7 @@ _HOME = {
     "register_adapter": "adapters.adapter",
     "register_format": "frozen.formats",
     "register_objective": "training.objective",
-    "register_target": "export.target",
+    "register_target": "exporting.target",
     "withdraw": "kernels.operator",
 }
 

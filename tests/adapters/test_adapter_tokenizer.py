@@ -19,7 +19,7 @@ from graftlm.config import LoRAConfig, RunConfig, validate
 from graftlm.data import render_prompt
 from graftlm.data.templates import template_text
 from graftlm.errors import ArtifactError
-from graftlm.export.merge import merge_to_folder
+from graftlm.exporting.merge import merge_to_folder
 from graftlm.models import load_model, load_tokenizer
 from graftlm.training import run
 

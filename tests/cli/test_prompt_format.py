@@ -15,7 +15,7 @@ import pytest
 from graftlm.cli import main
 from graftlm.config import RunConfig, validate
 from graftlm.data import render_prompt
-from graftlm.export.merge import merge_to_folder
+from graftlm.exporting.merge import merge_to_folder
 from graftlm.models.load import tokenizer_in
 from graftlm.training import run
 

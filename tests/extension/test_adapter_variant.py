@@ -135,7 +135,7 @@ def test_without_its_vector_the_folder_is_refused_by_the_missing_key(
 def test_peft_is_not_handed_what_it_would_read_otherwise(
     whole: tuple[Path, Any], tiny_llama: Path, tmp_path: Path
 ) -> None:
-    from graftlm.export import export
+    from graftlm.exporting import export
 
     with pytest.raises(ArtifactError, match="PEFT does not know adapters of the variant 'scaled"):
         export(whole[0], "peft", tmp_path / "out")

@@ -10,7 +10,7 @@ import pytest
 import graftlm
 from graftlm.cli import main
 from graftlm.errors import ConfigError
-from graftlm.export import export
+from graftlm.exporting import export
 from tests.extension import text_card_target
 from tests.oracles.model_families import tiny_model
 

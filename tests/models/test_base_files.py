@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from graftlm.adapters import add_lora
 from graftlm.adapters.peft_format import save_adapter
 from graftlm.config import LoRAConfig, RunConfig, validate
-from graftlm.export.merge import merge_to_folder
+from graftlm.exporting.merge import merge_to_folder
 from graftlm.models import load_model, load_tokenizer, quantize_folder, save_model
 from graftlm.models.load import tokenizer_in
 from graftlm.models.save import save_tokenizer

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from graftlm.adapters.peft_format import load_adapter
 from graftlm.config import RunConfig, validate
-from graftlm.export.measured_merge import measured_merge
-from graftlm.export.merge import merge_to_folder
+from graftlm.exporting.measured_merge import measured_merge
+from graftlm.exporting.merge import merge_to_folder
 from graftlm.frozen.experts import FrozenExperts
 from graftlm.models import load_model
 from graftlm.models.capabilities import capabilities

@@ -12,7 +12,7 @@ from graftlm.adapters.peft_format import load_adapter
 from graftlm.cli._shared import open_model
 from graftlm.config import RunConfig, validate
 from graftlm.errors import ConfigError
-from graftlm.export.measured_merge import measured_merge
+from graftlm.exporting.measured_merge import measured_merge
 from graftlm.models import load_model
 from graftlm.models.load import load_config
 from graftlm.planning.trace import BatchShape, trace_step

@@ -61,8 +61,8 @@ def export(
     Example: `graftlm export runs/first --to gguf --quantization q8_0 --out first.gguf`
     """
     from graftlm.errors import ConfigError
-    from graftlm.export import export as write
-    from graftlm.export.rules import broken_rules
+    from graftlm.exporting import export as write
+    from graftlm.exporting.rules import broken_rules
 
     if check:
         rules = broken_rules(adapter, base, [] if to is None else [to])

@@ -59,7 +59,7 @@ def merge(
     Every way to merge is measured beside the live adapter; the best one of the kind is written,
     with merge_report.json and merge_report.html. What was written is opened again and compared.
     """
-    from graftlm.export.measured_merge import measured_merge
+    from graftlm.exporting.measured_merge import measured_merge
     from graftlm.report.merge_page import write_merge_page
 
     console = stderr_console()

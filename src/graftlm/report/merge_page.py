@@ -25,7 +25,7 @@ def merge_page(report: Mapping[str, Any]) -> str:
     """The page's HTML.
 
     Args:
-        report: as `graftlm.export.measured_merge.measured_merge` returns it.
+        report: as `graftlm.exporting.measured_merge.measured_merge` returns it.
     """
     candidates, proof = report["candidates"], report["proof"]
     rows = report["rows"]

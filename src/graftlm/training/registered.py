@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from graftlm.adapters.adapter import adapter_classes
 from graftlm.config import RunConfig
-from graftlm.export.target import target_named
+from graftlm.exporting.target import target_named
 from graftlm.frozen.formats import format_named
 from graftlm.training.objective import objective_named
 

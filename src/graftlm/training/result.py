@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from graftlm.adapters.peft_format import save_adapter
-from graftlm.export.model_card import CARD, card, write_card
+from graftlm.exporting.model_card import CARD, card, write_card
 from graftlm.files import write_json
 from graftlm.models import save_model
 from graftlm.training import checkpoint

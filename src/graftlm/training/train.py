@@ -28,7 +28,7 @@ from graftlm.distributed.group import joined
 from graftlm.distributed.refusals import require_supported
 from graftlm.distributed.streams import seed_of_rank
 from graftlm.errors import ConfigError
-from graftlm.export.rules import require_exportable
+from graftlm.exporting.rules import require_exportable
 from graftlm.models import StoredTokenizer, load_tokenizer
 from graftlm.models import resolve as resolve_model
 from graftlm.models.capabilities import require_left_to_right, require_packable
