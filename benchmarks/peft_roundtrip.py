@@ -24,7 +24,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from graftlm.adapters import add_lora, lora_modules, lora_parameters, merge
+from graftlm.adapters import add_lora, lora_modules, lora_parameters, merge_in_place
 from graftlm.adapters.peft_format import load_adapter, save_adapter
 from graftlm.config import LoRAConfig
 from tests.oracles.model_families import FAMILIES, tiny_model
@@ -83,8 +83,8 @@ def row(family: str, folder: Path) -> dict[str, Any]:
         "ours_in_peft": distance(there, by_peft),
         "peft_in_ours": distance(here, back),
         "update": distance(there, tiny_model(family)),
-        "merged": distance(merge(ours(family)), there),
-        "merged_peft": distance(merge(here), back.merge_and_unload()),
+        "merged": distance(merge_in_place(ours(family)), there),
+        "merged_peft": distance(merge_in_place(here), back.merge_and_unload()),
     }
     assert result["update"] > 1e-2, "the adapter must matter for the comparison to mean anything"
     return result

@@ -23,7 +23,7 @@ def main(name: str, rows: str, out: str, steps: int = 100) -> None:
         print("before:", generate_text(model, tokenizer, [prompt], max_new_tokens=30)[0].text)
     print("after: ", generate_text(model, tokenizer, [prompt], max_new_tokens=30)[0].text)
 
-    graftlm.save_model(graftlm.merge(model), tokenizer, f"{out}/merged")
+    graftlm.save_model(graftlm.merge_in_place(model), tokenizer, f"{out}/merged")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import graftlm
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -19,4 +21,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     commands = (tmp_path / "commands.html").read_text(encoding="utf-8")
     assert "graftlm quantize" in commands
     assert "--calibrate" in commands
-    assert "load_model" in (tmp_path / "python.html").read_text(encoding="utf-8")
+    python = (tmp_path / "python.html").read_text(encoding="utf-8")
+    settings = {"DataConfig", "LoRAConfig", "ModelConfig", "RunConfig", "TrainConfig"}
+    for name in set(graftlm.__all__) - settings - {"nf4"}:  # the settings have a page of their own
+        assert f".{name}" in python, name

@@ -26,6 +26,7 @@ LAYERS = [
     {"serve"},
     {"studio"},
     {"demo"},
+    {"api"},
     {"cli"},
     {"__main__"},
     {"extend"},

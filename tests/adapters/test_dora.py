@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 import graftlm
 from graftlm.adapters import lora_parameters, train_through_merge
 from graftlm.adapters.dora import DoRALinear
-from graftlm.adapters.merging import merge
+from graftlm.adapters.merging import merge_in_place
 from graftlm.errors import ConfigError
 from graftlm.frozen.linear import FrozenLinear, frozen_weight
 from graftlm.frozen.nf4.frozen_nf4 import FrozenNF4
@@ -135,7 +135,7 @@ def test_peft_and_graftlm_read_each_others_files(tiny_llama: Path, tmp_path: Pat
     again, _ = graftlm.load_model(tiny_llama, quantize=None)
     graftlm.load_adapter(again, tmp_path / "theirs")
     assert torch.equal(again(IDS).logits, expected)
-    torch.testing.assert_close(merge(again)(IDS).logits, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(merge_in_place(again)(IDS).logits, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_it_trains_on_4_bits_and_a_resumed_run_ends_at_the_same_bytes(

@@ -17,7 +17,7 @@ from graftlm.adapters import (
     lora_config,
     lora_modules,
     lora_parameters,
-    merge,
+    merge_in_place,
     remove,
 )
 from graftlm.adapters.by_row import AdaptersByRow
@@ -194,7 +194,7 @@ def test_merged_and_folded_experts_equal_the_live_adapter(kind: str, stored: boo
     torch.testing.assert_close(logits(model), live, rtol=1e-4, atol=2e-5)
     folded.unmerge()
     torch.testing.assert_close(logits(model), live, rtol=0, atol=0)
-    merged = merge(model)
+    merged = merge_in_place(model)
     torch.testing.assert_close(logits(merged), live, rtol=1e-4, atol=2e-5)
     assert [name for name, _ in merged.named_parameters()] == names
     assert not expert_weights(merged).keys() - expert_weights(tiny_mixture(kind)).keys()
@@ -317,7 +317,7 @@ def test_a_router_is_adapted_where_its_weight_is_named(kind: str, tmp_path: Path
     torch.testing.assert_close(logits(again), live, rtol=0, atol=0)
     with_router, without = live, logits(adapted(kind, BOTH))
     assert (with_router - without).abs().max() > 1e-3
-    torch.testing.assert_close(logits(merge(again)), live, rtol=1e-4, atol=2e-5)
+    torch.testing.assert_close(logits(merge_in_place(again)), live, rtol=1e-4, atol=2e-5)
     add_lora(model, LoRAConfig(rank=2, target_parameters=parameters[2:]), name="second")
     activate(model, "default", "second")
     with pytest.raises(ModelError, match="two adapters are active on one router"):

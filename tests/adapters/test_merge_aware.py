@@ -15,7 +15,7 @@ from graftlm.adapters import (
     lora_config,
     lora_modules,
     lora_parameters,
-    merge,
+    merge_in_place,
     original_weights,
     train_through_merge,
 )
@@ -104,7 +104,7 @@ def test_merging_in_memory_gives_the_live_model(base: Path) -> None:
     model = through(base)
     with torch.no_grad():
         live = model(input_ids=IDS).logits
-        merged = merge(model)(input_ids=IDS).logits
+        merged = merge_in_place(model)(input_ids=IDS).logits
     torch.testing.assert_close(merged, live, rtol=0, atol=5e-5)
 
 

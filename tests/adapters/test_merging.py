@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from graftlm.adapters import add_lora, lora_modules, lora_parameters, merge, merge_adapters
+from graftlm.adapters import add_lora, lora_modules, lora_parameters, merge_adapters, merge_in_place
 from graftlm.adapters.merging import merge_weight
 from graftlm.config import LoRAConfig
 from graftlm.frozen.linear import FrozenLinear
@@ -151,7 +151,7 @@ def test_4_bit_layers_become_the_layers_of_the_model_class(family: str, tmp_path
     target = "c_attn" if family == "gpt2" else "q_proj"
     with_adapters(model, (target,))
     expected = logits(model)
-    merged = merge(model)
+    merged = merge_in_place(model)
     kinds = {n: type(m) for n, m in tiny_model(family).named_modules()}
     assert {n: type(m) for n, m in merged.named_modules()} == kinds
     torch.testing.assert_close(logits(merged), expected, rtol=0, atol=2e-5)

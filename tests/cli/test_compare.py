@@ -54,11 +54,12 @@ def test_figures_and_verdict_are_printed_and_json_is_one_object(
 
 
 def test_each_method_gets_a_probed_rate_unless_one_is_set() -> None:
+    from graftlm.api.compare import _completed
     from graftlm.cli.compare import _settings
 
-    probed = _settings("m", "d", None, "cpu", 4, [])
+    probed = _completed(_settings("m", "d", None, "cpu", 4, []))
     assert probed.train.learning_rate == "auto"
-    given = _settings("m", "d", None, "cpu", 4, ["train.learning_rate=2e-4"])
+    given = _completed(_settings("m", "d", None, "cpu", 4, ["train.learning_rate=2e-4"]))
     assert given.train.learning_rate == 2e-4
 
 

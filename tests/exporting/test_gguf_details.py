@@ -190,7 +190,7 @@ def test_a_chat_with_a_file_goes_on(
 def test_without_llama_cpp_a_file_is_opened_as_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from graftlm.cli._shared import in_llama_cpp
+    from graftlm.api.opening import in_llama_cpp
 
     file = tmp_path / "a.gguf"
     file.write_bytes(b"GGUF")

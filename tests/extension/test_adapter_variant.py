@@ -111,7 +111,7 @@ def test_merged_on_disk_and_in_memory_it_is_the_live_model(
     graftlm.merge_to_folder(out, tmp_path / "merged")
     merged, _ = graftlm.load_model(tmp_path / "merged", quantize=None)
     torch.testing.assert_close(logits(merged), expected, rtol=0, atol=5e-5)
-    torch.testing.assert_close(logits(graftlm.merge(live)), expected, rtol=0, atol=5e-5)
+    torch.testing.assert_close(logits(graftlm.merge_in_place(live)), expected, rtol=0, atol=5e-5)
 
 
 def test_without_its_vector_the_folder_is_refused_by_the_missing_key(

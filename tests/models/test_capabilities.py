@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from transformers.models.deepseek_v32 import DeepseekV32Config
 
 from graftlm import evaluate
-from graftlm.adapters import add_lora, lora_parameters, merge, remove
+from graftlm.adapters import add_lora, lora_parameters, merge_in_place, remove
 from graftlm.config import LoRAConfig
 from graftlm.data import Example, collate
 from graftlm.models import packing_support
@@ -61,7 +61,7 @@ def test_an_adapter_on_the_head_is_in_the_loss_after_an_evaluation(names: list[s
     assert all(p.grad is not None and p.grad.any() for _, p in lora_parameters(model))
 
 
-@pytest.mark.parametrize("way_out", [remove, merge])
+@pytest.mark.parametrize("way_out", [remove, merge_in_place])
 def test_the_head_is_used_again_when_its_adapter_is_gone(way_out: Any) -> None:
     model = tiny_model("llama")
     plain = capabilities(model).output_head

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from graftlm.adapters import add_lora, merge
+from graftlm.adapters import add_lora, merge_in_place
 from graftlm.config import LoRAConfig
 from graftlm.errors import ModelError, ResourceError
 from graftlm.models import load_model, save_model
@@ -68,7 +68,7 @@ def test_model_with_adapters_is_refused(targets: Any, tmp_path: Path, tiny_token
     add_lora(model, LoRAConfig(rank=4, targets=targets))
     with pytest.raises(ModelError, match=f"{targets[0]} is a LoRA"):
         save_model(model, tiny_tokenizer, tmp_path / "m")
-    save_model(merge(model), tiny_tokenizer, tmp_path / "m")
+    save_model(merge_in_place(model), tiny_tokenizer, tmp_path / "m")
 
 
 def test_full_disk_is_found_before_anything_is_written(

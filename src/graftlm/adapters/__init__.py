@@ -14,7 +14,7 @@ from graftlm.adapters.adapter import adapter_classes
 from graftlm.adapters.combine import combine_adapters
 from graftlm.adapters.inject import activate, active_adapters, add_lora, disable_adapters, remove
 from graftlm.adapters.merge_aware import original_weights, train_through_merge
-from graftlm.adapters.merging import MergeReport, merge, merge_adapters
+from graftlm.adapters.merging import MergeReport, merge_adapters, merge_in_place
 from graftlm.adapters.report import LoRAReport, count_parameters
 from graftlm.adapters.settings import lora_config
 
@@ -37,8 +37,8 @@ __all__ = [
     "lora_modules",
     "lora_parameters",
     "lora_router",
-    "merge",
     "merge_adapters",
+    "merge_in_place",
     "original_weights",
     "remove",
     "train_through_merge",

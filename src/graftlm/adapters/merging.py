@@ -35,8 +35,8 @@ __all__ = [
     "Rounding",
     "delta_of",
     "dequantize_layers",
-    "merge",
     "merge_adapters",
+    "merge_in_place",
     "merge_weight",
 ]
 
@@ -185,7 +185,7 @@ def merge_adapters(model: nn.Module) -> MergeReport:
     )
 
 
-def merge(model: ModelT) -> ModelT:
+def merge_in_place(model: ModelT) -> ModelT:
     """Merge the adapters, in place, and return the plain model."""
     merge_adapters(model)
     return model

@@ -6,7 +6,6 @@ import json
 import shlex
 import shutil
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -69,22 +68,6 @@ def program() -> str:
     return f"{shlex.quote(sys.executable)} -m graftlm"
 
 
-def run_named(model: str, adapter: str | None) -> tuple[str, str | None]:
-    """The model and the adapter that the arguments name.
-
-    The model may also be a run folder or an adapter folder, which names its base.
-    """
-    from graftlm.adapters.adapter_folder import base_of
-    from graftlm.training.run_folder import result_folder
-
-    folder = Path(model)
-    if adapter is not None or not (folder / "config.yaml").is_file():
-        is_adapter = adapter is None and (folder / "adapter_config.json").is_file()
-        return (base_of(folder), model) if is_adapter else (model, adapter)
-    whole = result_folder(folder, "full")
-    return (str(whole), None) if whole.is_dir() else (base_of(folder), model)
-
-
 def stderr_console() -> Console:
     """The console for progress and logs."""
     from rich.console import Console
@@ -106,30 +89,3 @@ def open_model(
     from graftlm.adapters.open_model import open_model as opened  # it loads torch
 
     return opened(model, adapter, quantize, device, name)
-
-
-def in_llama_cpp(model: str, adapter: str | None, quantize: str | None) -> Any:
-    """The file ``model`` opened by llama.cpp; ``None`` if graftlm itself is to run it.
-
-    llama.cpp runs a GGUF file where `llama-cpp-python` is installed, alone or with an adapter that
-    is a GGUF file too.
-
-    Raises:
-        ModelError: the adapter is a GGUF file, and llama.cpp cannot run it.
-    """
-    from graftlm.errors import ModelError
-    from graftlm.models import llama_cpp
-
-    file = Path(model)
-    own_adapter = adapter is not None and adapter.endswith(".gguf")
-    if own_adapter and file.suffix != ".gguf":
-        raise ModelError(
-            f"{adapter} is for llama.cpp: name a .gguf file of its base as the model. "
-            "`graftlm export ADAPTER --to gguf` writes the merged model as one file"
-        )
-    if file.suffix != ".gguf" or not file.is_file() or quantize is not None:
-        return None
-    if not own_adapter and (adapter is not None or not llama_cpp.installed()):
-        return None
-    print(f"running {file.name} in llama.cpp", file=sys.stderr)
-    return llama_cpp.LlamaCpp(file, Path(adapter) if adapter else None)

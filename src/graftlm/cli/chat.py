@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from graftlm.api.opening import in_llama_cpp, run_named
 from graftlm.cli import _answers
 from graftlm.cli._shared import (
     AdapterOption,
     DeviceOption,
     ModelArgument,
     QuantizeOption,
-    in_llama_cpp,
     open_model,
-    run_named,
 )
 
 if TYPE_CHECKING:

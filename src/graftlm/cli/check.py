@@ -40,36 +40,14 @@ def check(
 
     Exits with 1 where training would not do what was meant.
     """
+    from graftlm.api.check import check as examine
     from graftlm.config import load_run_config, parse_override
-    from graftlm.data import Encoder, load_examples
-    from graftlm.data.audit.audit import audit
-    from graftlm.data.audit.fits import limits_of
     from graftlm.data.audit.page import audit_page
-    from graftlm.data.examples import split
     from graftlm.files import atomic_write
-    from graftlm.models import load_tokenizer, resolve
-    from graftlm.training.data_checks import marker_findings, model_config_in
 
     overrides = [(["data", "max_length"], max_length)] if max_length is not None else []
     config = load_run_config(None, [*overrides, *map(parse_override, set_ or [])]).data
-    folder = resolve(model).path
-    tokenizer = load_tokenizer(model)
-    encoder = Encoder(tokenizer, config)
-    examples = load_examples(data, tokenizer, config, strict=False)
-    held = None
-    if eval_data is not None:
-        held = load_examples(eval_data, tokenizer, config, strict=False, purpose="eval")
-    elif config.eval_fraction:
-        examples, held = split(examples, config.eval_fraction)
-    result = audit(
-        examples,
-        encoder,
-        config,
-        eval_examples=held,
-        limits=limits_of(model_config_in(folder)),
-        more=marker_findings(folder, encoder.format) if examples.report.kinds["chat"] else (),
-        samples=samples,
-    )
+    result = examine(data, model, eval_data=eval_data, config=config, samples=samples)
     facts = _facts(result)
     if html is not None:
         page = audit_page(result, facts, name=printable(data), model=printable(model))

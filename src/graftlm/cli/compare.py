@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 __all__ = ["compare"]
 
 _HIDE = {"show_default": False}
-_HELD_OUT = 0.1
-_EVALUATIONS = 8
 
 
 def compare(
@@ -56,26 +54,24 @@ def compare(
     """
     config = _settings(model, data, eval_data, device, steps, set_ or [])
 
-    from graftlm.report.compare import OUTSIDE
-    from graftlm.report.compare import compare as run_comparison
-    from graftlm.report.compare.page import write_comparison
+    from graftlm.api.compare import compare as run_comparison
 
     console = stderr_console()
     try:
         found = run_comparison(
             config,
-            out,
+            out=out,
             methods=[word.strip() for word in methods.split(",") if word.strip()],
             ranks=_numbers(ranks),
             seeds=seeds,
-            outside=outside or OUTSIDE,
+            outside=outside,
             score_rows=score_rows,
-            say=lambda text: console.print(f"[bold]▸ {text}", highlight=False),
+            progress=lambda text: console.print(f"[bold]▸ {text}", highlight=False),
         )
     except KeyboardInterrupt:
         console.print("stopped; the same command goes on from here")
         raise typer.Exit(1) from None
-    page = write_comparison(found)
+    page = out / "compare.html"
     if as_json:
         say(found.to_json() | {"report": str(page)}, True, "")
     else:
@@ -90,7 +86,7 @@ def _settings(
     steps: int | None,
     assignments: list[str],
 ) -> RunConfig:
-    """The shared settings of all runs, with default held-out rows, evaluations and probes."""
+    """The settings that the flags name."""
     from graftlm.config import load_run_config, parse_override
 
     flags: list[tuple[list[str], Any]] = [
@@ -104,17 +100,7 @@ def _settings(
         )
         if value is not None
     ]
-    overrides = flags + [parse_override(text) for text in assignments]
-    named = {".".join(path) for path, _ in overrides}
-    if not named & {"data.eval", "data.eval_fraction"}:
-        overrides.append((["data", "eval_fraction"], _HELD_OUT))
-    if "train.learning_rate" not in named:
-        overrides.append((["train", "learning_rate"], "auto"))
-    config = load_run_config(None, overrides)
-    if config.train.steps is not None and "train.eval_steps" not in named:
-        every = max(1, -(-config.train.steps // _EVALUATIONS))
-        return load_run_config(None, [*overrides, (["train", "eval_steps"], every)])
-    return config
+    return load_run_config(None, flags + [parse_override(text) for text in assignments])
 
 
 def _numbers(text: str | None) -> list[int]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from graftlm.api.opening import run_named
 from graftlm.cli._shared import (
     AdapterOption,
     DeviceOption,
@@ -17,7 +18,6 @@ from graftlm.cli._shared import (
     ModelArgument,
     QuantizeOption,
     open_model,
-    run_named,
     say,
 )
 

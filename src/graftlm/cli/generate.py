@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -14,16 +14,12 @@ from graftlm.cli._shared import (
     JsonOption,
     ModelArgument,
     QuantizeOption,
-    in_llama_cpp,
-    open_model,
-    run_named,
     say,
 )
 
-if TYPE_CHECKING:
-    from graftlm.serve.engine import Writer
-
 __all__ = ["generate"]
+
+LAYOUTS = ("auto", "chat", "plain")
 
 
 def generate(
@@ -51,32 +47,20 @@ def generate(
 
     A .gguf file is run by llama.cpp where `llama-cpp-python` is installed.
     """
-    from graftlm.data import render_prompt, stop_tokens
-    from graftlm.data.prompt_format import format_in
-    from graftlm.errors import ConfigError
+    from graftlm.api.generate import Opened
     from graftlm.models.decoding.choice import Sampling
     from graftlm.models.decoding.row import Ask
-    from graftlm.models.decoding.whole import writer_for
-    from graftlm.serve.llama import LlamaWriter
 
-    if layout not in ("auto", "chat", "plain"):
-        raise ConfigError(f"--format {layout!r}: expected auto, chat or plain")
-    llama = in_llama_cpp(model, adapter, quantize)
-    writer: Writer
-    if llama is not None:
-        plain, writer = llama.plain, LlamaWriter(llama)
-    else:
-        loaded, tokenizer = open_model(*run_named(model, adapter), quantize, device)
-        plain = format_in(tokenizer.chat_template) is not None or not tokenizer.chat_template
-        writer = writer_for(loaded, tokenizer)
-    if layout == "auto":
-        layout = "plain" if plain else "chat"
-    asked = prompt if layout == "plain" else [{"role": "user", "content": prompt}]
-    ids = render_prompt(asked, tokenizer) if llama is None else llama.prompt(asked)
-    stop = frozenset(stop_tokens(tokenizer)) if llama is None else frozenset()
+    if layout not in LAYOUTS:
+        from graftlm.errors import ConfigError
+
+        raise ConfigError(f"--format {layout!r}: expected {', '.join(LAYOUTS)}")
+    opened = Opened(model, adapter, quantize, device)
+    form = opened.layout(layout)
+    ids = opened.tokens(prompt, form)
     row = None
     for row in _answers.written(
-        writer, Ask(tuple(ids), max_new_tokens, Sampling(temperature, seed=seed), stop)
+        opened.writer, Ask(ids, max_new_tokens, Sampling(temperature, seed=seed), opened.stop)
     ):
         if not as_json:
             print(row.piece, end="", flush=True)
@@ -85,10 +69,10 @@ def generate(
         print("the answer ends where the model's positions end", file=sys.stderr)
     result = {
         "prompt": prompt,
-        "format": layout,
+        "format": form,
         "text": row.text,
         "tokens": row.tokens,
         "stopped": row.reason == "stop",
     }
     say(result, as_json, "")
-    writer.close()
+    opened.writer.close()

@@ -59,8 +59,7 @@ def merge(
     Every way to merge is measured beside the live adapter; the best one of the kind is written,
     with merge_report.json and merge_report.html. What was written is opened again and compared.
     """
-    from graftlm.exporting.measured_merge import measured_merge
-    from graftlm.report.merge_page import write_merge_page
+    from graftlm.api.merge import merge as measured_merge
 
     console = stderr_console()
     report = measured_merge(
@@ -70,11 +69,10 @@ def merge(
         base=base,
         onto=onto,
         data=data,
-        calibration=calibrate,
+        calibrate=calibrate,
         least_kept=least_kept,
         force=force,
-        tell=lambda what: console.print(f"[dim]{what}[/dim]", highlight=False),
-        finish=write_merge_page,
+        progress=lambda what: console.print(f"[dim]{what}[/dim]", highlight=False),
     )
     say(report, as_json, summary(report))
 

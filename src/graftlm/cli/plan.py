@@ -82,8 +82,7 @@ def plan(
     ]
     config = load_run_config(None, flags + [parse_override(text) for text in set_ or []])
 
-    from graftlm.planning import make_plan, row_lengths
-    from graftlm.system.placement import DEVICES, candidates
+    from graftlm.api.plan import plan as make_plan
 
     console = stderr_console()
     with console.status("planning") as status:
@@ -96,10 +95,9 @@ def plan(
         found = make_plan(
             config,
             memory=memory,
-            device=DEVICES[bool(card or candidates())] if device == "auto" else device,
+            device=device,
             card=card,
             methods=[word.strip() for word in methods.split(",")],  # type: ignore[misc]
-            lengths=row_lengths(config) if data else (),
             verify="all" if verify_all else "recommended" if verify else None,
             progress=say_progress,
         )

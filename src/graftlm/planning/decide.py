@@ -20,11 +20,18 @@ from graftlm.system import available_memory
 from graftlm.system.child import ask, end_with_parent
 from graftlm.training import RunResult
 from graftlm.training import run as run_decided
+from graftlm.training.hooks import Callback
 
 __all__ = ["decide", "run"]
 
 
-def run(config: RunConfig, *, resume: bool = False, progress: bool = True) -> RunResult:
+def run(
+    config: RunConfig,
+    *,
+    resume: bool = False,
+    progress: bool = True,
+    hooks: Sequence[Callback] = (),
+) -> RunResult:
     """Do one whole training run with the settings ``config`` in the folder ``config.out``.
 
     A plan decides the ``auto`` settings and checks that the run fits in ``config.memory``.
@@ -34,6 +41,7 @@ def run(config: RunConfig, *, resume: bool = False, progress: bool = True) -> Ru
         config: the request; see `graftlm.RunConfig`.
         resume: continue the run in ``config.out``; unset settings keep the values it began with.
         progress: print the plan's decision and the progress line on stderr.
+        hooks: are called at fixed points of the run, see `graftlm.training.hooks.hook`.
 
     Raises:
         ConfigError: a required setting is missing, or settings contradict each other.
@@ -42,7 +50,7 @@ def run(config: RunConfig, *, resume: bool = False, progress: bool = True) -> Ru
     """
     # Measure free memory before anything is loaded: the run includes the memory of this process.
     plan = functools.partial(decide, limit=available_memory(), say=progress)
-    return run_decided(config, resume=resume, progress=progress, plan=plan)
+    return run_decided(config, resume=resume, progress=progress, plan=plan, hooks=hooks)
 
 
 def decide(

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from graftlm.distributed.choose import engine_of
 from graftlm.training.active_run import ActiveRun
-from graftlm.training.hooks import Hook, hooks_of
+from graftlm.training.hooks import Callback, hooks_of
 from graftlm.training.interrupt import stop_on_signal
 from graftlm.training.optimizer import adamw, set_learning_rate
 from graftlm.training.result import finish
@@ -27,7 +27,7 @@ def fit(
     *,
     resume: bool = False,
     progress: bool = True,
-    hooks: Sequence[Hook] = (),
+    hooks: Sequence[Callback] = (),
 ) -> RunResult:
     """Train ``run.model`` and write the results into ``run.out``.
 

@@ -6,6 +6,7 @@ They are recorded in ``provenance.json``. A resumed run is compared with them.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from graftlm.data.batch import Example
 from graftlm.data.store import Examples
 from graftlm.files import sha256_of_files
 
-__all__ = ["changes", "named", "origin_of"]
+__all__ = ["changed_files", "changes", "named", "origin_of"]
 
 
 def origin_of(
@@ -55,6 +56,19 @@ def changes(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         if digest and now["rows_sha256"][which] and digest != now["rows_sha256"][which]:
             found.append(names[which])
     return found
+
+
+def changed_files(out: Path) -> list[str]:
+    """The data files of the run in ``out`` that have changed since it began."""
+    provenance = out / "provenance.json"
+    if not provenance.exists():
+        return []  # it ended between its first two files
+    known = json.loads(provenance.read_text(encoding="utf-8"))["data"]
+    return [
+        path
+        for path, digest in known.items()
+        if not Path(path).is_file() or sha256_of_files([Path(path)]) != digest
+    ]
 
 
 def _digest(rows: Sequence[Example]) -> str | None:

@@ -59,8 +59,8 @@ def check_folder(out: Path) -> None:
     if (out / "config.yaml").exists():
         if checkpoint.latest(out / "checkpoints") is not None or _has_result(out):
             raise ResourceError(
-                f"{out} already holds a run. Add --resume to go on with it, or choose another "
-                "--out."
+                f"{out} already holds a run. Add --resume (in Python resume=True) to go on with "
+                "it, or choose another --out."
             )
     elif out.exists() and (not out.is_dir() or {file.name for file in out.iterdir()} - OWN_FILES):
         raise ResourceError(f"{out} exists and is not an empty folder. Choose another --out.")

@@ -44,7 +44,7 @@ from graftlm.training.data_checks import (
 )
 from graftlm.training.device_memory import memory_explained
 from graftlm.training.disk import require_space
-from graftlm.training.hooks import Hook
+from graftlm.training.hooks import Callback
 from graftlm.training.hooks.tracking import require_tracker
 from graftlm.training.lock import locked
 from graftlm.training.loop import fit
@@ -82,7 +82,7 @@ def run(
     resume: bool = False,
     progress: bool = True,
     plan: Plan | None = None,
-    hooks: Sequence[Hook] = (),
+    hooks: Sequence[Callback] = (),
 ) -> RunResult:
     """Do one whole training run with the settings ``config`` in the folder ``config.out``.
 
@@ -166,7 +166,7 @@ def train(
     data_config: DataConfig | None = None,
     resume: bool = False,
     progress: bool = True,
-    hooks: Sequence[Hook] = (),
+    hooks: Sequence[Callback] = (),
 ) -> RunResult:
     """Train a loaded model: its adapters, or without adapters all parameters that need a gradient.
 

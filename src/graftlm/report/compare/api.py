@@ -19,6 +19,7 @@ from graftlm.report.compare.verdict import verdict
 from graftlm.report.curves import Curve, held_out_curve
 from graftlm.training import checkpoint
 from graftlm.training.hooks.metrics_file import read_metrics
+from graftlm.training.origin import changed_files
 from graftlm.training.resolve import continued
 from graftlm.training.run_folder import (
     check_folder,
@@ -214,12 +215,7 @@ def _check(config: RunConfig, outside: Path, seeds: int, score_rows: int) -> Non
 
 
 def _require_same_rows(job: Job) -> None:
-    provenance = job.folder / "provenance.json"
-    if not provenance.exists():
-        return  # it ended between its first two files
-    known = json.loads(provenance.read_text(encoding="utf-8"))["data"]
-    changed = [path for path, digest in known.items() if sha256_of_files([Path(path)]) != digest]
-    if changed:
+    if changed := changed_files(job.folder):
         raise ConfigError(
             f"{job.folder} was trained on other rows: {', '.join(changed)} has changed since. "
             "Choose another --out, or remove the folder."
