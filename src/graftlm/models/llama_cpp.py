@@ -17,6 +17,7 @@ from torch import Tensor
 from graftlm.config import DataConfig
 from graftlm.data.prompt_format import PromptFormat, format_in
 from graftlm.errors import DataError, ModelError
+from graftlm.models.decoding.constraint import Constraint, only
 from graftlm.models.generate import Answer
 
 __all__ = ["NOT_INSTALLED", "LlamaCpp", "installed"]
@@ -150,13 +151,31 @@ class LlamaCpp:
         return found
 
     def continued(
-        self, ids: list[int], temperature: float, top_p: float = 1.0, seed: int = 0
+        self,
+        ids: list[int],
+        temperature: float,
+        top_p: float = 1.0,
+        seed: int = 0,
+        constraint: Constraint | None = None,
     ) -> Iterator[int]:
         """Tokens that follow ``ids``, without end; llama.cpp keeps the beginning it has read."""
         self._model.set_seed(seed % 2**32)
+
+        def constrained(read: Any, logits: Any) -> Any:
+            assert constraint is not None
+            return only(torch.from_numpy(logits), constraint.allowed()).numpy()
+
         for token in self._model.generate(
-            ids, temp=temperature, top_k=0, top_p=top_p, min_p=0.0, repeat_penalty=1.0
+            ids,
+            temp=temperature,
+            top_k=0,
+            top_p=top_p,
+            min_p=0.0,
+            repeat_penalty=1.0,
+            logits_processor=None if constraint is None else [constrained],
         ):
+            if constraint is not None:
+                constraint.take(int(token))
             yield int(token)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
@@ -164,12 +183,18 @@ class LlamaCpp:
         text: bytes = self._model.detokenize(list(ids), special=not skip_special_tokens)
         return text.decode(errors="replace")
 
+    @property
+    def words(self) -> Any:
+        """The vocabulary, for llama.cpp's own functions."""
+        import llama_cpp
+
+        return llama_cpp.llama_model_get_vocab(self._model.model)
+
     def ends(self, token: int) -> bool:
         """Whether a token ends a text or a turn."""
         import llama_cpp
 
-        vocabulary = llama_cpp.llama_model_get_vocab(self._model.model)
-        return bool(llama_cpp.llama_vocab_is_eog(vocabulary, token))
+        return bool(llama_cpp.llama_vocab_is_eog(self.words, token))
 
     def logits(self, ids: list[int]) -> Tensor:
         """The logits at each position of ``ids``, (length, vocabulary)."""

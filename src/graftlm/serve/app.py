@@ -23,6 +23,8 @@ from graftlm.serve.engine import Engine, Piece
 from graftlm.serve.guard import Guard, Limits
 from graftlm.serve.replies import ChatReply, Reply, event
 from graftlm.serve.requests import ChatRequest, CompletionRequest, RefusedError, parsed
+from graftlm.serve.structured import constraints
+from graftlm.serve.tool_calls import reader_for
 from graftlm.serve.voices import Voice
 
 __all__ = ["application"]
@@ -93,7 +95,14 @@ class _Endpoint:
             ids = await run_in_threadpool(voice.chat, asked.messages, asked.offered)
         except GraftLMError as error:
             raise RefusedError(400, str(error), parameter="messages") from error
-        return await self._answer(request, asked, voice, [ids], ChatReply)
+        offered = asked.offered
+        if offered and asked.schema_of_answer is not None:
+            raise RefusedError(
+                400, "response_format: not together with tools", parameter="response_format"
+            )
+        read = reader_for(voice.template, offered) if offered else None
+        reply = ChatReply(asked.model, len(ids), read)
+        return await self._answer(request, asked, voice, [ids], reply)
 
     async def complete(self, request: Request) -> Response:
         asked: CompletionRequest = parsed(CompletionRequest, await request.body())
@@ -104,7 +113,8 @@ class _Endpoint:
         else:
             texts = [prompt] if isinstance(prompt, str) else prompt
             prompts = [await run_in_threadpool(voice.text, text) for text in texts]
-        return await self._answer(request, asked, voice, prompts, Reply)
+        reply = Reply(asked.model, sum(map(len, prompts)))
+        return await self._answer(request, asked, voice, prompts, reply)
 
     async def _answer(
         self,
@@ -112,7 +122,7 @@ class _Endpoint:
         asked: ChatRequest | CompletionRequest,
         voice: Voice,
         prompts: list[tuple[int, ...]],
-        kind: type[Reply],
+        reply: Reply,
     ) -> Response:
         longest = asked.longest or self.limits.new_tokens
         if longest > self.limits.new_tokens:
@@ -123,11 +133,15 @@ class _Endpoint:
             raise RefusedError(400, f"prompt: 1 to {self.limits.requests} of them")
         for ids in prompts:
             longest = min(longest, self._room(ids))
+        schema = asked.schema_of_answer
+        try:
+            forms = await run_in_threadpool(constraints, schema, voice.constraint, len(prompts))
+        except GraftLMError as error:
+            raise RefusedError(400, str(error), parameter="response_format") from error
         asks = [
-            Ask(ids, longest, asked.sampling, voice.stop, asked.stops, voice.adapter)
-            for ids in prompts
+            Ask(ids, longest, asked.sampling, voice.stop, asked.stops, voice.adapter, form)
+            for ids, form in zip(prompts, forms, strict=True)
         ]
-        reply = kind(asked.model, sum(map(len, prompts)))
         answering = _Answering(self.engine, asks)
         if asked.stream:
             counted = asked.stream_options is not None and asked.stream_options.include_usage

@@ -7,8 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from graftlm.errors import DataError
+from graftlm.models.decoding.constraint import Constraint
 from graftlm.models.decoding.row import Ask, Row
 from graftlm.models.llama_cpp import LlamaCpp
+from graftlm.serve.structured import Words
 
 __all__ = ["LlamaVoice", "LlamaWriter"]
 
@@ -25,6 +27,16 @@ class LlamaVoice:
 
     def __init__(self, model: LlamaCpp) -> None:
         self.model = model
+        self._words = Words.of_llama(model)
+
+    @property
+    def template(self) -> str | None:
+        """The file's chat template."""
+        return self.model.template
+
+    def constraint(self, grammar: str) -> Constraint:
+        """What keeps an answer to a grammar."""
+        return self._words.constraint(grammar)
 
     def chat(self, messages: Sequence[Mapping[str, Any]], tools: Any) -> tuple[int, ...]:
         """By the file's chat template.
@@ -84,9 +96,13 @@ class LlamaWriter:
         if self._tokens is None:
             chosen = row.ask.sampling
             self._tokens = self.model.continued(
-                list(row.ask.ids), chosen.temperature, chosen.top_p, chosen.seed
+                list(row.ask.ids), chosen.temperature, chosen.top_p, chosen.seed, row.ask.constraint
             )
-        token = next(self._tokens)
+        try:
+            token = next(self._tokens)
+        except DataError as error:  # the constraint of this row
+            row.error, row.reason = error, "error"
+            return [row]
         row.take(token, frozenset({token} if self.model.ends(token) else ()))
         return [row]
 

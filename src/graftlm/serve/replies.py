@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import secrets
 import time
+from collections.abc import Callable
 from typing import Any
 
 from graftlm.serve.engine import Piece
+from graftlm.serve.tool_calls import Reader
 
 __all__ = ["ChatReply", "Reply", "event"]
 
@@ -71,33 +73,69 @@ class Reply:
 
 
 class ChatReply(Reply):
-    """The reply to one `/v1/chat/completions` request."""
+    """The reply to one `/v1/chat/completions` request.
+
+    Args:
+        model: the name that was asked for.
+        prompt_tokens: tokens of the prompt.
+        read: makes what takes tool calls out of an answer; ``None``: there are none.
+    """
 
     kind = "chat.completion"
     piece_kind = "chat.completion.chunk"
     prefix = "chatcmpl"
 
+    def __init__(
+        self, model: str, prompt_tokens: int, read: Callable[[], Reader] | None = None
+    ) -> None:
+        super().__init__(model, prompt_tokens)
+        self._read = read
+        self._readers: dict[int, Reader] = {}
+        self._called: dict[int, int] = {}
+
     def choice(self, index: int, text: str, end: Piece) -> dict[str, Any]:
         """One answer."""
-        message = {"role": "assistant", "content": text}
-        return {
-            "index": index,
-            "message": message,
-            "finish_reason": end.reason,
-            "logprobs": None,
-        }
+        message: dict[str, Any] = {"role": "assistant", "content": text}
+        reason = end.reason
+        if self._read is not None:
+            reader = self._read()
+            said, calls = (a + b for a, b in zip(reader.push(text), reader.end(), strict=True))
+            if calls:
+                message |= {"content": said or None, "tool_calls": [call.tree() for call in calls]}
+                reason = _reason(reason)
+        return {"index": index, "message": message, "finish_reason": reason, "logprobs": None}
 
     def opening(self, index: int) -> list[dict[str, Any]]:
         """The role."""
         return [self._delta(index, {"role": "assistant", "content": ""}, None)]
 
     def piece(self, index: int, piece: Piece) -> list[dict[str, Any]]:
-        """The new text, and then the reason of the end."""
-        found = [self._delta(index, {"content": piece.text}, None)] if piece.text else []
+        """The new text, the calls that are complete, and then the reason of the end."""
+        text, found = piece.text, []
+        if self._read is not None:
+            reader = self._readers.setdefault(index, self._read())
+            text, calls = reader.push(text)
+            if piece.reason is not None:
+                last, more = reader.end()
+                text, calls = text + last, calls + more
+            for call in calls:
+                number = self._called.get(index, 0)
+                self._called[index] = number + 1
+                found.append(
+                    self._delta(index, {"tool_calls": [{"index": number, **call.tree()}]}, None)
+                )
+        if text:
+            found.insert(0, self._delta(index, {"content": text}, None))
         if piece.reason is not None:
-            found.append(self._delta(index, {}, piece.reason))
+            reason = _reason(piece.reason) if self._called.get(index) else piece.reason
+            found.append(self._delta(index, {}, reason))
         return found
 
-    def _delta(self, index: int, delta: dict[str, str], reason: str | None) -> dict[str, Any]:
+    def _delta(self, index: int, delta: dict[str, Any], reason: str | None) -> dict[str, Any]:
         choice = {"index": index, "delta": delta, "finish_reason": reason, "logprobs": None}
         return {**self._head(self.piece_kind), "choices": [choice]}
+
+
+def _reason(reason: str | None) -> str | None:
+    """Why an answer with calls ended."""
+    return "tool_calls" if reason == "stop" else reason

@@ -60,9 +60,18 @@ class _StreamOptions(BaseModel):
     include_obfuscation: bool = False
 
 
-class _TextFormat(BaseModel):
+class _JsonSchema(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
-    type: Literal["text"]
+    name: str
+    description: str | None = None
+    tree: dict[str, Any] = Field(default_factory=dict, alias="schema")
+    strict: bool | None = None
+
+
+class _Format(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: _JsonSchema | None = None
 
 
 class _Request(BaseModel):
@@ -83,7 +92,7 @@ class _Request(BaseModel):
     logprobs: Literal[False] | None = None
     frequency_penalty: Literal[0] | None = None
     presence_penalty: Literal[0] | None = None
-    response_format: _TextFormat | None = None
+    response_format: _Format | None = None
     # These describe the request and change nothing.
     user: str | None = None
     metadata: dict[str, str] | None = None
@@ -106,6 +115,24 @@ class _Request(BaseModel):
         if len(given) > 16 or any(len(stop) > 1000 for stop in given):
             raise RefusedError(400, "stop: at most 16 texts of 1,000 characters", parameter="stop")
         return tuple(given)
+
+    @property
+    def schema_of_answer(self) -> dict[str, Any] | None:
+        """The JSON schema that the answer must fit; ``None``: it is free.
+
+        Raises:
+            RefusedError: it is missing.
+        """
+        asked = self.response_format
+        if asked is None or asked.type == "text":
+            return None
+        if asked.type == "json_object":
+            return {"type": "object"}
+        if asked.json_schema is None:
+            raise RefusedError(
+                400, "response_format: json_schema is missing", parameter="response_format"
+            )
+        return asked.json_schema.tree
 
     @property
     def sampling(self) -> Sampling:

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 from graftlm.data import render_prompt, stop_tokens
 from graftlm.data.messages import RowError, parse_tools
 from graftlm.errors import ConfigError, DataError
+from graftlm.models.decoding.constraint import Constraint
+from graftlm.serve.structured import Words
 
 __all__ = ["TokenizerVoice", "Voice", "require_name"]
 
@@ -36,6 +38,13 @@ class Voice(Protocol):
     def text(self, prompt: str) -> tuple[int, ...]:
         """The tokens of a text to continue."""
 
+    @property
+    def template(self) -> Any:
+        """The chat template, which tells the form of tool calls."""
+
+    def constraint(self, grammar: str) -> Constraint:
+        """What keeps an answer to a grammar."""
+
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerVoice:
@@ -45,16 +54,28 @@ class TokenizerVoice:
         tokenizer: with the chat template of the training.
         adapter: the adapter's name in the model; ``None``: the base.
         stop: tokens that end an answer.
+        words: the tokens, for constraints.
     """
 
     tokenizer: Any
     adapter: str | None
     stop: frozenset[int]
+    words: Words
 
     @classmethod
     def of(cls, tokenizer: Any, adapter: str | None) -> TokenizerVoice:
         """The voice of a tokenizer and an adapter."""
-        return cls(tokenizer, adapter, frozenset(stop_tokens(tokenizer)))
+        stop = frozenset(stop_tokens(tokenizer))
+        return cls(tokenizer, adapter, stop, Words.of_tokenizer(tokenizer, stop))
+
+    @property
+    def template(self) -> Any:
+        """The chat template of the training."""
+        return self.tokenizer.chat_template
+
+    def constraint(self, grammar: str) -> Constraint:
+        """What keeps an answer to a grammar."""
+        return self.words.constraint(grammar)
 
     def chat(self, messages: Sequence[Mapping[str, Any]], tools: Any) -> tuple[int, ...]:
         """By the chat template, as in training.

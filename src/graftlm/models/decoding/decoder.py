@@ -22,6 +22,7 @@ from torch import Tensor
 from graftlm.errors import DataError, ModelError
 from graftlm.models.capabilities import capabilities
 from graftlm.models.decoding.choice import most_probable, sampled
+from graftlm.models.decoding.constraint import only
 from graftlm.models.decoding.ends import end_tokens, room_after
 from graftlm.models.decoding.forward import Forward
 from graftlm.models.decoding.linears import put_in, take_out
@@ -177,7 +178,8 @@ class Decoder:
             logits = self._forward(ids, self._cache, self._starts, length)
         for place, token in enumerate(self._chosen(logits, self._rows)):
             self._tokens[place] = token
-            self._rows[place].take(token, self.ends)
+            if self._rows[place].reason is None:
+                self._rows[place].take(token, self.ends)
 
     def _admit(self) -> list[Row]:
         """Read the prompts of rows that wait, while there is room."""
@@ -203,7 +205,8 @@ class Decoder:
                 self._rows.append(row)
                 self._starts.append(self._cache.length - len(row.ask.ids))
                 self._tokens.append(token)
-                row.take(token, self.ends)
+                if row.reason is None:
+                    row.take(token, self.ends)
         return new
 
     def _groups(
@@ -250,11 +253,20 @@ class Decoder:
         return [cache.of_row(place, start) for place, start in enumerate(starts)], tokens
 
     def _chosen(self, logits: Tensor, rows: Sequence[Row]) -> list[int]:
-        """The next token of each row, from (rows, V)."""
+        """The next token of each row, from (rows, V). A row that can have none gets an error."""
         tokens = most_probable(logits).tolist()
         for place, row in enumerate(rows):
-            if row.ask.sampling.temperature > 0:
-                tokens[place] = sampled(logits[place], row.ask.sampling, row.generator)
+            ask, line = row.ask, logits[place]
+            try:
+                if ask.constraint is not None:
+                    line = only(line, ask.constraint.allowed())
+                    tokens[place] = int(most_probable(line[None]))
+                if ask.sampling.temperature > 0:
+                    tokens[place] = sampled(line, ask.sampling, row.generator)
+                if ask.constraint is not None:
+                    ask.constraint.take(tokens[place])
+            except DataError as error:
+                row.error, row.reason = error, "error"
         return tokens
 
     def _adapters(self, rows: Sequence[Row], tokens: int) -> AbstractContextManager[None]:

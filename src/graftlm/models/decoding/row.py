@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from graftlm.models.decoding.choice import Sampling
+from graftlm.models.decoding.constraint import Constraint
 from graftlm.models.decoding.text import GrowingText
 
 __all__ = ["Ask", "Row"]
@@ -26,6 +27,7 @@ class Ask:
         stop: tokens that end the answer, besides the model's own.
         stop_texts: texts that end the answer and are not part of it.
         adapter: whose answer it is; ``None``: of the model as it is.
+        constraint: which tokens may come; it follows this answer only.
     """
 
     ids: tuple[int, ...]
@@ -34,6 +36,7 @@ class Ask:
     stop: frozenset[int] = frozenset()
     stop_texts: tuple[str, ...] = ()
     adapter: str | None = None
+    constraint: Constraint | None = None
 
 
 class Row:

@@ -39,8 +39,12 @@ class WholeAnswers:
         """Queue an answer.
 
         Raises:
-            DataError: the prompt leaves no room, or asks for a nucleus.
+            DataError: the prompt leaves no room, or asks for a nucleus or a form.
         """
+        if ask.constraint is not None:
+            raise DataError(
+                f"response_format: {type(self.model).__name__} is continued without it here"
+            )
         if ask.sampling.top_p < 1:
             raise DataError(f"top_p: {type(self.model).__name__} is sampled without it here")
         self._rows.append(Row(ask, self.tokenizer, room_after(self.model, len(ask.ids))))

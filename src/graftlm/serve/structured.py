@@ -1,0 +1,136 @@
+"""Answers along a JSON schema, by llguidance (`response_format`).
+
+At each step the library says which tokens keep the answer a beginning of a text of the schema. All
+others get the probability 0; where the text is complete, the end token is allowed. Spaces are
+those of Python's `json.dumps`, so that an answer cannot go on with white space for ever.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from graftlm.errors import DataError, ResourceError
+from graftlm.models.decoding.constraint import Constraint
+from graftlm.models.llama_cpp import LlamaCpp
+
+__all__ = ["NOT_INSTALLED", "JsonConstraint", "Words", "constraints", "grammar_of"]
+
+NOT_INSTALLED = "response_format needs llguidance on the server: pip install 'graftlm[serve]'"
+WRITTEN = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+
+
+def grammar_of(schema: dict[str, Any]) -> str:
+    """The grammar of the texts that fit ``schema``.
+
+    Raises:
+        DataError: the schema is wrong, or has a part that cannot be followed.
+        ResourceError: llguidance is not installed.
+    """
+    if importlib.util.find_spec("llguidance") is None:
+        raise ResourceError(NOT_INSTALLED)
+    from llguidance import LLMatcher
+
+    try:
+        grammar: str = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=WRITTEN)
+        problem = LLMatcher.validate_grammar(grammar)
+    except ValueError as error:
+        problem = str(error)
+    if problem and not problem.startswith("WARNING"):
+        raise DataError(f"the JSON schema cannot be followed: {problem.splitlines()[0]}")
+    return grammar
+
+
+def constraints(
+    schema: dict[str, Any] | None, made: Callable[[str], Constraint], count: int
+) -> Sequence[Constraint | None]:
+    """What keeps each of ``count`` answers to ``schema``, if there is one.
+
+    Raises:
+        DataError: the schema or the tokenizer does not allow it.
+        ResourceError: llguidance is not installed.
+    """
+    if schema is None:
+        return [None] * count
+    grammar = grammar_of(schema)
+    return [made(grammar) for _ in range(count)]
+
+
+class Words:
+    """The tokens of one tokenizer as llguidance sees them, made on first use (about a second).
+
+    Args:
+        make: makes them.
+    """
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
+        self._made: Any = None
+        self._lock = threading.Lock()
+
+    @classmethod
+    def of_tokenizer(cls, tokenizer: Any, ends: frozenset[int]) -> Words:
+        """Those of a tokenizer of transformers, with the tokens that end an answer."""
+
+        def make() -> Any:
+            from llguidance.hf import from_tokenizer
+
+            try:
+                return from_tokenizer(tokenizer, eos_token=sorted(ends))
+            except ValueError as error:
+                raise DataError(f"response_format: with this tokenizer, {error}") from error
+
+        return cls(make)
+
+    @classmethod
+    def of_llama(cls, model: LlamaCpp) -> Words:
+        """Those of a file in llama.cpp."""
+
+        def make() -> Any:
+            from llguidance.llamacpp import lltokenizer_from_vocab
+
+            ends = [token for token in range(model.vocabulary) if model.ends(token)]
+            return lltokenizer_from_vocab(model.words, eos_token=ends)
+
+        return cls(make)
+
+    def constraint(self, grammar: str) -> JsonConstraint:
+        """A constraint at the beginning of an answer."""
+        from llguidance import LLMatcher
+
+        with self._lock:
+            if self._made is None:
+                self._made = self._make()
+        return JsonConstraint(LLMatcher(self._made, grammar, log_level=0))
+
+
+class JsonConstraint:
+    """One answer on its way along a grammar."""
+
+    def __init__(self, matcher: Any) -> None:
+        self._matcher = matcher
+
+    def allowed(self) -> Tensor:
+        """The tokens that may come next, (n,) bool.
+
+        Raises:
+            DataError: the grammar became too complex.
+        """
+        bias: bytes = self._matcher.compute_logit_bias()
+        self._require_sound()
+        return torch.frombuffer(bytearray(bias), dtype=torch.uint8) > 0
+
+    def take(self, token: int) -> None:
+        """Go on after ``token``."""
+        self._matcher.consume_token(token)
+        self._require_sound()
+
+    def _require_sound(self) -> None:
+        if self._matcher.is_error():
+            raise DataError(f"the JSON schema cannot be followed: {self._matcher.get_error()}")
