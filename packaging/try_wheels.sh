@@ -13,7 +13,9 @@ for python in "$@"; do
         cd "$work"
         export PATH="$work/env/bin"  # no compiler, no cmake, not even a shell
         python -m pip install --quiet --disable-pip-version-check torch
-        python -m pip install --quiet --disable-pip-version-check --find-links "$dist" "graftlm[demo]"
+        # Alone and without an index, so that it is surely this wheel; then what it needs.
+        python -m pip install --quiet --no-deps --no-index --find-links "$dist" graftlm
+        python -m pip install --quiet --disable-pip-version-check "graftlm[demo]"
         python -c 'import sys, graftlm; print(sys.version.split()[0], graftlm.__file__)'
         graftlm doctor
         graftlm demo --steps 20 --out demo

@@ -105,7 +105,7 @@ class Opened:
 
 
 @overload
-def generate(model: Any, prompt: str, **more: Any) -> Answer: ...
+def generate(model: Any, prompt: str, **more: Any) -> Answer: ...  # type: ignore[overload-overlap]
 @overload
 def generate(model: Any, prompt: Sequence[Message], **more: Any) -> Answer: ...  # type: ignore[overload-overlap]
 @overload

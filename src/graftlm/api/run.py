@@ -24,7 +24,6 @@ from graftlm.training import RunResult
 from graftlm.training import train as train_in_hand
 from graftlm.training.checkpoint import latest
 from graftlm.training.hooks import Callback
-from graftlm.training.lock import locked
 from graftlm.training.origin import changed_files
 from graftlm.training.resolve import continued
 from graftlm.training.run_folder import require_same_settings
@@ -67,10 +66,9 @@ def run(
     require_complete(config)
     out = Path(config.out).absolute()
     if not resume and (done := _finished(out)) is not None:
-        with locked(out):
-            begun = recorded_config(out / "config.yaml")
-            _require_same(out, begun, continued(config, begun))
-            _require_same_files(out)
+        begun = recorded_config(out / "config.yaml")
+        _require_same(out, begun, continued(config, begun))
+        _require_same_files(out)
         _say_known(out)
         return done
     return run_planned(config, resume=resume, progress=progress, hooks=hooks)
