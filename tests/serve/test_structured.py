@@ -15,6 +15,9 @@ import pytest
 
 from graftlm.exporting import export
 from graftlm.serve import structured
+from tests.exporting.test_gguf import adapter_on, saved_base
+from tests.oracles.merging_tokenizer import bpe_tokenizer
+from tests.serve.conftest import TEMPLATE
 
 
 class Size(str, Enum):
@@ -109,17 +112,19 @@ def test_a_missing_library_is_named(client: openai.OpenAI, monkeypatch: pytest.M
         ask(client, "hi", response_format=FORMAT)
 
 
-def test_llama_cpp_keeps_to_the_schema(
-    chat_llama: Path, adapters: dict[str, str], tmp_path: Path
-) -> None:
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
+def test_llama_cpp_keeps_to_the_schema(tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")
     from graftlm.models.decoding.choice import Sampling
     from graftlm.models.decoding.row import Ask
     from graftlm.models.llama_cpp import LlamaCpp
     from graftlm.serve.llama import LlamaVoice, LlamaWriter
 
+    tokenizer = bpe_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    base = saved_base(tmp_path / "base", "llama", tokenizer)
     file = tmp_path / "m.gguf"
-    export(adapters["one"], "gguf", file)
+    export(adapter_on(base, tmp_path / "adapter"), "gguf", file)
     model = LlamaCpp(file, context=256)
     voice, writer = LlamaVoice(model), LlamaWriter(model)
     for temperature in (0.0, 1.5):

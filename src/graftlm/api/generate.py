@@ -17,8 +17,25 @@ from graftlm.models.generate import Answer
 from graftlm.serve.llama import LlamaWriter
 
 if TYPE_CHECKING:
+    from typing_extensions import TypedDict, Unpack
+
     from graftlm.models.llama_cpp import LlamaCpp
     from graftlm.serve.engine import Writer
+
+    class Asked(TypedDict, total=False):
+        """The keywords of `generate`."""
+
+        tokenizer: Any
+        adapter: str | None
+        quantize: str | None
+        device: str
+        format: Layout
+        tools: Sequence[dict[str, Any]] | None
+        max_new_tokens: int
+        temperature: float
+        top_p: float
+        seed: int
+
 
 __all__ = ["Layout", "Opened", "Prompt", "generate"]
 
@@ -82,11 +99,10 @@ class Opened:
         Raises:
             ConfigError: there is no such form.
         """
-        if asked == "chat" or asked == "plain":
-            return asked
-        if asked != "auto":
+        if asked not in ("auto", "chat", "plain"):
             raise ConfigError(f"format {asked!r}: expected auto, chat or plain")
-        return "plain" if self.plain else "chat"
+        plain = self.plain if asked == "auto" else asked == "plain"
+        return "plain" if plain else "chat"
 
     def tokens(self, prompt: Prompt, layout: Layout = "auto", tools: Any = None) -> tuple[int, ...]:
         """The tokens of ``prompt``, as in the training.
@@ -105,11 +121,11 @@ class Opened:
 
 
 @overload
-def generate(model: Any, prompt: str, **more: Any) -> Answer: ...  # type: ignore[overload-overlap]
+def generate(model: Any, prompt: str, **asked: Unpack[Asked]) -> Answer: ...
 @overload
-def generate(model: Any, prompt: Sequence[Message], **more: Any) -> Answer: ...  # type: ignore[overload-overlap]
+def generate(model: Any, prompt: Sequence[Message], **asked: Unpack[Asked]) -> Answer: ...
 @overload
-def generate(model: Any, prompt: Sequence[Prompt], **more: Any) -> list[Answer]: ...
+def generate(model: Any, prompt: Sequence[Prompt], **asked: Unpack[Asked]) -> list[Answer]: ...
 
 
 def generate(

@@ -112,8 +112,10 @@ def train(
         GraftLMError: the data or the training failed; see `graftlm.errors`.
     """
     asked, out = config or TrainConfig(), Path(out).absolute()
+    rows: Any = data
+    held: Any = eval_data
     if asked.objective == TrainConfig().objective:
-        data, eval_data = _source(data), None if eval_data is None else _source(eval_data, "eval")
+        rows, held = _source(data), None if eval_data is None else _source(eval_data, "eval")
     if not resume and _finished(out) is not None and latest(out / "checkpoints") is not None:
         begun = recorded_config(out / "config.yaml").train
         if (asked.steps, asked.epochs) not in ((begun.steps, asked.epochs), (None, begun.epochs)):
@@ -126,10 +128,10 @@ def train(
     return train_in_hand(
         model,
         tokenizer,
-        data,
+        rows,
         config,
         out=out,
-        eval_data=eval_data,
+        eval_data=held,
         data_config=data_config,
         resume=resume,
         progress=progress,

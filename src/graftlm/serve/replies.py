@@ -99,7 +99,9 @@ class ChatReply(Reply):
         reason = end.reason
         if self._read is not None:
             reader = self._read()
-            said, calls = (a + b for a, b in zip(reader.push(text), reader.end(), strict=True))
+            said, calls = reader.push(text)
+            last, more = reader.end()
+            said, calls = said + last, calls + more
             if calls:
                 message |= {"content": said or None, "tool_calls": [call.tree() for call in calls]}
                 reason = _reason(reason)

@@ -23,7 +23,7 @@ from graftlm.models.llama_cpp import LlamaCpp
 __all__ = ["NOT_INSTALLED", "JsonConstraint", "Words", "constraints", "grammar_of"]
 
 NOT_INSTALLED = "response_format needs llguidance on the server: pip install 'graftlm[serve]'"
-WRITTEN = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+WRITTEN: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
 def grammar_of(schema: dict[str, Any]) -> str:
