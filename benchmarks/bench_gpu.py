@@ -110,11 +110,17 @@ def _bitsandbytes(x: Any, codes: Any, state: Any) -> Any:
 def _norms(device: str, dtype: Any, shape: dict[str, int], card: Any) -> Iterator[dict[str, Any]]:
     from graftlm.kernels.gated_unit import SILU, gated_unit
     from graftlm.kernels.rms_norm import rms_norm
+    from graftlm.kernels.rotary import rotary
 
     x = torch.randn(2048, shape["hidden"], device=device, dtype=dtype)
     weight = torch.ones(shape["hidden"], device=device, dtype=dtype)
     g, u = (torch.randn(2048, shape["inner"], device=device, dtype=dtype) for _ in range(2))
+    size = shape["hidden"] // shape["heads"]
+    heads = x.view(1, 2048, shape["heads"], size).transpose(1, 2)
+    cos, sin = torch.randn(2, 1, 2048, size, device=device, dtype=dtype)
     sides: dict[tuple[str, str], tuple[Callable[[], Any], float]] = {
+        ("rotary embedding", "graftlm"): (lambda: rotary(heads, cos, sin), 2 * x.nbytes),
+        ("rotary embedding", "torch"): (lambda: _rotary(heads, cos, sin), 2 * x.nbytes),
         ("RMS norm", "graftlm"): (lambda: rms_norm(x, weight, 0.0, 1e-6), 2 * x.nbytes),
         ("RMS norm", "torch"): (
             lambda: torch.nn.functional.rms_norm(x, weight.shape, weight, 1e-6),
@@ -141,6 +147,12 @@ def _norms(device: str, dtype: Any, shape: dict[str, int], card: Any) -> Iterato
             "us": round(1e6 * seconds, 1),
             "of_bandwidth": _share(nbytes / seconds, card and card.bandwidth),
         }
+
+
+def _rotary(x: Any, cos: Any, sin: Any) -> Any:
+    """As transformers computes it."""
+    left, right = x.chunk(2, -1)
+    return x * cos[:, None] + torch.cat((-right, left), -1) * sin[:, None]
 
 
 def _share(rate: float, most: float | None) -> str:

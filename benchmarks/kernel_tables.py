@@ -43,6 +43,7 @@ from graftlm.kernels.triton import (
     nf4_few_rows,
     nf4_quantize,
     rms_norm,
+    rotary,
 )
 from graftlm.system.cards import CARDS
 
@@ -63,7 +64,7 @@ SHARED_LIMIT = {
     "gfx942": 64 << 10,
 }
 """Bytes of shared memory that a program may have."""
-TOKENS, WIDTH, INNER, RANK, VOCABULARY = 2048, 4096, 14336, 16, 128256
+TOKENS, WIDTH, INNER, HEAD, RANK, VOCABULARY = 2048, 4096, 14336, 128, 16, 128256
 """A layer of Llama-3.1-8B and a micro-batch."""
 
 _TYPES = {
@@ -177,6 +178,8 @@ def works(dtype: torch.dtype) -> dict[str, Work]:
     head = empty(VOCABULARY, WIDTH, dtype=dtype)
     targets = empty(TOKENS, dtype=torch.int64)
     few = x[:8]
+    heads = x.view(1, TOKENS, WIDTH // HEAD, HEAD).transpose(1, 2)
+    angles = empty(1, TOKENS, HEAD, dtype=dtype)
     loss = (head, None, None, None, targets, 1.0, 30.0, 0.0, 0.0, 0.05, True)
     size, matrix = dtype.itemsize, frozen.nbytes
     logits = 2.0 * TOKENS * VOCABULARY * WIDTH
@@ -212,6 +215,12 @@ def works(dtype: torch.dtype) -> dict[str, Work]:
         "gated unit": Work(lambda: gated_unit.gated_unit(wide, wide, 1.0, 0.0), 3 * wide.nbytes, 0),
         "gated unit, backward": Work(
             lambda: gated_unit.gated_unit_backward(wide, wide, wide, 1.0, 0.0), 5 * wide.nbytes, 0
+        ),
+        "rotary embedding": Work(
+            lambda: rotary.rotary(heads, angles, angles, False), 2 * x.nbytes + 2 * angles.nbytes, 0
+        ),
+        "rotary embedding, backward": Work(
+            lambda: rotary.rotary(heads, angles, angles, True), 2 * x.nbytes + 2 * angles.nbytes, 0
         ),
         "loss: logits of a tile": Work(
             lambda: cross_entropy.cross_entropy(x, *loss),

@@ -57,6 +57,7 @@ def test_the_report_names_every_class_that_changed(tiny_llama: Path) -> None:
         "weight_format": 14,
         "norms": 5,
         "gated_units": 2,
+        "rotary": 2,
         "embeddings": 1,
         "attention": 1,
     }
@@ -67,8 +68,8 @@ def test_the_report_says_what_could_not_be_replaced(tmp_path: Path) -> None:
     tiny_model("falcon").save_pretrained(tmp_path)
     report = assembly_report(load_weights(tmp_path, quantize=None))
     assert report is not None
-    assert report.kept == ("norms", "gated_units", "attention")
-    assert "as transformers has them: norms, gated_units, attention" in str(report)
+    assert report.kept == ("norms", "gated_units", "rotary", "attention")
+    assert "as transformers has them: norms, gated_units, rotary, attention" in str(report)
 
 
 @pytest.mark.parametrize("what", REPLACEMENTS)

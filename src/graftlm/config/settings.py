@@ -29,7 +29,7 @@ __all__ = [
 Embeddings = Literal["keep", "int8"]
 Method = Literal["qlora", "lora", "full", "auto"]
 Tracking = Literal["none", "tensorboard", "wandb", "mlflow", "trackio"]
-Replacement = Literal["norms", "gated_units", "output_layer", "attention"]
+Replacement = Literal["norms", "gated_units", "rotary", "output_layer", "attention"]
 
 
 def _written(text: str) -> str:

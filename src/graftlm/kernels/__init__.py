@@ -21,6 +21,7 @@ from graftlm.kernels import (  # noqa: F401 - each defines its operators
     nf4_convert,
     nf4_linear,
     rms_norm,
+    rotary,
 )
 from graftlm.kernels.operator import Implementation, Operator, implement, operators, withdraw
 from graftlm.kernels.self_check import selfcheck

@@ -1,6 +1,7 @@
 """One function builds the model, for loading and for planning.
 
-    the empty model → weights → norms, gated units → output layer or 8-bit rows → attention
+    the empty model → weights → norms, gated units, rotary embedding → output layer or 8-bit rows
+    → attention
 
 The caller supplies the weights: loading fills them from a checkpoint, planning leaves them empty.
 Everything else is the same, so a plan describes the model that a run trains.
@@ -21,6 +22,7 @@ from graftlm.models.fuse import fuse_gated_units, fuse_norms, quick_output
 from graftlm.models.int8_embeddings import rows_in_int8
 from graftlm.models.kind_of_model import auto_class
 from graftlm.models.replaced import AssemblyReport, Replacement, compared, keep_report
+from graftlm.models.rotary_attention import fuse_rotary
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["REPLACEMENTS", "assemble", "empty_model"]
 
-REPLACEMENTS = ("norms", "gated_units", "output_layer", "attention")
+REPLACEMENTS = ("norms", "gated_units", "rotary", "output_layer", "attention")
 """The values of the setting `model.replacements`, in the order in which they are applied."""
 
 logger = logging.getLogger("graftlm")
@@ -74,6 +76,7 @@ def assemble(
     steps: dict[str, Callable[[Any], list[str]]] = {
         "norms": fuse_norms,
         "gated_units": fuse_gated_units,
+        "rotary": fuse_rotary,
         "output_layer": quick_output,
     }
     if embeddings == "int8":  # its output layer is already fast

@@ -20,7 +20,7 @@ class Replacement:
     """Modules of one class that were replaced by another class.
 
     Attributes:
-        what: the setting for it: ``norms``, ``gated_units``, ``attention``,
+        what: the setting for it: ``norms``, ``gated_units``, ``rotary``, ``attention``,
             ``output_layer``, ``embeddings`` or ``weight_format``.
         count: the number of modules.
         before: the original class.

@@ -17,7 +17,13 @@ from torch import Tensor
 
 from graftlm.kernels.operator import implement
 from graftlm.kernels.products import rows_of
-from graftlm.kernels.triton.launch import LARGEST_RANK, TYPES, WIDEST_ROW, fast_dots
+from graftlm.kernels.triton.launch import (
+    LARGEST_RANK,
+    TYPES,
+    WIDEST_HEAD,
+    WIDEST_ROW,
+    fast_dots,
+)
 
 __all__ = ["DEVICE", "absence", "status"]
 
@@ -70,6 +76,10 @@ def _takes_codes(codes: Tensor, *rest: Any) -> bool:
 def _takes_norm(*tensors: Any) -> bool:
     x = tensors[0]
     return _takes(x) and 0 < x.shape[-1] <= WIDEST_ROW
+
+
+def _takes_turn(x: Tensor, cos: Tensor, sin: Tensor, *_: Any) -> bool:
+    return _takes(x) and cos.dtype in TYPES and sin.dtype in TYPES and x.shape[-1] <= WIDEST_HEAD
 
 
 def _takes_update(x: Tensor, *rest: Any) -> bool:
@@ -133,6 +143,7 @@ for _kind in _KINDS:
         ("rms_norm_backward", "rms_norm.rms_norm_backward", _takes_norm, _nothing),
         ("gated_unit", "gated_unit.gated_unit", _takes, _nothing),
         ("gated_unit_backward", "gated_unit.gated_unit_backward", _takes, _nothing),
+        ("rotary", "rotary.rotary", _takes_turn, _nothing),
         ("cross_entropy", "cross_entropy.cross_entropy", _takes_head, _tile),
     ):
         implement(

@@ -14,6 +14,7 @@ from graftlm.kernels.nf4.codebook import dynamic_levels, grid_codes, nf4_levels,
 __all__ = [
     "LARGEST_RANK",
     "TYPES",
+    "WIDEST_HEAD",
     "WIDEST_ROW",
     "buffer",
     "cdiv",
@@ -31,6 +32,8 @@ LARGEST_RANK = 256
 """The rank of an update is one side of a tile."""
 WIDEST_ROW = 32768
 """Numbers of a row that fit in the registers of a program."""
+WIDEST_HEAD = 1024
+"""Numbers of a head that turn in the registers of a program."""
 
 _NARROW = (torch.float16, torch.bfloat16)
 _TABLES = {
