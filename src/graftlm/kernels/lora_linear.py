@@ -36,7 +36,7 @@ from graftlm.kernels.products import (
     weight_arguments,
 )
 from graftlm.kernels.reference import lora_linear as reference
-from graftlm.kernels.reference.nf4_linear import TILE_ELEMENTS
+from graftlm.kernels.reference.nf4_linear import tile_elements
 from graftlm.system import fast_bfloat16
 
 __all__ = ["factor_type", "has_dense_kernel", "lora_linear"]
@@ -258,7 +258,7 @@ def _workspace(x: Tensor, *rest: Any) -> int:
     A, B = rest[-4], rest[-3]
     features = A.shape[1] * B.shape[0]
     stored = not rest[0].dtype.is_floating_point
-    part = min(features, TILE_ELEMENTS) if stored else features
+    part = min(features, tile_elements(x.device)) if stored else features
     return int(4 * (part + rows_of(x) * (A.shape[1] + B.shape[0])))
 
 

@@ -110,7 +110,7 @@ def _flops(x: Tensor, *rest: Any) -> int:
 
 def _workspace(x: Tensor, *rest: Any) -> int:
     """A tile of the weight and the input, both in float32."""
-    return int(4 * (min(math.prod(rest[4]), reference.TILE_ELEMENTS) + x.numel()))
+    return int(4 * (min(math.prod(rest[4]), reference.tile_elements(x.device)) + x.numel()))
 
 
 def _cases() -> list[Case]:

@@ -162,7 +162,7 @@ def forward(
         lse=lse.squeeze(1),
         grad_hidden=pulled,
         dropped=torch.zeros_like(lse.squeeze(1)),
-        counts=torch.tensor([positions * vocabulary, positions]).to(h.device),
+        counts=torch.tensor([positions * vocabulary, positions]).to(h.device, non_blocking=True),
     )
 
 
@@ -198,19 +198,21 @@ def gradient_at(
     slope = head.slope(z)
     dz = z.sub_(lse).exp_().sub_(label_smoothing / head.weight.shape[0])
     inside, column = _inside(targets, rows)
-    dz[inside, column] -= 1 - label_smoothing
+    dz.scatter_add_(1, column, inside.to(dz.dtype).mul_(label_smoothing - 1))
     return dz.mul_(slope)
 
 
 def _inside(targets: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-    """Positions whose target lies in this tile, and its column there."""
-    inside = ((targets >= rows.start) & (targets < rows.stop)).nonzero().squeeze(1)
-    return inside, targets[inside] - rows.start
+    """(N, 1): whether a position's target lies in this tile; and its column, or another one.
+
+    To list the positions whose targets do, the processor would have to wait for the device.
+    """
+    column = targets[:, None] - rows.start
+    size = rows.stop - rows.start
+    return (column >= 0) & (column < size), column.clamp(0, size - 1)
 
 
 def _entries_at(z: Tensor, targets: Tensor, rows: slice) -> Tensor:
     """(N, 1): the target's logit where it lies in this tile, else zero."""
     inside, column = _inside(targets, rows)
-    hits = z.new_zeros(z.shape[0], 1)
-    hits[inside, 0] = z[inside, column]
-    return hits
+    return z.gather(1, column).masked_fill_(~inside, 0.0)
