@@ -8,10 +8,16 @@ A packed example holds one or more sequences end to end. Their positions restart
 transformers recognises them (with ``attention_mask=None`` and no cache) and masks attention between
 them. A single sequence needs no mask and no positions: its padding comes after it, and attention is
 causal.
+
+transformers hands a mask of four dimensions to the attention function as it is. The borders of
+packed sequences travel in that form to an attention function that needs no mask
+(`models/block_attention.py`).
 """
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,7 +28,17 @@ from torch import Tensor
 
 from graftlm.data.example import Example
 
-__all__ = ["IGNORED", "Batch", "Example", "collate", "rounded_down", "rounded_length"]
+__all__ = [
+    "IGNORED",
+    "Batch",
+    "Example",
+    "are_borders",
+    "borders_of",
+    "collate",
+    "laid_end_to_end",
+    "rounded_down",
+    "rounded_length",
+]
 
 IGNORED = -100
 """The label of a token that is not learned."""
@@ -42,8 +58,16 @@ class Batch:
     """int64, (B, L): given for packed rows only, restarting at each sequence."""
     tokens: int = 0
     """The number of tokens, without padding."""
+    borders: Tensor | None = None
+    """int32, (1, 1, 1, S + 1), on the host: where each of S sequences of the only row starts, and
+    L; see `borders_of`. Given if the model attends to them without a mask."""
     predicting: Tensor | None = None
     """int64, (S,): see `predicts`; known to a batch that was collated here."""
+
+    @property
+    def mask(self) -> Tensor | None:
+        """What the model takes as its attention mask."""
+        return self.attention_mask if self.borders is None else self.borders
 
     @property
     def predicts(self) -> Tensor:
@@ -68,6 +92,7 @@ class Batch:
             None if mask is None else mask.to(device),
             None if positions is None else positions.to(device),
             self.tokens,
+            self.borders,
             self.predicts.to(device),
         )
 
@@ -100,6 +125,22 @@ def rounded_down(length: int) -> int:
 
 def _step(length: int) -> int:
     return max(8, 1 << max(0, (length - 1).bit_length() - 4))
+
+
+def borders_of(lengths: Sequence[int]) -> Tensor:
+    """Where sequences of these lengths start end to end, and where the last one stops."""
+    return torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)[None, None, None]
+
+
+def are_borders(mask: Tensor | None) -> bool:
+    """Whether a mask is a result of `borders_of`."""
+    return mask is not None and mask.dtype == torch.int32 and mask.ndim == 4
+
+
+def laid_end_to_end(example: Example) -> Batch:
+    """One row of one or more sequences, with their borders and without padding."""
+    batch, lengths = collate([example], None), example.lengths or ()
+    return dataclasses.replace(batch, borders=borders_of(lengths)) if len(lengths) > 1 else batch
 
 
 def collate(examples: Sequence[Example], pad_id: int | None, length: int | None = None) -> Batch:

@@ -22,6 +22,7 @@ from graftlm.kernels import (  # noqa: F401 - each defines its operators
     nf4_linear,
     rms_norm,
     rotary,
+    sequence_attention,
 )
 from graftlm.kernels.operator import Implementation, Operator, implement, operators, withdraw
 from graftlm.kernels.self_check import selfcheck

@@ -1,9 +1,11 @@
-"""Chooses the attention of a model on a CPU: ours, by blocks of the mask, or PyTorch's.
+"""Chooses the attention of a model: ours, by blocks of the mask or by borders, or PyTorch's.
 
 transformers accepts attention functions that are registered under a name. Ours replaces the one for
 `scaled_dot_product_attention`. It computes each block of the mask separately, in float32. It calls
 PyTorch's attention for a single token, and for a single block of 16-bit inputs if the processor has
-instructions for that type; without them, a single token of 16 bits has a function of its own.
+instructions for that type; without them, a single token of 16 bits has a function of its own. That
+is on a CPU. On a card PyTorch's attention runs, unless the mask holds the borders of sequences that
+lie end to end: `kernels/sequence_attention.py`.
 """
 
 from __future__ import annotations
@@ -20,8 +22,11 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from graftlm._compat.attention import attention_of, can_set_attention
+from graftlm.data.batch import are_borders
+from graftlm.errors import ModelError
 from graftlm.kernels.attention import attention, skips_blocks
 from graftlm.kernels.mask_blocks import Block, blocks
+from graftlm.kernels.sequence_attention import has_kernel, sequence_attention
 from graftlm.models.token_attention import token_attention
 from graftlm.system import fast_bfloat16
 
@@ -38,7 +43,7 @@ _DROPOUTS = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")
 def quick_attention(model: Any) -> bool:
     """Make a model use our attention kernel, block by block of the mask, if that is faster.
 
-    The device of the tensors decides each call: on a GPU PyTorch's attention runs as before. Three
+    The device of the tensors decides each call. Three
     kinds of model are not changed: those that do not call PyTorch's attention, those whose
     attention cannot be set, and those whose code refers to PyTorch's attention by name, because
     that code may do more than attention.
@@ -101,6 +106,11 @@ def _attend(
     **rest: Any,
 ) -> tuple[Tensor, None]:
     """A replacement for transformers' `sdpa_attention_forward`, with the same signature."""
+    if attention_mask is not None and are_borders(attention_mask):
+        if dropout or any(_given(rest.get(name)) for name in _NOT_OURS):
+            raise ModelError(f"{type(module).__name__} does more than attend between borders")
+        window = rest.get("sliding_window") or 0
+        return _between_borders(query, key, value, attention_mask, scaling, window), None
     others = (dropout, scaling, is_causal)
     if not skips_blocks(query) or dropout or any(_given(rest.get(name)) for name in _NOT_OURS):
         return _theirs(module, query, key, value, attention_mask, *others, **rest)
@@ -124,6 +134,21 @@ def _attend(
     mask = attention_mask.float() if floating else attention_mask  # type: ignore[union-attr]
     y, _ = _theirs(module, *wide, mask, *others, **rest)
     return y.to(query.dtype), None
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator] # it would be compiled anew each time
+def _between_borders(
+    query: Tensor, key: Tensor, value: Tensor, borders: Tensor, scaling: float | None, window: int
+) -> Tensor:
+    """(1, H, T, D) → (1, T, H, D)."""
+    if not skips_blocks(query) and not has_kernel(query, key, value):
+        raise ModelError(
+            f"{query.device} has no kernel for sequences end to end in {query.dtype}, with heads "
+            f"of {query.shape[-1]} numbers"
+        )
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    (((places,),),) = borders.tolist()  # they are on the host
+    return sequence_attention(query, key, value, scale, places, window).transpose(1, 2).contiguous()
 
 
 def _parts(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool) -> tuple[Block, ...]:

@@ -70,6 +70,12 @@ class Capabilities:
         """Whether attention over sequences laid end to end takes as long as one by one."""
         return block_attention.attends_by_blocks(self.model)
 
+    @property
+    def attends_between_borders(self) -> bool:
+        """Whether its device attends to sequences laid end to end without a mask: some GPUs do."""
+        able: bool = self._once("attends_between_borders", _attends_between_borders)
+        return able
+
     def _once(self, name: str, probe: Callable[[Any], Any]) -> Any:
         answers = _answers.setdefault(self.model, {})
         if name not in answers:
@@ -113,6 +119,14 @@ def require_left_to_right(model: Any) -> None:
             "depends on the tokens after it, which it would have to predict. Train a model that "
             "reads from left to right, such as gemma-3-270m."
         )
+
+
+def _attends_between_borders(model: Any) -> bool:
+    return (
+        block_attention.attends_by_blocks(model)
+        and capabilities(model).keeps_sequences_apart
+        and packing_support.attends_between_borders(model)
+    )
 
 
 def _reads_left_to_right(model: Any) -> bool:

@@ -20,12 +20,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from graftlm.data.batch import collate
+from graftlm.data.batch import borders_of, collate
 from graftlm.data.example import Example
+from graftlm.errors import ModelError
 from graftlm.models.probing import being_probed
 from graftlm.system.placement import placement_of
 
-__all__ = ["keeps_apart", "takes_positions"]
+__all__ = ["attends_between_borders", "keeps_apart", "takes_positions"]
 
 _LENGTHS = (9, 7)
 _LIMITS = ("sliding_window", "attention_chunk_size", "index_topk")
@@ -53,6 +54,24 @@ def keeps_apart(model: Any) -> bool:
         log.warning("%s does not read packed sequences: %s", type(model).__name__, error)
         return False
     return another <= _ANOTHER and first <= _FIRST.get(dtype, _FIRST_NARROW)
+
+
+def attends_between_borders(model: Any) -> bool:
+    """Whether packed sequences have the same logits with borders as with the mask they stand for.
+
+    The attention of the model must be the one of `block_attention.py`.
+    """
+    count = min(int(model.get_input_embeddings().num_embeddings), 100)
+    rows = [np.arange(7, 7 + size, dtype=np.int32) % count for size in (*_LENGTHS, 1)]
+    try:
+        with being_probed(model), _limits_lowered(model):
+            with_mask, with_borders = (_logits(model, *rows, borders=b) for b in (False, True))
+    except (AttributeError, IndexError, ModelError, RuntimeError, TypeError, ValueError) as error:
+        log.info("%s does not take borders: %s", type(model).__name__, error)
+        return False
+    theirs, ours = with_mask.float(), with_borders.float()
+    change = float((ours - theirs).abs().max()) / (float(theirs.std()) + 5e-5)
+    return change <= _FIRST.get(with_mask.dtype, _FIRST_NARROW)
 
 
 @contextlib.contextmanager
@@ -102,13 +121,16 @@ def _changes(model: Any) -> tuple[float, float, torch.dtype]:
     return moves[0], moves[1], dtype
 
 
-def _logits(model: Any, *sequences: npt.NDArray[np.int32]) -> Tensor:
-    """The logits of each token of the packed sequences."""
+def _logits(model: Any, *sequences: npt.NDArray[np.int32], borders: bool = False) -> Tensor:
+    """The logits of each token of the packed sequences, with a mask or with borders."""
     ids = np.concatenate(sequences)
     lengths = tuple(len(sequence) for sequence in sequences)
     example = Example(ids, np.ones(len(ids), dtype=np.bool_), lengths=lengths)
     batch = collate([example], 0).to(placement_of(model).first)
     logits: Tensor = model(
-        input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False
+        input_ids=batch.input_ids,
+        attention_mask=borders_of(lengths) if borders else None,
+        position_ids=batch.position_ids,
+        use_cache=False,
     ).logits
     return logits[0]

@@ -5,7 +5,8 @@ A batch is computed in parts. The gradients of the parts add up to the gradient 
 much time per row for 512 rows as for 5,000.
 
 Rows are laid end to end if that saves padding at no cost. Two conditions must hold: attention skips
-the blocks outside the mask (`models/block_attention.py`), and the model keeps sequences apart.
+what is outside the sequences (`models/block_attention.py`), and the model keeps them apart. On a
+GPU with a kernel for that a batch is one row without any padding; a CPU pads it to a few lengths.
 Otherwise rows are stacked and padded.
 """
 
@@ -17,7 +18,14 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedModel
 
-from graftlm.data.batch import Batch, Example, collate, rounded_down, rounded_length
+from graftlm.data.batch import (
+    Batch,
+    Example,
+    collate,
+    laid_end_to_end,
+    rounded_down,
+    rounded_length,
+)
 from graftlm.data.pack import PackedExamples, lengths_of, pack
 from graftlm.models.capabilities import capabilities
 from graftlm.system.placement import placement_of
@@ -47,6 +55,11 @@ def micro_batches(
     placement, most = placement_of(model), most_positions(model.config)
     at_once = placement.positions_at_once(tokens)
     can = capabilities(model)
+    if not placement.runs_on_cpu and placement.world_size == 1 and can.attends_between_borders:
+        members = [[*range(len(examples))]]
+        if at_once is not None:
+            members = end_to_end(lengths_of(examples), at_once, None)
+        return [placement.move(laid_end_to_end(row)) for row in PackedExamples(examples, members)]
     quick = placement.rows_end_to_end and can.attends_by_blocks
     if quick and at_once is not None and can.keeps_sequences_apart:
         rows = PackedExamples(examples, end_to_end(lengths_of(examples), at_once, most))

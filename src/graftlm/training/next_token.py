@@ -55,7 +55,7 @@ def next_token_loss(
         batch: the rows.
         tolerance: probabilities up to this may be left out of the gradient; the loss is complete.
     """
-    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.mask}
     if batch.position_ids is not None:
         inputs["position_ids"] = batch.position_ids
     predicts = batch.predicts

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from graftlm.kernels.operator import implement
 from graftlm.kernels.products import rows_of
+from graftlm.kernels.triton import sequence_attention as flash
 from graftlm.kernels.triton.launch import (
     LARGEST_RANK,
     TYPES,
@@ -154,3 +155,19 @@ for _kind in _KINDS:
             workspace=_workspace,
             label="triton",
         )
+
+implement(
+    "sequence_attention",
+    "cuda",
+    flash.sequence_attention,
+    accepts=flash.takes,
+    label="PyTorch",
+)
+implement(
+    "sequence_attention_backward",
+    "cuda",
+    flash.sequence_attention_backward,
+    accepts=flash.takes_backward,
+    workspace=flash.backward_workspace,
+    label="PyTorch",
+)
