@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,16 @@ class Server:
         self.process.send_signal(number)
         self.process.wait(20)
         self.process.stdout.close()
+
+
+def ask(server: Server, path: str, body: Any = None, method: str | None = None) -> Any:
+    data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+    headers = {"authorization": f"Bearer {server.token}", "content-type": "application/json"}
+    request = urllib.request.Request(
+        f"{server.address}/api/{path}", data=data, headers=headers, method=method
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.load(answer)
 
 
 @contextlib.contextmanager
@@ -81,6 +92,8 @@ class Walk:
         self.page.on("console", lambda m: m.type == "error" and self.complaints.append(m.text))
         self.page.on("pageerror", lambda e: self.complaints.append(str(e)))
         self.page.on("dialog", lambda d: (self.complaints.append(d.message), d.dismiss()))
+        self.chosen: Path | None = None
+        self.page.on("filechooser", lambda dialog: dialog.set_files(self.chosen))
         self.page.goto(link)
         self.page.wait_for_selector("h1, [role=alert]")
 
@@ -114,10 +127,21 @@ class Walk:
         self.page.wait_for_selector("main h1")
 
     def choose_file(self, path: Path) -> None:
-        # The system's dialog is not part of the page: the file is handed over as it would do.
-        self.reach(".drop button")
-        self.page.set_input_files(".drop input", path)
+        """Enter opens the system's dialog, which is not part of the page: its answer is given."""
+        self.chosen = path
+        self.activate(".drop button")
         self.page.wait_for_selector("#check")
+
+    def choose(self, label: str, value: str) -> None:
+        """Go through a list with the arrow keys until it holds the value."""
+        field = self.page.get_by_label(label, exact=True)
+        self.reach(f"#{field.get_attribute('id')}")
+        self.press("Home")
+        for _ in range(20):
+            if self.page.evaluate("document.activeElement.value") == value:
+                return
+            self.press("ArrowDown")
+        raise AssertionError(f"no key leads to {value} in {label}")
 
     def axe(self) -> list[str]:
         """What axe-core finds that is serious or critical. The page's policy stays as it is."""

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.report.browser import find_chromium
-from tests.studio.browser import Walk, pages, studio
+from tests.studio.browser import Walk, ask, pages, studio
 
 pytest.importorskip("playwright", reason="the extra `test` is not installed")
 pytestmark = [
@@ -98,13 +98,13 @@ def test_the_whole_way(
         finished_view()
 
         walk.see("export")
-        page.get_by_label("Form", exact=True).select_option("transformers")
+        walk.choose("Form", "transformers")
         walk.activate("#export")
         page.wait_for_selector("h3:text-is('Proof')")
         finished_view("dark", "light")
         assert (runs / "exports" / "walk-transformers" / "model.safetensors").is_file()
 
-        page.get_by_label("Language").select_option("vi")
+        walk.choose("Language", "vi")
         page.wait_for_selector("h1:text-is('Xuất mô hình')")
         assert page.get_attribute("html", "lang") == "vi"
         for view in ("rows", "plan", "train", "runs/walk", "compare", "chat", "export"):
@@ -112,6 +112,40 @@ def test_the_whole_way(
             page.wait_for_selector("main h1")
         assert walk.complaints == []
         assert barriers == []
+
+
+def test_two_pages_on_one_run_agree(
+    tiny_llama: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRAFTLM_CACHE", str(tmp_path / "cache"))
+    facts = "[...document.querySelectorAll('.facts dd')].slice(0, 2).map((e) => e.textContent)"
+    with (
+        studio(tmp_path / "runs", "--models", str(tiny_llama.parent)) as server,
+        pages(viewport={"width": 1280, "height": 900}, locale="en-US") as context,
+    ):
+        ask(server, "uploads/rows.csv", rows.read_bytes(), "PUT")
+        asked = {"upload": "rows.csv", "prompt": "question", "completion": "answer"}
+        job = {"kind": "train", "model": "tiny-llama", "run": "both", "rows": asked}
+        ask(server, "jobs", job | {"method": "lora", "steps": 1_000_000, "rank": 2})
+        walks = [Walk(context, server.link) for _ in range(2)]
+        for walk in walks:
+            walk.see("runs")
+            walk.activate('td a[href="#/runs/both"]')
+            walk.page.wait_for_selector(".tag.running")
+            walk.page.wait_for_selector(".chart canvas")
+        walks[0].activate("main button.first")
+        for walk in walks:
+            walk.page.wait_for_selector(".tag.paused")
+        first, second = (walk.page.evaluate(facts) for walk in walks)
+        assert first == second
+        assert first[0].endswith("/ 1,000,000")
+        walks[1].activate("main button.first")
+        for walk in walks:
+            walk.page.wait_for_selector(".tag.running")
+        walks[1].activate("main button.danger")
+        for walk in walks:
+            walk.page.wait_for_selector(".tag.paused")
+            assert walk.complaints == []
 
 
 def test_page_without_the_token_says_what_to_do(tmp_path: Path) -> None:

@@ -14,20 +14,10 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.studio.browser import Server, studio, until
+from tests.studio.browser import Server, ask, studio, until
 
 pytest.importorskip("uvicorn", reason="the extra `studio` is not installed")
 pytestmark = pytest.mark.xdist_group("studio")
-
-
-def ask(server: Server, path: str, body: Any = None, method: str | None = None) -> Any:
-    data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
-    headers = {"authorization": f"Bearer {server.token}", "content-type": "application/json"}
-    request = urllib.request.Request(
-        f"{server.address}/api/{path}", data=data, headers=headers, method=method
-    )
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        return json.load(answer)
 
 
 def only_run(server: Server) -> dict[str, Any]:

@@ -37,7 +37,8 @@ function listed(runs) {
 export const state = (run) => h("span", { class: `tag ${run.state}` }, t(`state.${run.state}`));
 
 async function one(root, name, gone) {
-  const top = h("div", {});
+  const top = h("div", {}), now = h("div", {}), acts = h("div", {});
+  const card = h("section", { class: "card" }, now, acts);
   const charts = [
     new Chart(t("chart.loss"), [
       { label: t("chart.step.loss"), colour: "--s8", width: 1 }, { label: t("chart.loss"), colour: "--s0" },
@@ -49,7 +50,7 @@ async function one(root, name, gone) {
   const answers = h("div", {});
   replace(root, h("h1", {}, name), top, h("div", { class: "grid" }, charts.map((chart) => chart.node)), answers);
   gone.addEventListener("abort", () => charts.forEach((chart) => chart.close()));
-  let drawn = "", headed = "", told = "", waiting = false, known = false;
+  let drawn = "", headed = "", acted = "", told = "", waiting = false, known = false;
   while (!gone.aborted) {
     try {
       // Until its command has made the folder there is no run to ask for.
@@ -63,8 +64,12 @@ async function one(root, name, gone) {
       const { run, curves } = found;
       const stamp = `${run.step} ${run.state} ${curves.eval_loss.length}`;
       const head = `${stamp} ${run.seconds_left}`;
-      if (headed !== head && !top.contains(document.activeElement)) replace(top, summary(run));
+      if (!top.contains(card)) replace(top, card);
+      if (headed !== head) replace(now, summary(run));
       headed = head;
+      // Drawn anew only when they change, so that the focus stays on a button while the figures move.
+      if (acted !== run.state) replace(acts, actions(run));
+      acted = run.state;
       if (told !== run.state) say(t(`state.${run.state}`));
       told = run.state;
       if (drawn !== stamp) {
@@ -101,19 +106,8 @@ async function starting(top, name, error) {
 }
 
 function summary(run) {
-  const done = run.summary;
-  const ask = (label, kind, what) => h("button", { type: "button", class: kind, onclick: async (event) => {
-    event.target.disabled = true;
-    event.target.blur();
-    try {
-      await what();
-    } catch (error) {
-      event.target.closest("section").append(trouble(error));
-    }
-  } }, label);
-  const more = number(null, { min: 1, "aria-label": t("run.more"), placeholder: t("run.more") });
-  more.style.maxWidth = "11rem";
-  return h("section", { class: "card" },
+  const done = run.state === "finished" ? run.summary : null;
+  return [
     h("div", { class: "row" }, state(run), h("span", { class: "soft" },
       `${run.method ? t(`method.${run.method}`) : ""} · ${run.model ?? ""} · ${run.data ?? ""}`)),
     run.error ? h("div", { class: "notice error", lang: "en" }, run.error) : null,
@@ -122,12 +116,27 @@ function summary(run) {
       [t("step"), `${figure(run.step, 6)} / ${figure(run.steps, 6)}`],
       run.state === "running" ? [t("run.left"), duration(run.seconds_left)] : null,
       [t("chart.loss"), figure(run.last?.loss)],
-      [t("chart.tokens"), figure(done && run.state === "finished" ? done.tokens_per_second : run.last?.tokens_per_second)],
-      [t("chart.memory"), bytes(done && run.state === "finished" ? done.peak_memory_bytes : run.last?.memory_bytes)],
-      done && run.state === "finished" && done.eval_loss_before !== null
+      [t("chart.tokens"), figure((done ?? run.last)?.tokens_per_second)],
+      [t("chart.memory"), bytes(done ? done.peak_memory_bytes : run.last?.memory_bytes)],
+      done && done.eval_loss_before !== null
         ? [t("chart.eval"), `${figure(done.eval_loss_before)} → ${figure(done.eval_loss_after)}`] : null,
-      done && run.state === "finished" ? [t("run.time"), duration(done.wall_seconds)] : null,
-    ]),
+      done ? [t("run.time"), duration(done.wall_seconds)] : null,
+    ])];
+}
+
+function actions(run) {
+  const ask = (label, kind, what) => h("button", { type: "button", class: kind, onclick: async (event) => {
+    event.target.disabled = true;
+    try {
+      await what();
+    } catch (error) {
+      event.target.disabled = false;
+      event.target.closest("section").append(trouble(error));
+    }
+  } }, label);
+  const more = number(null, { min: 1, "aria-label": t("run.more"), placeholder: t("run.more") });
+  more.style.maxWidth = "11rem";
+  return [
     h("div", { class: "row push" },
       run.state === "running" ? [
         ask(t("run.pause"), "first", () => api("POST", "runs/stop", { run: run.name })),
@@ -139,7 +148,7 @@ function summary(run) {
         h("button", { type: "button", id: "to-export", onclick: () => { keep({ run: run.name }); go("#/export"); } }, t("way.export")),
         more, ask(t("run.extend"), "", () => api("POST", "jobs", { kind: "resume", run: run.name, steps: numeric(more) }))] : null),
     run.path ? command(run.state === "paused" ? `graftlm train --resume --out ${run.path}`
-      : run.state === "running" ? `graftlm train ${run.path}/config.yaml --out ${run.path}` : `graftlm chat ${run.path}`) : null);
+      : run.state === "running" ? `graftlm train ${run.path}/config.yaml --out ${run.path}` : `graftlm chat ${run.path}`) : null];
 }
 
 // Returns whether the answers are still being turned into text.
