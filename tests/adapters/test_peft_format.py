@@ -348,7 +348,7 @@ Q = "base_model.model.model.layers.0.self_attn.q_proj"
             lambda t: t.update(
                 {"base_model.model.model.embed_tokens.weight": torch.zeros(261, 64)}
             ),
-            "resized embeddings are not supported",
+            r"embed_tokens\.weight \[260, 64\] differs from the model's own weight \[261, 64\]",
         ),
         (lambda t: t.clear(), "it holds no LoRA tensors"),
     ],

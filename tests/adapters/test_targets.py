@@ -9,7 +9,8 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import get_pattern_key
 
 from graftlm.adapters import add_lora, lora_modules, merge_adapters
-from graftlm.adapters.targets import all_linear, matching, pattern_value
+from graftlm.adapters.names import matching, pattern_value
+from graftlm.adapters.targets import all_linear
 from graftlm.config import LoRAConfig
 from graftlm.errors import TargetError
 from tests.oracles.model_families import FAMILIES, tiny_model

@@ -51,7 +51,7 @@ class Adapter(nn.Module, abc.ABC):
 
     Args:
         base: the module to adapt.
-        rank: r, the inner dimension of the update.
+        rank: r, the inner dimension of the update; 0 if the update is not of low rank.
         alpha: numerator of the scaling.
         dropout: probability of dropping an input of the update while training.
         use_rslora: scale by alpha / √r instead of alpha / r.
@@ -90,7 +90,7 @@ class Adapter(nn.Module, abc.ABC):
         if not self.adapts(base):
             raise TypeError(f"{type(base).__name__} is not a {self.beside}")
         self.rank, self.alpha, self.dropout, self.use_rslora = rank, alpha, dropout, use_rslora
-        self.scaling = adapter_scaling(rank, alpha, use_rslora)
+        self.scaling = adapter_scaling(rank, alpha, use_rslora) if rank else 1.0
         self.name, self.enabled, self.init = name, True, "default"
         self.kept: frozenset[str] = frozenset()
         self.base = base
@@ -145,6 +145,27 @@ class Adapter(nn.Module, abc.ABC):
     def merged(self, weight: Tensor) -> Tensor:
         """``weight`` plus the update, in float32; the caller rounds once."""
         return weight.float() + self.delta(weight)
+
+    def parts(self) -> tuple[str, ...]:
+        """The names, in the base, of the tensors that a merge changes."""
+        return ("weight",)
+
+    @property
+    def follows(self) -> bool:
+        """Whether its parameter is that of another module, so that both merge to one weight."""
+        return False
+
+    def replaced(self, part: str, tensor: Tensor) -> Tensor | None:
+        """What a merge puts in the place of a tensor of the base, in float32.
+
+        Args:
+            part: one of `parts`.
+            tensor: the base's, in its own layout.
+
+        Returns:
+            The new tensor; ``None`` where `delta` is added to the weight.
+        """
+        return None
 
     def forward(self, x: Tensor) -> Tensor:
         """The base's output for ``x``, plus the update if it is enabled."""

@@ -2,7 +2,8 @@
 
 An adapter needs prompts in the format of its training. Its folder therefore contains the tokenizer
 with the chat template that was used, as in PEFT. For an adapter of a stopped run, the settings of
-the run name the template. The vocabulary is the base's, because an adapter cannot add tokens.
+the run name the template. The vocabulary is the base's, with new tokens behind it if the adapter
+trains their rows.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftlm.adapters.adapter_folder import adapter_folder, run_folder_of, run_settings
+from graftlm.adapters.peft_config import read_config
 from graftlm.data.chat import use_chat_template
+from graftlm.data.new_tokens import add_tokens
 from graftlm.data.prompt_format import PromptFormat, with_format
 from graftlm.errors import ArtifactError
 from graftlm.models.base_files import as_base
@@ -42,7 +45,8 @@ def adapter_tokenizer(adapter: str | Path, base: PreTrainedTokenizerBase) -> Any
         where it takes text apart in another way.
 
     Raises:
-        ArtifactError: the adapter's tokenizer has another vocabulary than the base's.
+        ArtifactError: the adapter's tokenizer has another vocabulary than the base's, and the
+            adapter trains no rows for it.
     """
     if _has_files(adapter):
         own = tokenizer_in(adapter_folder(adapter))
@@ -51,6 +55,7 @@ def adapter_tokenizer(adapter: str | Path, base: PreTrainedTokenizerBase) -> Any
     settings = run_settings(adapter)
     if settings is None:
         return base
+    add_tokens(base, settings.data.new_tokens)
     use_chat_template(base, settings.data.chat_template)
     asked = _asked_in(run_folder_of(adapter))
     return base if asked is None else with_format(base, asked)
@@ -76,11 +81,17 @@ def _has_files(adapter: str | Path) -> bool:
 
 def _require_same_vocabulary(folder: Path, own: Any, base: Any) -> None:
     here, there = own.get_vocab(), base.get_vocab()
-    if here == there:
+    if here == there or (there.items() <= here.items() and _trains_rows(folder)):
         return
     odd = sorted(dict(here.items() ^ there.items()))
     raise ArtifactError(
         f"the tokenizer in {folder} has another vocabulary than the base model's: {len(odd)} "
-        f"tokens differ, such as {odd[0]!r}. Name the base the adapter was trained on; an adapter "
-        "that adds tokens is not supported. (Without tokenizer_config.json, the base's is used.)"
+        f"tokens differ, such as {odd[0]!r}. Name the base the adapter was trained on; only an "
+        "adapter that trains the rows of new tokens may add some. (Without tokenizer_config.json, "
+        "the base's is used.)"
     )
+
+
+def _trains_rows(folder: Path) -> bool:
+    config = read_config(folder)
+    return bool(config.trainable_token_indices or config.modules_to_save)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from graftlm.adapters.adapted import adapted_modules
-from graftlm.adapters.merging import delta_of, merge_weight
+from graftlm.adapters.merging import changing, merge_part, part_of
 from graftlm.adapters.several import adapters_at
 from graftlm.frozen.experts import DenseExperts, FrozenExperts
 from graftlm.frozen.linear import FrozenLinear
@@ -60,21 +60,31 @@ def fold(model: nn.Module) -> Folded:
         if not on or any(getattr(adapter, "through", None) is not None for adapter in on):
             continue
         base = there.base
+        with_bias = any(getattr(adapter, "lora_bias", None) is not None for adapter in on)
+        if with_bias and getattr(base, "bias", None) is None:
+            continue  # there is no tensor that could take the update's bias
         if isinstance(base, FrozenLinear):
             dense = base.frozen.dequantize()
-            weight, _ = merge_weight(dense, delta_of(on, base, dense))
-            there.base = _linear(weight, base.bias)
+            bias: Tensor | None = base.bias
+            parts = changing(on)
+            if "weight" in parts:
+                dense, _ = merge_part(parts["weight"], base, "weight", dense)
+            if "bias" in parts and bias is not None:
+                bias, _ = merge_part(parts["bias"], base, "bias", bias)
+            there.base = _linear(dense, bias)
             folded._undo.append(functools.partial(setattr, there, "base", base))
         elif isinstance(base, FrozenExperts):
             experts = dense_experts(base)
-            weight, _ = merge_weight(experts.weight, delta_of(on, base, experts.weight))
+            weight, _ = merge_part(on, base, "weight", experts.weight)
             there.base = DenseExperts(nn.Parameter(weight, requires_grad=False), base.transposed)
             folded._undo.append(functools.partial(setattr, there, "base", base))
         else:
-            original = cast("nn.Parameter", base.weight)
-            weight, _ = merge_weight(original, delta_of(on, base, original))
-            base.weight = nn.Parameter(weight, requires_grad=False)
-            folded._undo.append(functools.partial(setattr, base, "weight", original))
+            for part, adapters in changing(on).items():
+                holder, leaf = part_of(base, part)
+                original = cast("nn.Parameter", getattr(holder, leaf))
+                tensor, _ = merge_part(adapters, base, part, original)
+                setattr(holder, leaf, nn.Parameter(tensor, requires_grad=False))
+                folded._undo.append(functools.partial(setattr, holder, leaf, original))
         for adapter in on:
             adapter.enabled = False
             folded._undo.append(functools.partial(setattr, adapter, "enabled", True))
@@ -87,5 +97,6 @@ def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     with torch.device("meta"):
         layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
     layer.weight = nn.Parameter(weight, requires_grad=False)
-    layer.bias = bias  # type: ignore[assignment]
+    held = None if bias is None else nn.Parameter(bias, requires_grad=False)
+    layer.bias = held  # type: ignore[assignment]
     return layer

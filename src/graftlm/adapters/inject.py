@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
@@ -15,22 +15,41 @@ from graftlm._compat.fake import is_fake
 from graftlm.adapters.adapted import adapted_modules, adapter_names, lora_modules
 from graftlm.adapters.adapter import DEFAULT, Adapter, adapter_class
 from graftlm.adapters.initial import eva, initialise, require_init
+from graftlm.adapters.lora_bias import WithBias
 from graftlm.adapters.lora_linear import LoRALinear
 from graftlm.adapters.merge_aware import original_weights
+from graftlm.adapters.names import matching
 from graftlm.adapters.report import LoRAReport, describe
 from graftlm.adapters.several import adapters_at, put_adapter, take_adapter
-from graftlm.adapters.targets import Target, all_linear, left_out, matching, select
+from graftlm.adapters.targets import Target, all_linear, left_out, select
+from graftlm.adapters.trained_parts import TrainedPart, attach_trained, longest, select_trained
 from graftlm.adapters.without_gradient import REASON, without_gradient
 from graftlm.config import LoRAConfig
 from graftlm.errors import TargetError
 from graftlm.models.capabilities import forget
+from graftlm.models.vocabulary import grow_vocabulary
 
 if TYPE_CHECKING:
     from graftlm.adapters.initial.incremental_pca import IncrementalPCA
     from graftlm.adapters.merge_aware import Originals
     from graftlm.data.example import Example
 
-__all__ = ["activate", "active_adapters", "add_lora", "attach", "disable_adapters", "remove"]
+__all__ = [
+    "Biases",
+    "activate",
+    "active_adapters",
+    "add_lora",
+    "attach",
+    "disable_adapters",
+    "remove",
+]
+
+
+class Biases(NamedTuple):
+    """Which biases of adapted linear layers train: their own, and one of the update."""
+
+    own: bool
+    update: bool
 
 
 def add_lora(
@@ -69,7 +88,16 @@ def add_lora(
             unchanged.
     """
     require_init(config)
-    targets = select(model, config, name)
+    undo = grow_vocabulary(model, longest(config))
+    try:
+        targets = select(model, config, name)
+        parts, problems = select_trained(model, config, [target.name for target in targets])
+        problems += _without_biases(targets, config)
+        if problems:
+            raise TargetError("\n".join(problems))
+    except BaseException:
+        undo()
+        raise
     values = values and _has_values(model)
     dropped: list[str] = []
     directions: dict[str, IncrementalPCA] = {}
@@ -78,9 +106,10 @@ def add_lora(
         wanted, targets = targets, eva.redistributed(targets, directions, config.eva_rho)
         dropped = [t.name for t in wanted if t.name not in {kept.name for kept in targets}]
     unasked = left_out(model, all_linear(model), config)
-    attach(model, targets, config.dropout, config.use_rslora, config.variant, name)
+    biases = Biases(config.bias != "none", config.lora_bias)
+    attach(model, targets, config.dropout, config.use_rslora, config.variant, name, biases, parts)
     dead, failure = _without_gradient(model, name)
-    if len(dead) == len(targets):
+    if {target.name for target in targets} <= set(dead):
         remove(model, name)
         raise TargetError(
             f"none of the {len(dead)} targeted layers would learn: on text the model's logits do "
@@ -129,6 +158,19 @@ def _initialise(
             adapter.begin_from(start, torch.zeros_like(adapter.lora_B))
 
 
+def _without_biases(targets: Iterable[Target], config: LoRAConfig) -> list[str]:
+    """The problem of a request for biases that some target cannot train."""
+    if config.bias == "none" and not config.lora_bias:
+        return []
+    if config.variant != "lora":
+        return [f"lora.variant={config.variant} trains no biases: leave bias and lora_bias out"]
+    classes = ((t.name, adapter_class(config.variant, t.module)) for t in targets)
+    unfit = [name for name, cls in classes if cls is None or not issubclass(cls, WithBias)]
+    if not unfit or not config.lora_bias:
+        return []
+    return [f"lora_bias is for linear layers, and {unfit[0]} is none"]
+
+
 def _has_values(model: nn.Module) -> bool:
     """Whether the model's tensors have values: not on the meta device, and not faked for a plan."""
     return not any(p.is_meta or is_fake(p) for p in model.parameters())
@@ -154,8 +196,21 @@ def attach(
     use_rslora: bool,
     variant: str = "lora",
     name: str = DEFAULT,
+    biases: Biases | None = None,
+    trained: Iterable[TrainedPart] = (),
 ) -> None:
-    """Freeze ``model`` and add an adapter to each target, without checking the request."""
+    """Freeze ``model`` and add an adapter to each target, without checking the request.
+
+    Args:
+        model: the model.
+        targets: the modules to adapt.
+        dropout: of the adapters.
+        use_rslora: their scaling.
+        variant: the kind of adapter.
+        name: of the new adapters.
+        biases: which biases of the adapted layers train.
+        trained: the parts of the base that train beside the adapters.
+    """
     first = not adapted_modules(model)
     if first:
         model.requires_grad_(False)
@@ -163,7 +218,11 @@ def attach(
         cls = adapter_class(variant, target.module)
         assert cls is not None, f"{target.name} was checked before"
         adapter = cls(target.module, target.rank, target.alpha, dropout, use_rslora, name)
+        if biases is not None and isinstance(adapter, WithBias):
+            adapter.train_biases(*biases)
         put_adapter(model, target.name, adapter)
+        _switch(adapter, first)
+    for adapter in attach_trained(model, trained, name):
         _switch(adapter, first)
     forget(model)
 

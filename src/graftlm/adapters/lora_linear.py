@@ -19,8 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from graftlm.adapters.adapter import DEFAULT, Adapter, register_adapter
+from graftlm.adapters.adapter import DEFAULT, register_adapter
 from graftlm.adapters.layers import linear_shape
+from graftlm.adapters.lora_bias import WithBias
 from graftlm.adapters.through_merge import ThroughMerge
 from graftlm.frozen.embedding import FrozenOutput
 from graftlm.frozen.linear import frozen_weight
@@ -30,7 +31,7 @@ __all__ = ["LoRALinear"]
 
 
 @register_adapter
-class LoRALinear(Adapter):
+class LoRALinear(WithBias):
     """A frozen linear layer with a trainable low-rank update.
 
     If the base has a frozen weight, one operation computes its product and the update. Any other
@@ -125,6 +126,7 @@ class LoRALinear(Adapter):
         if self.taken_A is None or self.taken_B is None:
             super().load_peft_state(state)
             return
+        self.load_biases(state)
         A, B = state[self.peft_keys["lora_A"]], state[self.peft_keys["lora_B"]]
         self.lora_A.copy_(A[: self.rank])
         self.taken_A.copy_(A[self.rank :])
@@ -140,6 +142,8 @@ class LoRALinear(Adapter):
             return self.added(base, base(x), x)
         A, B = self.factors()
         bias: Tensor | None = base.bias  # type: ignore[assignment]
+        if self.trains_biases:
+            bias = self.bias_in_use(base, x)
         return weight.product_with_update(x, bias, A, B, self.scaling)
 
     def without(self, x: Tensor) -> Tensor:
@@ -149,15 +153,12 @@ class LoRALinear(Adapter):
     def added(self, base: nn.Module, y: Tensor, x: Tensor) -> Tensor:
         """``y + s · B A x``, in place if ``y`` may be changed."""
         dropped = F.dropout(x, self.dropout) if self.dropout > 0 and self.training else x
-        return add_low_rank(y, dropped, *self.factors(), self.scaling)
+        y = add_low_rank(y, dropped, *self.factors(), self.scaling)
+        change = self.bias_change(base, x) if self.trains_biases else None
+        return y if change is None else y + change.to(y.dtype)
 
     @torch.no_grad()
     def delta(self, weight: Tensor | None = None) -> Tensor:
         """``s · B A`` in float32: [out, in]."""
         A, B = self.factors()
         return (B @ A) * self.scaling
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The frozen bias."""
-        return self.base.bias  # type: ignore[return-value]

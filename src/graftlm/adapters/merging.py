@@ -12,7 +12,7 @@ rounding, the share of the update that remains, and the share of weights that ch
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TypeVar, cast
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from graftlm._compat.compiled import uncompiled, without_compile_prefix
-from graftlm.adapters.adapted import adapted_modules, base_modules
+from graftlm.adapters.adapted import adapted_modules, base_modules, token_table
 from graftlm.adapters.adapter import Adapter
 from graftlm.adapters.layers import stores_transposed
 from graftlm.adapters.report import tied_head
@@ -33,11 +33,15 @@ from graftlm.models.experts import dense_experts, parent_of, release
 __all__ = [
     "MergeReport",
     "Rounding",
+    "changing",
     "delta_of",
     "dequantize_layers",
+    "exact_part",
     "merge_adapters",
     "merge_in_place",
+    "merge_part",
     "merge_weight",
+    "part_of",
 ]
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -119,7 +123,63 @@ def merge_weight(
         delta: float32 of the same shape.
         dtype: the type of the result; the weight's by default.
     """
-    exact = weight.float() + delta
+    return _rounded(weight, weight.float() + delta, delta, dtype)
+
+
+def merge_part(
+    adapters: Sequence[Adapter],
+    base: nn.Module,
+    part: str,
+    tensor: Tensor,
+    dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Rounding]:
+    """One tensor of the base after the merge, rounded once; and the effect of the rounding.
+
+    Args:
+        adapters: those that change it, at least one.
+        base: the module that is adapted.
+        part: the tensor's name in ``base``.
+        tensor: the frozen tensor in its own layout.
+        dtype: the type of the result; the tensor's by default.
+    """
+    exact = exact_part(adapters, base, part, tensor)
+    if all(adapter.replaced(part, tensor) is None for adapter in adapters):
+        delta = delta_of(adapters, base, tensor)
+    else:
+        delta = exact - tensor.float()
+    return _rounded(tensor, exact, delta, dtype)
+
+
+def exact_part(adapters: Sequence[Adapter], base: nn.Module, part: str, tensor: Tensor) -> Tensor:
+    """One tensor of the base after the merge, in float32; the arguments are as above."""
+    frozen = tensor.float()
+    first = adapters[0].replaced(part, tensor)
+    if first is not None and len(adapters) == 1:
+        return first
+    for adapter in adapters:
+        new = adapter.replaced(part, tensor)
+        frozen = frozen + (delta_of([adapter], base, tensor) if new is None else new - tensor)
+    return frozen
+
+
+def changing(adapters: Iterable[Adapter]) -> dict[str, list[Adapter]]:
+    """Those of ``adapters`` that change a tensor of their base, by the tensor's name there."""
+    parts: dict[str, list[Adapter]] = {}
+    for adapter in adapters:
+        for part in adapter.parts():
+            parts.setdefault(part, []).append(adapter)
+    return parts
+
+
+def part_of(base: nn.Module, part: str) -> tuple[nn.Module, str]:
+    """The module inside ``base`` that holds the tensor ``part``, and its name there."""
+    parent, _, leaf = part.rpartition(".")
+    return base.get_submodule(parent), leaf
+
+
+def _rounded(
+    weight: Tensor, exact: Tensor, delta: Tensor, dtype: torch.dtype | None
+) -> tuple[Tensor, Rounding]:
     rounded = exact.to(dtype or weight.dtype)
     widened = rounded.float()
     largest = float((widened - exact).abs().max()) if weight.numel() else 0.0
@@ -161,21 +221,31 @@ def merge_adapters(model: nn.Module) -> MergeReport:
                 through.renew(adapter, there.base)
     dequantize_layers(model)
     tied = tied_head(model)
+    for there in adapted_modules(model).values():
+        changing(adapters_at(there))  # refuses, before anything changes, what cannot be merged
     total, merged = Rounding(), []
+    followers: list[tuple[nn.Module, Tensor]] = []
     for name, there in adapted_modules(model).items():
         base = there.base
         on = [adapter for adapter in adapters_at(there) if adapter.enabled]
         if on and all(getattr(adapter, "through", None) is not None for adapter in on):
             merged.append(name)  # the stored weight is the merged one
         elif on:
-            frozen = cast("Tensor", base.weight)
-            weight, rounding = merge_weight(frozen, delta_of(on, base, frozen))
-            base.weight = nn.Parameter(weight, requires_grad=False)
-            total.add(rounding)
+            for part, adapters in changing(on).items():
+                holder, leaf = part_of(base, part)
+                tensor, rounding = merge_part(adapters, base, part, getattr(holder, leaf))
+                setattr(holder, leaf, nn.Parameter(tensor, requires_grad=False))
+                total.add(rounding)
+                if part == "weight" and any(adapter.follows for adapter in adapters):
+                    followers.append((base, tensor))
             merged.append(name)
         model.set_submodule(name, base)
         if isinstance(base, DenseExperts):
             release(*parent_of(model, name))
+    for base, weight in followers:
+        table = token_table(model)
+        same = table is not None and torch.equal(cast("Tensor", table.weight), weight)
+        base.weight = cast("nn.Parameter", table.weight) if same and table else base.weight
     forget(model)
     untied = tied and not tied_head(model)
     if untied:

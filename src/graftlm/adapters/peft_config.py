@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
 from torch import nn
@@ -16,9 +16,12 @@ from graftlm.adapters.adapter import variants
 from graftlm.adapters.layer_index import in_layers
 from graftlm.adapters.layers import stores_transposed
 from graftlm.adapters.lora_router import is_router
+from graftlm.adapters.names import fault, matching
+from graftlm.adapters.peft_trained import trained_entries, whole_in_peft
 from graftlm.adapters.quick_patterns import endless
 from graftlm.adapters.settings import lora_config
-from graftlm.adapters.targets import ALL_LINEAR, adaptable, all_linear, fault, matching
+from graftlm.adapters.targets import ALL_LINEAR, adaptable, all_linear
+from graftlm.adapters.trained_parts import in_whole_modules
 from graftlm.adapters.variant_of_file import marks, variant_of
 from graftlm.config import shown
 from graftlm.errors import ArtifactError
@@ -43,11 +46,13 @@ HARMLESS = {
     "runtime_config",
     "task_type",
 }
-JUDGED = {"bias", "init_lora_weights", "peft_type"}
+JUDGED = {"init_lora_weights", "peft_type"}
 ValueT = TypeVar("ValueT")
 LARGEST_ALPHA = 1e6
 """A larger one is a fault of the file: it multiplies the weights out of their type."""
 Alpha = Annotated[float, pydantic.Field(allow_inf_nan=False, ge=-LARGEST_ALPHA, le=LARGEST_ALPHA)]
+
+Index = Annotated[int, pydantic.Field(ge=0)]
 
 
 class AdapterConfig(pydantic.BaseModel):
@@ -66,6 +71,11 @@ class AdapterConfig(pydantic.BaseModel):
     exclude_modules: str | list[str] = []
     layers_to_transform: int | list[int] | None = None
     layers_pattern: str | list[str] = []
+    modules_to_save: list[str] = []
+    ensure_weight_tying: bool = False
+    trainable_token_indices: list[Index] | dict[str, list[Index]] = []
+    bias: Literal["none", "all", "lora_only"] = "none"
+    lora_bias: bool = False
     base_model_name_or_path: str | None = None
     peft_version: str | None = None
     _variant: str = pydantic.PrivateAttr("lora")
@@ -91,6 +101,7 @@ class AdapterConfig(pydantic.BaseModel):
             names = matching(modules, self.target_modules)
         names = list(dict.fromkeys([*names, *matching(modules, by_weight)]))
         excluded = set(matching(names, self.exclude_modules)) if self.exclude_modules else set()
+        excluded |= in_whole_modules(names, whole_in_peft(modules, self.modules_to_save))
         wanted = {
             name
             for name in names
@@ -131,7 +142,6 @@ def adapter_config(model: nn.Module, base_name: str, adapter: str | None = None)
     config: dict[str, Any] = {
         "alpha_pattern": {key: _number(a) for key, a in settings.alpha_pattern.items()},
         "base_model_name_or_path": base_name,
-        "bias": "none",
         "fan_in_fan_out": any(stores_transposed(bases[name]) for name in layers),
         "inference_mode": True,
         "lora_alpha": _number(settings.alpha),
@@ -150,7 +160,7 @@ def adapter_config(model: nn.Module, base_name: str, adapter: str | None = None)
     if named:  # PEFT has no dropout for them
         parameters = [*config.get("target_parameters", []), *settings.target_parameters]
         config |= {"target_parameters": parameters, "lora_dropout": 0.0}
-    return config | marks(settings.variant)
+    return config | trained_entries(model, settings) | marks(settings.variant)
 
 
 def _named_by_weight(
@@ -212,8 +222,6 @@ def _unsupported(given: dict[str, Any], variant: str | None) -> Iterable[str]:
     if variant is None:
         types = sorted({str(marks(v).get("peft_type")) for v in variants()})
         yield f"peft_type is {given.get('peft_type')!r}; graftlm reads {', '.join(types)}"
-    if given.get("bias", "none") != "none":
-        yield f"bias={given['bias']!r}: adapters with trained biases are not supported"
     start = given.get("init_lora_weights", True)
     if start not in (True, False, "gaussian", "eva", "orthogonal"):
         yield (

@@ -7,14 +7,12 @@ must belong to a parameter, and every parameter needs a tensor.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
-import torch
 from torch import Tensor, nn
 
 from graftlm._compat.compiled import without_compile_prefix
@@ -24,26 +22,36 @@ from graftlm.adapters.adapted import (
     base_modules,
     lora_modules,
 )
-from graftlm.adapters.adapter import DEFAULT, adapter_class, adapter_scaling
+from graftlm.adapters.adapter import DEFAULT
 from graftlm.adapters.adapter_folder import adapter_folder
-from graftlm.adapters.inject import attach, remove
+from graftlm.adapters.inject import Biases, attach, remove
 from graftlm.adapters.peft_config import CONFIG_NAME, AdapterConfig, adapter_config, read_config
 from graftlm.adapters.peft_expert_keys import places_in_peft, turned_round
+from graftlm.adapters.peft_fit import (
+    PREFIX,
+    alpha_of,
+    already_there,
+    problems_of,
+    rank_of,
+    stray,
+)
+from graftlm.adapters.peft_trained import (
+    States,
+    trained_in_file,
+    wanted_rows,
+    with_biases,
+)
 from graftlm.adapters.report import LoRAReport, describe
 from graftlm.adapters.split_experts import with_split_experts
-from graftlm.adapters.targets import Target, adaptable, matching, pattern_value
+from graftlm.adapters.targets import Target
 from graftlm.adapters.variant_of_file import WEIGHTS_NAME, suffix_patterns
-from graftlm.errors import ArtifactError, near_matches
+from graftlm.errors import ArtifactError
 from graftlm.files import atomic_write, write_json
-from graftlm.frozen.embedding import FrozenEmbedding, FrozenOutput
 from graftlm.frozen.experts import ExpertStack
 from graftlm.models.save import save_tokenizer
+from graftlm.models.vocabulary import first_rows, grow_vocabulary
 
 __all__ = ["load_adapter", "save_adapter"]
-
-PREFIX = "base_model.model."
-COPY_KEY = re.compile(r"(?P<module>.+?)(\.base_layer)?\.weight")
-States = dict[str, dict[str, Tensor]]  # by module, by the end of the key
 
 
 def save_adapter(
@@ -109,26 +117,52 @@ def load_adapter(model: nn.Module, path: str | Path, *, name: str = DEFAULT) -> 
     """
     folder = adapter_folder(path)
     config = read_config(folder)
-    modules = adaptable_modules(model)
     states, others = _states(_read_tensors(folder), config.variant)
+    with_biases(states, others, config)
+    rows = first_rows(model)
+    undo = grow_vocabulary(model, wanted_rows(model, config, others))
+    try:
+        _load(model, config, states, others, rows, name, folder)
+    except BaseException:
+        undo()
+        raise
+    return describe(model, adapter=name)
+
+
+def _load(
+    model: nn.Module,
+    config: AdapterConfig,
+    states: States,
+    others: dict[str, Tensor],
+    rows_before: int,
+    name: str,
+    folder: Path,
+) -> None:
+    modules = adaptable_modules(model)
     states, config = with_split_experts(_with_experts(states, config, model), config, model)
-    problems = _problems(model, config, modules, states)
-    problems += [problem for key, t in others.items() if (problem := _stray(key, t, modules))]
+    problems = problems_of(model, config, modules, states)
+    parts, own, more = trained_in_file(model, config, others, {*states}, rows_before)
+    problems += more
+    problems += [problem for key, t in others.items() if (problem := stray(key, t, modules))]
     if problems:
-        more = f"\n… and {len(problems) - 8} more" if len(problems) > 8 else ""
-        raise ArtifactError(f"{folder} does not fit the model:\n" + "\n".join(problems[:8]) + more)
+        more_of_them = f"\n… and {len(problems) - 8} more" if len(problems) > 8 else ""
+        listed = "\n".join(problems[:8]) + more_of_them
+        raise ArtifactError(f"{folder} does not fit the model:\n{listed}")
     targets = [
-        Target(place, module, _rank(config, place), _alpha(config, place))
+        Target(place, module, rank_of(config, place), alpha_of(config, place))
         for place, module in modules.items()
         if place in states
     ]
-    if not _already_there(model, targets, config, name):
+    if not already_there(model, targets, parts, config, name):
         if name in adapter_names(model):
             remove(model, name)
-        attach(model, targets, config.lora_dropout, config.use_rslora, config.variant, name)
+        biases = Biases(config.bias != "none", config.lora_bias)
+        attach(
+            *(model, targets, config.lora_dropout, config.use_rslora, config.variant, name),
+            *(biases, parts),
+        )
     for place, adapter in lora_modules(model, name).items():
-        adapter.load_peft_state(states[place])
-    return describe(model, adapter=name)
+        adapter.load_peft_state((states | own)[place])
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -163,7 +197,7 @@ def _states(tensors: Mapping[str, Tensor], variant: str) -> tuple[States, dict[s
         matches = ((suffix, pattern.fullmatch(bare)) for suffix, pattern in suffixes.items())
         module, suffix = next(((m["module"], suffix) for suffix, m in matches if m), ("", ""))
         if not suffix or suffix in states.get(module, {}):
-            others[key] = tensor
+            others[bare] = tensor
         else:
             states.setdefault(module, {})[suffix] = tensor
     return states, others
@@ -181,92 +215,3 @@ def _with_experts(states: States, config: AdapterConfig, model: nn.Module) -> St
     fused = {names[place]: state for place, state in states.items() if place in names}
     others = {place: state for place, state in states.items() if place not in names}
     return others | turned_round(fused, stacks, config.peft_version)
-
-
-def _problems(
-    model: nn.Module, config: AdapterConfig, modules: Mapping[str, nn.Module], states: States
-) -> list[str]:
-    targeted = config.targeted(model)
-    every = [f"{name}.weight" for name in modules] + [n for n in modules if n in (targeted or ())]
-    problems = [
-        f"its adapter_config.json names the parameter {entry}, which cannot be adapted here"
-        for entry in config.target_parameters
-        if not matching(every, [entry])
-    ]
-    for name in targeted or ():
-        if name not in states:
-            keys = " and ".join(_shapes(config, name, modules[name]))
-            problems.append(f"missing: {keys} (its adapter_config.json targets {name})")
-    if not states:
-        problems.append("it holds no LoRA tensors")
-    fitting = [name for name, module in modules.items() if adaptable(module, config.variant)]
-    for name, state in states.items():
-        module = modules.get(name)
-        if isinstance(module, FrozenEmbedding | FrozenOutput):
-            problems.append(f"{name} is held in 8 bits here: load the model with embeddings=keep")
-            continue
-        if module is None or not adaptable(module, config.variant):
-            hint = near_matches(name, fitting)
-            problems.append(f"unexpected: tensors for {name}, which is no such layer here{hint}")
-            continue
-        if targeted is not None and name not in targeted:
-            problems.append(f"unexpected: tensors for {name}, which its config does not target")
-        shapes = _shapes(config, name, module)
-        whole = (f"{PREFIX}{name}.{suffix}" for suffix in state)
-        problems += [f"unexpected: {key}" for key in whole if key not in shapes]
-        for key, shape in shapes.items():
-            tensor = state.get(key.removeprefix(f"{PREFIX}{name}."))
-            if tensor is None:
-                problems.append(f"missing: {key}")
-            elif not bool(torch.isfinite(tensor).all()):
-                problems.append(f"{key} holds NaN or infinite numbers")
-            elif tuple(tensor.shape) != shape:
-                problems.append(
-                    f"{key} has shape {list(tensor.shape)}, expected {list(shape)} "
-                    f"(rank {_rank(config, name)})"
-                )
-    return problems
-
-
-def _shapes(config: AdapterConfig, name: str, module: nn.Module) -> dict[str, tuple[int, ...]]:
-    """The tensors that belong to the module ``name``, by their whole key."""
-    cls = adapter_class(config.variant, module)
-    assert cls is not None, f"{name} was checked before"
-    shapes = cls.peft_shapes(module, _rank(config, name))
-    return {f"{PREFIX}{name}.{suffix}": shape for suffix, shape in shapes.items()}
-
-
-def _stray(key: str, tensor: Tensor, modules: Mapping[str, nn.Module]) -> str | None:
-    """The problem with a tensor of no adapter; ``None`` for an untrained copy of an embedding."""
-    match = COPY_KEY.fullmatch(key.removeprefix(PREFIX))
-    weight = getattr(modules.get(match["module"]) if match else None, "weight", None)
-    if not isinstance(weight, Tensor):
-        return f"unexpected: {key}"
-    if weight.is_meta or (
-        weight.shape == tensor.shape and torch.equal(weight.detach().cpu(), tensor.to(weight.dtype))
-    ):
-        return None
-    return (
-        f"unexpected: {key} {list(tensor.shape)} differs from the model's own weight "
-        f"{list(weight.shape)}; fully trained or resized embeddings are not supported"
-    )
-
-
-def _alpha(config: AdapterConfig, name: str) -> float:
-    return pattern_value(config.alpha_pattern, name, config.lora_alpha)
-
-
-def _rank(config: AdapterConfig, name: str) -> int:
-    return pattern_value(config.rank_pattern, name, config.r)
-
-
-def _already_there(
-    model: nn.Module, targets: list[Target], config: AdapterConfig, name: str
-) -> bool:
-    if name not in adapter_names(model):
-        return False
-    here = [(n, m.variant, m.saved_rank, m.scaling) for n, m in lora_modules(model, name).items()]
-    return here == [
-        (t.name, config.variant, t.rank, adapter_scaling(t.rank, t.alpha, config.use_rslora))
-        for t in targets
-    ]

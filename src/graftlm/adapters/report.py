@@ -5,9 +5,9 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from graftlm.adapters.adapted import (
     adaptable_modules,
@@ -16,10 +16,15 @@ from graftlm.adapters.adapted import (
     output_head,
     token_table,
 )
+from graftlm.adapters.adapter import Adapter
 from graftlm.adapters.layers import linear_shape
+from graftlm.adapters.several import SeveralAdapters, adapters_at
+from graftlm.adapters.trained_module import TrainedModule
+from graftlm.adapters.trained_tokens import TrainedTokens
 from graftlm.frozen.embedding import FrozenEmbedding
 from graftlm.frozen.experts import ExpertStack
 from graftlm.frozen.modules import shared_weight, stored_weights
+from graftlm.models.streamed import has_no_values
 
 __all__ = ["LoRAReport", "ParameterCount", "count_parameters", "describe", "tied_head"]
 
@@ -34,6 +39,7 @@ class LoRAReport:
         trainable_parameters: the number of trainable parameters.
         frozen_parameters: the others; a tied weight counts once, a stored one by its elements.
         notes: remarks on tied weights, and on layers too small for the rank.
+        trained: what trains of each module beside the adapters, by name.
     """
 
     adapted: dict[str, int]
@@ -41,6 +47,7 @@ class LoRAReport:
     trainable_parameters: int
     frozen_parameters: int
     notes: tuple[str, ...] = ()
+    trained: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def total_parameters(self) -> int:
@@ -55,6 +62,8 @@ class LoRAReport:
             f"({self.trainable_parameters / max(self.total_parameters, 1):.3%}), "
             f"{self.frozen_parameters:,} are frozen",
         ]
+        if self.trained:
+            lines.append(f"trained beside them: {_grouped(self.trained.items())}")
         if self.skipped:
             lines.append(f"left alone: {_grouped(self.skipped.items())}")
         return "\n".join([*lines, *self.notes])
@@ -72,12 +81,18 @@ def describe(
     """
     adapted = lora_modules(model, adapter)
     trainable, total = count_parameters(model)
+    beside = {
+        name: module.describe()
+        for name, module in adapted.items()
+        if isinstance(module, TrainedModule | TrainedTokens)
+    }
     return LoRAReport(
-        adapted={name: module.rank for name, module in adapted.items()},
+        adapted={name: module.rank for name, module in adapted.items() if module.rank},
         skipped=_skipped(model, adapted, left or {}),
         trainable_parameters=trainable,
         frozen_parameters=total - trainable,
         notes=(*_tie_notes(model, adapted), *_small_notes(left or {})),
+        trained=beside,
     )
 
 
@@ -99,8 +114,15 @@ def count_parameters(model: nn.Module) -> ParameterCount:
 
 def tied_head(model: nn.Module) -> bool:
     """Whether the output head shares its frozen weight with the token table."""
-    head, table = (shared_weight(module) for module in (output_head(model), token_table(model)))
-    return head is not None and head is table
+    table = token_table(model)
+    table = table.base if isinstance(table, Adapter | SeveralAdapters) else table
+    head, shared = (shared_weight(module) for module in (output_head(model), table))
+    if isinstance(head, Tensor) and not head.is_meta and has_no_values(head):
+        config: Any = model.config
+        return bool(
+            config.get_text_config().tie_word_embeddings
+        )  # a model on the disk has a view for each of the two
+    return head is not None and head is shared
 
 
 def _tie_notes(model: nn.Module, adapted: Iterable[str]) -> tuple[str, ...]:
@@ -108,11 +130,13 @@ def _tie_notes(model: nn.Module, adapted: Iterable[str]) -> tuple[str, ...]:
         return ()
     head, table = output_head(model), token_table(model)
     there = adapted_modules(model)
+    ends = [name for name in adapted if there[name] is table or there[name].base is head]
+    if any(a.follows for name in ends for a in adapters_at(there[name])):
+        return ()  # the two train as one
     return tuple(
         f"{name} shares its frozen weight with the other end of the model; the adapter changes "
         f"{name} alone, and merging it unties the two"
-        for name in adapted
-        if there[name] is table or there[name].base is head
+        for name in ends
     )
 
 

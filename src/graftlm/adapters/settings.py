@@ -5,14 +5,16 @@ from __future__ import annotations
 import collections
 import re
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
 from graftlm.adapters.adapted import adaptable_modules, lora_modules
+from graftlm.adapters.lora_bias import WithBias
 from graftlm.adapters.lora_router import by_parameter
 from graftlm.adapters.merge_aware import merge_format
-from graftlm.adapters.targets import endings, matching, pattern_value
+from graftlm.adapters.names import endings, matching, pattern_value
+from graftlm.adapters.trained_parts import ends_of, trained_settings
 from graftlm.config import LoRAConfig
 
 __all__ = ["lora_config"]
@@ -33,7 +35,8 @@ def lora_config(
         adapter: its name; may be omitted if the model has one adapter, or if one is active.
         as_saved: with the ranks of PEFT's file, whose update includes a start that is subtracted.
     """
-    adapted = lora_modules(model, adapter)
+    every_part = lora_modules(model, adapter)
+    adapted = {name: module for name, module in every_part.items() if module.rank}
     if not adapted:
         raise ValueError("the model has no adapters")
     every = adaptable_modules(model)
@@ -57,8 +60,26 @@ def lora_config(
         variant=first.variant,
         merge_aware=merge_format(model),
         init="default" if as_saved else first.init,
+        **_trained(model, every_part),
         freeze_a=any("lora_A" in module.kept for module in adapted.values()),
     )
+
+
+def _trained(model: nn.Module, parts: Mapping[str, nn.Module]) -> dict[str, Any]:
+    """The settings of what trains beside the low-rank adapters, by the names of whole modules."""
+    whole, rows, biases = trained_settings(model, parts)
+    ends = ends_of(model)
+    both = ends.head and set(rows) == {ends.table, ends.head}
+    follows = any(getattr(parts[name], "follows", False) for name in whole)
+    same = bool(both) and rows[ends.table] == rows[ends.head]
+    own = any(isinstance(m, WithBias) and m.trained_bias is not None for m in parts.values())
+    return {
+        "modules_to_save": tuple(whole),
+        "ensure_weight_tying": not ends.tied or follows or not {ends.table, ends.head} & {*whole},
+        "trainable_token_indices": rows[ends.table] if same else rows or (),
+        "bias": "all" if biases else "lora_only" if own else "none",
+        "lora_bias": any(getattr(m, "lora_bias", None) is not None for m in parts.values()),
+    }
 
 
 def _most_common(values: Mapping[str, ValueT]) -> ValueT:

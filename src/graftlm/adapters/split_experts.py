@@ -19,8 +19,8 @@ from transformers import PreTrainedModel
 
 from graftlm.adapters.adapted import adaptable_modules
 from graftlm.adapters.adapter import adapter_scaling
+from graftlm.adapters.names import pattern_value
 from graftlm.adapters.peft_config import AdapterConfig
-from graftlm.adapters.targets import pattern_value
 from graftlm.frozen.experts import ExpertStack
 from graftlm.models.joined_experts import JoinedExperts, joined_experts
 

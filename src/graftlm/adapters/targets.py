@@ -11,9 +11,7 @@ expressions for the end of a name.
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Iterable, Iterator, Mapping
-from typing import TypeVar
+from collections.abc import Iterable, Mapping
 
 from torch import nn
 
@@ -28,7 +26,9 @@ from graftlm.adapters.adapter import DEFAULT, adapter_class, adapter_classes
 from graftlm.adapters.layer_index import in_layers
 from graftlm.adapters.layers import linear_shape
 from graftlm.adapters.lora_router import by_parameter
+from graftlm.adapters.names import fault, matches_end, matching, pattern_value
 from graftlm.adapters.quick_patterns import endless
+from graftlm.adapters.trained_parts import in_whole_modules
 from graftlm.config import LoRAConfig, shown
 from graftlm.errors import TargetError, near_matches
 from graftlm.frozen.experts import ExpertStack
@@ -37,16 +37,11 @@ __all__ = [
     "Target",
     "adaptable",
     "all_linear",
-    "endings",
-    "fault",
     "left_out",
-    "matching",
-    "pattern_value",
     "select",
 ]
 
 ALL_LINEAR = "all-linear"
-ValueT = TypeVar("ValueT")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,20 +62,6 @@ def all_linear(model: nn.Module) -> list[str]:
         for name, module in base_modules(model).items()
         if module is not head and linear_shape(module) is not None
     ]
-
-
-def matching(names: Iterable[str], targets: str | Iterable[str]) -> list[str]:
-    """The names that a regular expression matches in full, or whose end is in a list."""
-    if isinstance(targets, str):
-        pattern = re.compile(targets)
-        return [name for name in names if pattern.fullmatch(name)]
-    wanted = set(targets)
-    return [name for name in names if any(ending in wanted for ending in endings(name))]
-
-
-def pattern_value(patterns: Mapping[str, ValueT], name: str, default: ValueT) -> ValueT:
-    """The value of the first key that matches the end of ``name``, else ``default``."""
-    return next((value for key, value in patterns.items() if _matches_end(key, name)), default)
 
 
 def select(model: nn.Module, config: LoRAConfig, name: str = DEFAULT) -> list[Target]:
@@ -124,6 +105,10 @@ def select(model: nn.Module, config: LoRAConfig, name: str = DEFAULT) -> list[Ta
     ]
     wanted = {*names, *(named[entry] for entry in matching(named, config.target_parameters))}
     names = [name for name in modules if name in wanted]
+    whole = in_whole_modules(names, matching(base_modules(model), config.modules_to_save))
+    if whole and len(whole) == len(names):
+        problems.append("every target is in modules_to_save, so none is left for an adapter")
+    names = [name for name in names if name not in whole]
     if config.layers and names:
         names = [n for n in names if in_layers(n, config.layers, config.layers_pattern)]
         if not names:
@@ -188,18 +173,6 @@ def adaptable(module: nn.Module, variant: str = "lora") -> bool:
     return adapter_class(variant, module) is not None
 
 
-def endings(name: str) -> Iterator[str]:
-    """``a.b.c`` → ``a.b.c``, ``b.c``, ``c``."""
-    yield name
-    while "." in name:
-        name = name.partition(".")[2]
-        yield name
-
-
-def _matches_end(key: str, name: str) -> bool:
-    return re.match(rf"(.*\.)?({key})$", name) is not None
-
-
 def _expressions(config: LoRAConfig) -> dict[str, str]:
     """The regular expressions, by what they are."""
     found = {f"rank_pattern key {key!r}": key for key in config.rank_pattern}
@@ -215,15 +188,6 @@ def _invalid_expressions(config: LoRAConfig) -> list[str]:
         for what, expression in _expressions(config).items()
         if (why := fault(expression))
     ]
-
-
-def fault(expression: str) -> str:
-    """Why ``expression`` is not a valid regular expression; empty when it is."""
-    try:
-        re.compile(expression)
-    except re.error as error:
-        return str(error)
-    return ""
 
 
 def _unmatched(config: LoRAConfig, modules: Mapping[str, nn.Module]) -> list[str]:
@@ -296,5 +260,5 @@ def _idle_patterns(config: LoRAConfig, names: list[str]) -> list[str]:
             ("alpha_pattern", config.alpha_pattern),
         )
         for key in patterns
-        if not any(_matches_end(key, name) for name in names)
+        if not any(matches_end(key, name) for name in names)
     ]

@@ -69,6 +69,7 @@ def without_gradient(model: Any, adapter: str) -> tuple[list[str], str]:
             name
             for name, module in modules.items()
             if any(id(parameter) in leaves for parameter in module.adapter_parameters().values())
+            or not module.adapter_parameters()  # they are another module's
         }
         if len(reached) == len(modules):
             break

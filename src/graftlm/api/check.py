@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from graftlm.api.rows import Rows
-from graftlm.config import DataConfig
+from graftlm.config import DataConfig, RunConfig
 from graftlm.data import Encoder, load_examples
 from graftlm.data.audit.audit import Audit, audit
 from graftlm.data.audit.fits import limits_of
 from graftlm.data.examples import split
+from graftlm.data.new_tokens import add_tokens
 from graftlm.models import load_tokenizer, resolve
 from graftlm.training.data_checks import marker_findings, model_config_in
+from graftlm.training.new_tokens import longer_config, with_rows_of
 
 __all__ = ["check"]
 
@@ -42,6 +44,7 @@ def check(
     """
     config = config or DataConfig()
     folder, tokenizer = resolve(str(model)).path, load_tokenizer(str(model))
+    lora = with_rows_of(RunConfig(), add_tokens(tokenizer, config.new_tokens)).lora
     encoder = Encoder(tokenizer, config)
     examples = load_examples(data, tokenizer, config, strict=False)
     held = None
@@ -54,7 +57,7 @@ def check(
         encoder,
         config,
         eval_examples=held,
-        limits=limits_of(model_config_in(folder)),
+        limits=limits_of(longer_config(model_config_in(folder), lora)),
         more=marker_findings(folder, encoder.format) if examples.report.kinds["chat"] else (),
         samples=samples,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from graftlm.config.adapter_settings import LoRAConfig
 from graftlm.config.checking import shown, validate
 from graftlm.config.contradictions import contradictions, require_complete
 from graftlm.config.overrides import overrides
@@ -10,14 +11,13 @@ from graftlm.config.run import ResolvedConfig, recorded_config
 from graftlm.config.settings import (
     DataConfig,
     Embeddings,
-    LoRAConfig,
     Method,
     ModelConfig,
     RunConfig,
-    Settings,
     TrainConfig,
 )
 from graftlm.config.sizes import format_size, most_bytes, parse_size
+from graftlm.config.values import Settings
 
 __all__ = [
     "DataConfig",

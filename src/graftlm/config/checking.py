@@ -8,7 +8,8 @@ from typing import Any
 
 import pydantic
 
-from graftlm.config.settings import RunConfig, Settings
+from graftlm.config.settings import RunConfig
+from graftlm.config.values import Settings
 from graftlm.errors import ConfigError, near_matches
 
 __all__ = ["SECTIONS", "shown", "validate"]

@@ -32,6 +32,7 @@ def contradictions(config: RunConfig) -> list[str]:
             "lora.freeze_a=true has no form for experts and routers: leave lora.target_parameters "
             "out, or train both factors"
         )
+    problems += _of_trained_parts(config)
     if data.eval and data.eval_fraction:
         problems.append(
             "data.eval names the rows to measure on, so data.eval_fraction would not be used: "
@@ -46,6 +47,36 @@ def contradictions(config: RunConfig) -> list[str]:
         problems.append(
             f"train.samples={train.samples} answers rows of a prompt and an answer, which "
             f"train.objective={train.objective} need not have: leave it out"
+        )
+    return problems
+
+
+def _of_trained_parts(config: RunConfig) -> list[str]:
+    """A problem for each setting that cannot be had with what trains beside the adapters."""
+    lora, rows = config.lora, config.lora.trainable_token_indices
+    beside = {
+        "lora.modules_to_save": bool(lora.modules_to_save),
+        "lora.trainable_token_indices": bool(rows),
+        "lora.bias": lora.bias != "none",
+        "lora.lora_bias": lora.lora_bias,
+    }
+    wrong = {
+        "distributed=fsdp, which shards frozen weights: use ddp": config.distributed == "fsdp",
+        "model.offload=layers": config.model.offload == "layers",
+        f"lora.merge_aware={shown(lora.merge_aware)}": bool(lora.merge_aware),
+    }
+    named = ", ".join(name for name, is_set in beside.items() if is_set)
+    problems = [
+        f"{named} cannot be used with {what}" for what, is_wrong in wrong.items() if is_wrong
+    ] * bool(named)
+    if config.data.new_tokens and isinstance(rows, dict):
+        problems.append(
+            "data.new_tokens adds its rows to lora.trainable_token_indices, which names modules: "
+            "give it a list of ids"
+        )
+    if lora.lora_bias and lora.init != "default":
+        problems.append(
+            f"lora.lora_bias=true goes with lora.init=default, as in PEFT, not {lora.init}"
         )
     return problems
 

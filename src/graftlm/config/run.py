@@ -16,7 +16,8 @@ import pydantic
 
 from graftlm.config.checking import validate
 from graftlm.config.reading import read_tree
-from graftlm.config.settings import DataConfig, ModelConfig, RunConfig, Text, TrainConfig
+from graftlm.config.settings import DataConfig, ModelConfig, RunConfig, TrainConfig
+from graftlm.config.values import Text
 from graftlm.errors import ArtifactError, ConfigError
 
 __all__ = ["ResolvedConfig", "RunData", "RunModel", "RunTrain", "recorded_config"]

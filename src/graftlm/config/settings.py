@@ -10,19 +10,19 @@ machine or the rows. `graftlm.config.run.ResolvedConfig` is the run that a reque
 from __future__ import annotations
 
 import typing
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import pydantic
+
+from graftlm.config.adapter_settings import LoRAConfig
+from graftlm.config.values import Names, Place, Rate, Settings, Strength, Text
 
 __all__ = [
     "DataConfig",
     "Embeddings",
-    "LoRAConfig",
     "Method",
     "ModelConfig",
     "RunConfig",
-    "Settings",
     "TrainConfig",
 ]
 
@@ -30,55 +30,6 @@ Embeddings = Literal["keep", "int8"]
 Method = Literal["qlora", "lora", "full", "auto"]
 Tracking = Literal["none", "tensorboard", "wandb", "mlflow", "trackio"]
 Replacement = Literal["norms", "gated_units", "rotary", "output_layer", "attention"]
-
-
-def _written(text: str) -> str:
-    """Refuse text that a file or a file name cannot contain."""
-    if "\0" in text:
-        raise ValueError("must not have a null character")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("must be valid Unicode (it has a lone surrogate)") from None
-    return text
-
-
-Text = Annotated[str, pydantic.AfterValidator(_written)]
-
-
-def _at_home(text: str) -> str:
-    """A folder in the home folder: a YAML file says ``~/runs``, and no shell reads it."""
-    return str(Path(text).expanduser()) if text.startswith("~/") else text
-
-
-Place = Annotated[Text, pydantic.AfterValidator(_at_home)]
-"""Text that may name a file or a folder."""
-Names = Annotated[tuple[Text, ...], pydantic.Strict(False)]
-"""A list in YAML, a list or tuple in Python."""
-Rate = Annotated[float, pydantic.Field(gt=0, le=1000)]
-Strength = Annotated[float, pydantic.Field(gt=0, le=1e9)]
-
-
-class Settings(pydantic.BaseModel):
-    """Base of all settings: immutable; refuses unknown names and values of another type.
-
-    A null means the default, as if the setting were missing.
-    """
-
-    model_config = pydantic.ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-    )
-
-    @pydantic.model_validator(mode="before")
-    @classmethod
-    def _null_is_the_default(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        return {name: value for name, value in values.items() if value is not None}
 
 
 class ModelConfig(Settings):
@@ -122,7 +73,10 @@ class DataConfig(Settings):
     """The rows to measure on; never trained on. Empty: none."""
     eval_fraction: float = pydantic.Field(0.0, ge=0, lt=1)
     """Without `eval`: hold this share of `train` out, chosen by content, always the same rows."""
-    columns: dict[Text, Text] = {}
+    new_tokens: Names = ()
+    """Tokens to add to the vocabulary, such as `["<tool>", "</tool>"]`: their rows of the embedding
+    table and of the output head are trained beside the adapters, all others stay."""
+    columns: dict[Text, Text] = pydantic.Field({})
     """Column names: `{prompt: question, completion: answer}` reads `question` as the prompt."""
     ignore: Names = ()
     """Columns to leave out knowingly, where graftlm would refuse rows because such a column
@@ -146,57 +100,6 @@ class DataConfig(Settings):
     """Batch rows of similar length: less padding where rows are padded, as on a GPU."""
     workers: int = pydantic.Field(0, ge=0, le=1024)
     """Processes that prepare large data, each with its own tokenizer; 0: this one, on all cores."""
-
-
-class LoRAConfig(Settings):
-    """Where the adapters go and how large they are: `y = W x + (alpha / rank) B A x`."""
-
-    rank: int = pydantic.Field(16, ge=1, le=1_000_000)
-    """Inner dimension of the two thin matrices."""
-    alpha: Strength = 32.0
-    """The update is scaled by `alpha / rank`."""
-    dropout: float = pydantic.Field(0.0, ge=0, lt=1)
-    """Dropout on the adapter's input while training."""
-    targets: Text | Names = "all-linear"
-    """`all-linear`, a list of module names, or a regular expression on full module names."""
-    target_parameters: Names = ()
-    """Fused experts of a mixture of experts to adapt too, such as `[experts.gate_up_proj,
-    experts.down_proj]`, and its router, such as `[gate.weight]`: names of parameters, or their ends
-    after a dot. Each expert gets an update of its own, so this trains many parameters. Empty:
-    experts and router are frozen."""
-    exclude: Names = ()
-    """Module names never adapted, even where `targets` or `target_parameters` matches."""
-    use_rslora: bool = False
-    """Scale by `alpha / sqrt(rank)` instead, which keeps large ranks stable (arXiv 2312.03732)."""
-    rank_pattern: dict[Text, Annotated[int, pydantic.Field(ge=1, le=1_000_000)]] = {}
-    """Another rank for modules whose name matches the key."""
-    alpha_pattern: dict[Text, Strength] = {}
-    """Another alpha for modules whose name matches the key."""
-    variant: Text = "lora"
-    """The kind of adapter: `lora`; `dora`, which trains the length of each row of the weight apart
-    (arXiv 2402.09353); or another that was registered (`graftlm.extend`)."""
-    layers: Annotated[tuple[Annotated[int, pydantic.Field(ge=0)], ...], pydantic.Strict(False)] = ()
-    """Adapt only the layers of these indices, such as `[8, 9, 10]`; empty: all."""
-    layers_pattern: Names = ()
-    """The name of the list of layers, such as `[h]`, for a model with several; empty: any name."""
-    plus_ratio: Strength = 1.0
-    """LoRA+ (arXiv 2402.12354): the learning rate of B is so many times that of A, such as 16."""
-    freeze_a: bool = False
-    """LoRA-FA (arXiv 2308.03303): A stays as drawn and only B trains, by gradients that are
-    projected so that the change of the weight is the closest to full fine-tuning's."""
-    init: Text = "default"
-    """The values the adapters begin with: `default` (Kaiming), `gaussian`, `orthogonal`; `pissa`
-    (the largest singular values of the weight; `pissa_niter_4` is quicker) and `olora` (its QR);
-    `loftq` (the error of the 4-bit weight; `qlora` only); `eva` (the directions of the layers'
-    inputs on the training rows, with ranks moved to where they explain most)."""
-    eva_rho: float = pydantic.Field(2.0, ge=1, le=1000)
-    """With `init: eva`: a layer gets at most so many times its rank. `1` leaves the ranks as they
-    are."""
-    merge_aware: Text = ""
-    """Train through the merge into this weight format, `nf4`: each step uses the merged weights as
-    they will be stored, so that `graftlm merge --to nf4` writes exactly the model that was trained.
-    Only with `qlora` in the same `model.weight_format`, and without dropout. Empty: train beside
-    the base, as usual."""
 
 
 class TrainConfig(Settings):

@@ -17,6 +17,7 @@ from graftlm.config import DataConfig
 from graftlm.data.chat import ChatFormat, Rendered
 from graftlm.data.example import Example
 from graftlm.data.formats import Row
+from graftlm.data.new_tokens import add_tokens
 from graftlm.errors import DataError
 
 __all__ = ["Encoder", "render_prompt", "stop_tokens"]
@@ -38,6 +39,7 @@ class Encoder:
     """
 
     def __init__(self, tokenizer: Any, config: DataConfig) -> None:
+        add_tokens(tokenizer, config.new_tokens)
         self.format = ChatFormat(tokenizer, config)
         self.tokenizer = tokenizer
         self._backend: Any = getattr(tokenizer, "backend_tokenizer", None)

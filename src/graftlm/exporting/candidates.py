@@ -21,15 +21,26 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from graftlm.adapters.adapter import Adapter
 from graftlm.adapters.adapter_folder import run_settings, trained_on
 from graftlm.adapters.peft_format import load_adapter
 from graftlm.config import ModelConfig
 from graftlm.errors import ArtifactError, ConfigError, near_matches
-from graftlm.exporting.merged_weights import In16Bits, MergedWeights, StoredWeights, updates_of
+from graftlm.exporting.merged_weights import (
+    In16Bits,
+    MergedWeights,
+    StoredWeights,
+    Update,
+    updates_of,
+)
 from graftlm.frozen.formats import DEFAULT_FORMAT, format_named, formats
 from graftlm.models.experts import expert_weights
-from graftlm.models.named_weights import NamedWeights, formatted_layers, in_format, named_weights
+from graftlm.models.named_weights import (
+    NamedWeights,
+    formatted_layers,
+    in_format,
+    longer,
+    named_weights,
+)
 from graftlm.models.stored_folder import storable_experts, storable_layers
 from graftlm.models.streamed import Reader, StreamedModel
 
@@ -60,7 +71,8 @@ class MergeSource:
     Attributes:
         adapter: the adapter's folder, or a run folder.
         weights: the base's folder.
-        updates: the adapters by the weight that each changes.
+        updates: what the adapter changes, by the name of the weight.
+        untied: the weights of table and head, if they were one and are no longer.
         trained: the weight format of the base in training; ``original`` for none.
         through_merge: whether the run trained through the merge.
         settings: how the run held its base.
@@ -69,11 +81,12 @@ class MergeSource:
 
     adapter: Path
     weights: NamedWeights
-    updates: Mapping[str, Adapter]
+    updates: Mapping[str, Update]
     trained: str
     through_merge: bool
     settings: ModelConfig
     to: str
+    untied: tuple[str, str] | None = None
 
     def base(self) -> Reader:
         """The base as the adapter was trained on it."""
@@ -131,15 +144,6 @@ class MergeSource:
         return Original(self.weights, self._dtype, formatted_layers(self.weights.empty))
 
     @property
-    def untied(self) -> tuple[str, str] | None:
-        """The weights of table and head, if they are one and an update changes only one of them."""
-        ties = getattr(self.weights.empty, "all_tied_weights_keys", None) or {}
-        for head, table in ties.items():
-            if {head, table} & self.updates.keys():
-                return table, head
-        return None
-
-    @property
     def _dtype(self) -> torch.dtype | None:
         name = self.settings.dtype
         return None if name == "auto" else getattr(torch, name)
@@ -189,10 +193,12 @@ def open_source(
                 f"weight format {to!r} has no form on disk, so it cannot be merged to"
             )
         target = DEFAULT_FORMAT
+    updates = updates_of(adapter, folder)
     return MergeSource(
         adapter=adapter,
-        weights=weights,
-        updates=updates_of(adapter, folder),
+        weights=longer(weights, updates.rows) if updates.rows else weights,
+        updates=updates.by_name,
+        untied=updates.parted,
         trained=trained,
         through_merge=bool(run and run.lora.merge_aware == target and onto is None),
         settings=run.model if run else ModelConfig(),

@@ -217,8 +217,13 @@ class _Measuring:
             )
         )
         there = written.keys.keys() | written.experts.keys()
-        applied = [update for name, update in source.updates.items() if name in there]
-        return prove(expected, base, found, count_tensors(source.adapter, applied))
+        applied = {
+            id(update.adapter): update.adapter
+            for name, update in source.updates.items()
+            if name in there and not update.adapter.follows
+        }
+        counted = count_tensors(source.adapter, applied.values())
+        return prove(expected, base, found, counted)
 
 
 def _feedback(

@@ -106,6 +106,8 @@ def _edited_config(folder: Path, merge: Merge) -> dict[str, Any]:
         part.pop("quantization_config", None)
         if merge.untied_head is not None:
             part["tie_word_embeddings"] = False
+        if merge.rows and "vocab_size" in part:
+            part["vocab_size"] = merge.rows
         if merge.dtype is not None:
             name = "torch_dtype" if "torch_dtype" in part else "dtype"
             part[name] = str(merge.dtype).removeprefix("torch.")

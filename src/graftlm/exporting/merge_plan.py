@@ -8,22 +8,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from graftlm.adapters.adapted import base_modules, lora_modules, output_head
-from graftlm.adapters.adapter import Adapter
 from graftlm.adapters.adapter_folder import run_settings, trained_on
-from graftlm.adapters.merging import Rounding, delta_of, merge_weight
-from graftlm.adapters.peft_format import load_adapter
-from graftlm.adapters.report import tied_head
+from graftlm.adapters.merging import Rounding
 from graftlm.config import ModelConfig
 from graftlm.errors import ArtifactError, ConfigError, near_matches
-from graftlm.exporting.merged_weights import weight_name
+from graftlm.exporting.merged_weights import Update, load_updates
 from graftlm.frozen.formats import format_named, formats
 from graftlm.frozen.weight import FrozenWeight
 from graftlm.models.experts import ExpertWeight, expert_weights, rounded_experts
@@ -40,6 +35,7 @@ from graftlm.models.streaming import (
     linear_layers,
     unquantized_names,
 )
+from graftlm.models.vocabulary import padded
 
 __all__ = ["Merge", "prepare_merge"]
 
@@ -51,7 +47,7 @@ class Merge:
     Attributes:
         weights: the base's tensors by checkpoint key, not read yet.
         places: the parameter of each key.
-        deltas: the adapted modules by the name of their weight.
+        deltas: what the adapter changes, by the name of the weight.
         format: the weight format of the base during training; ``None`` if the base was dense, or
             if the checkpoint is already in its format.
         quantized: names of the weights that were in a format during training, and whether each is
@@ -59,13 +55,15 @@ class Merge:
         fused: the fused experts of the model.
         joined: those of them that the checkpoint stores apart.
         untied_head: the weights of table and head if they must be untied.
+        rows: the rows of table and head, if the adapter makes them longer; else 0.
+        longer: the weights that get more rows.
     """
 
     onto: str
     weights: Mapping[str, LazyTensor]
     checkpoint: Checkpoint
     places: dict[str, str]
-    deltas: dict[str, Adapter]
+    deltas: Mapping[str, Update]
     format: type[FrozenWeight] | None
     quantized: dict[str, bool]
     fused: Mapping[str, ExpertWeight]
@@ -73,6 +71,8 @@ class Merge:
     settings: ModelConfig
     dtype: torch.dtype | None
     untied_head: tuple[str, str] | None
+    rows: int = 0
+    longer: frozenset[str] = frozenset()
     rounding: Rounding = dataclasses.field(default_factory=Rounding)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -139,9 +139,9 @@ class Merge:
     def _merged(self, weight: Tensor, place: str) -> Tensor:
         dtype = self.dtype if weight.dtype.is_floating_point else None
         if place not in self.deltas:
+            weight = padded(weight, self.rows if place in self.longer else 0)
             return weight.to(dtype) if dtype else weight
-        adapter = self.deltas[place]
-        merged, rounding = merge_weight(weight, delta_of([adapter], adapter.base, weight), dtype)
+        merged, rounding = self.deltas[place].merged(weight, dtype)
         self.rounding.add(rounding)
         return merged
 
@@ -171,12 +171,12 @@ def prepare_merge(
     places, shared = parameter_names(model, weights)
     quantized = _quantized(model, weights, places, format)
     joined = joined_experts(model, shared)
-    load_adapter(model, adapter)
-    deltas = {weight_name(name, module): module for name, module in lora_modules(model).items()}
-    untied = _parting(model, deltas)
+    updates = load_updates(model, adapter)
+    deltas, untied = updates.by_name, updates.parted
     whole = {name for key, name in places.items() if key not in shared} | joined.keys()
     needed = deltas.keys() | quantized.keys() | (fused.keys() if format is not None else set())
-    lost = needed - whole - set(untied or ())
+    followers = {name for name, update in deltas.items() if update.adapter.follows}
+    lost = needed - whole - set(untied or ()) - followers
     if lost:
         raise ArtifactError(
             f"{folder} does not store {min(lost)} as one tensor, so it cannot be merged on disk. "
@@ -196,6 +196,8 @@ def prepare_merge(
         settings=settings.model if settings else ModelConfig(),
         dtype=dtype,
         untied_head=untied,
+        rows=updates.rows,
+        longer=updates.longer,
     )
 
 
@@ -227,19 +229,6 @@ def _choose(onto: str | None, adapter: str | Path, name: str, already: str | Non
             "it was quantised from (base)."
         )
     return onto or already or trained_on(adapter) or "original"
-
-
-def _parting(model: nn.Module, deltas: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The names of the weights of table and head if they are tied and one is adapted."""
-    if not tied_head(model):
-        return None
-    head = output_head(model)
-    modules = base_modules(model)
-    weight = head.weight  # type: ignore[union-attr]
-    ends = [f"{n}.weight" for n, m in modules.items() if getattr(m, "weight", None) is weight]
-    head_name = next(f"{name}.weight" for name, module in modules.items() if module is head)
-    table_name = next(name for name in ends if name != head_name)
-    return (table_name, head_name) if {table_name, head_name} & deltas.keys() else None
 
 
 def _dense(lazy: LazyTensor) -> Tensor:

@@ -13,14 +13,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from graftlm.adapters.adapted import lora_modules
 from graftlm.adapters.adapter import Adapter
-from graftlm.adapters.merging import delta_of
+from graftlm.adapters.merging import Rounding, exact_part, merge_part
 from graftlm.adapters.peft_format import load_adapter
+from graftlm.adapters.trained_parts import ends_of
 from graftlm.frozen.experts import ExpertStack, FrozenExperts
 from graftlm.frozen.weight import FrozenWeight, StorageSettings
 from graftlm.models.calibrate import CalibratedWeights
@@ -28,26 +30,96 @@ from graftlm.models.experts import ExpertWeight
 from graftlm.models.load import empty_model, load_config
 from graftlm.models.named_weights import NamedWeights
 from graftlm.models.streamed import Reader
+from graftlm.models.vocabulary import grown_names, padded, table_rows
 
-__all__ = ["In16Bits", "MergedWeights", "StoredWeights", "updates_of", "weight_name"]
+__all__ = [
+    "In16Bits",
+    "MergedWeights",
+    "StoredWeights",
+    "Update",
+    "Updates",
+    "load_updates",
+    "updates_of",
+]
 
 
-def updates_of(adapter: Path, folder: Path) -> dict[str, Adapter]:
-    """The adapters at ``adapter``, by the name of the weight that each changes.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Update:
+    """What an adapter changes in one tensor of the base.
+
+    Attributes:
+        adapter: the adapter.
+        part: the tensor's name in the module.
+        rows: the rows that the tensor has after the merge; 0: as many as before.
+    """
+
+    adapter: Adapter
+    part: str
+    rows: int = 0
+
+    def exact(self, tensor: Tensor) -> Tensor:
+        """The tensor after the merge in float32, in the base's own layout."""
+        tensor = padded(tensor, self.rows)
+        return exact_part([self.adapter], self.adapter.base, self.part, tensor)
+
+    def merged(self, tensor: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Rounding]:
+        """The tensor after the merge, in the base's own layout, and the effect of the rounding."""
+        tensor = padded(tensor, self.rows)
+        return merge_part([self.adapter], self.adapter.base, self.part, tensor, dtype)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Updates:
+    """All that an adapter changes in a base.
+
+    Attributes:
+        by_name: the updates by the name of the tensor that each changes.
+        rows: the rows of table and head after the merge, if there are more; else 0.
+        longer: the names of the tensors that get more rows.
+        parted: the weights of table and head if they were one and are no longer.
+    """
+
+    by_name: Mapping[str, Update]
+    rows: int
+    longer: frozenset[str]
+    parted: tuple[str, str] | None
+
+
+def updates_of(adapter: str | Path, folder: Path) -> Updates:
+    """The changes of the adapter at ``adapter``.
 
     Raises:
         ArtifactError: the adapter does not fit the model in ``folder``.
+        ConfigError: it has a bias that the model has no place for.
     """
     config = load_config(folder)
     config.__dict__.pop("quantization_config", None)
-    model = empty_model(config)
+    return load_updates(empty_model(config), adapter)
+
+
+def load_updates(model: Any, adapter: str | Path) -> Updates:
+    """`updates_of` for a model without values, which gets the adapter."""
+    before, names = table_rows(model), frozenset(grown_names(model))
     load_adapter(model, adapter)
-    return {weight_name(name, module): module for name, module in lora_modules(model).items()}
+    longer = names if table_rows(model) > before else frozenset()
+    rows = table_rows(model) if longer else 0
+    by_name = {
+        (name if isinstance(module.base, ExpertStack) else f"{name}.{part}"): Update(
+            module, part, rows if f"{name}.{part}" in longer else 0
+        )
+        for name, module in lora_modules(model).items()
+        for part in module.parts()
+    }
+    return Updates(by_name, rows, longer, _parted(model, by_name))
 
 
-def weight_name(name: str, adapter: Adapter) -> str:
-    """The name of the weight that the adapter at ``name`` changes; fused experts are one."""
-    return name if isinstance(adapter.base, ExpertStack) else f"{name}.weight"
+def _parted(model: Any, by_name: Mapping[str, Update]) -> tuple[str, str] | None:
+    ends = ends_of(model)
+    table, head = f"{ends.table}.weight", f"{ends.head}.weight"
+    if not ends.tied or not {table, head} & by_name.keys():
+        return None
+    update = by_name.get(head)
+    return None if update is not None and update.adapter.follows else (table, head)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,15 +127,14 @@ class MergedWeights:
     """W + Δ in float32; a weight without an update is as ``base`` reads it."""
 
     base: Reader
-    updates: Mapping[str, Adapter]
+    updates: Mapping[str, Update]
 
     def __call__(self, name: str) -> Tensor:
         """The weight, as its module holds it."""
         weight = self.base(name)
         if name not in self.updates:
             return weight
-        adapter = self.updates[name]
-        return weight.float() + delta_of([adapter], adapter.base, weight)
+        return self.updates[name].exact(weight)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -20,7 +20,7 @@ from graftlm.adapters.adapted import lora_modules
 from graftlm.adapters.lora_linear import LoRALinear
 from graftlm.adapters.peft_format import load_adapter
 from graftlm.exporting.model_card import card_of_adapter, write_card
-from graftlm.exporting.rules import with_adapter
+from graftlm.exporting.rules import file_rules, with_adapter
 from graftlm.exporting.target import ExportTarget, Proof, register_target
 from graftlm.files import atomic_folder, require_free_space, write_json
 from graftlm.models import resolve
@@ -36,13 +36,19 @@ class MlxFolder(ExportTarget):
 
     def check(self, adapter: Path, base: str) -> list[str]:
         """Check that the adapter is plain LoRA of one rank and scale, inside the blocks."""
+        if rules := file_rules(adapter, "mlx"):
+            return rules
         model, problems = with_adapter(adapter, base)
         return problems or self.rules(model)
 
     def rules(self, model: nn.Module) -> list[str]:
         """Plain LoRA of one rank and scale, on the same layers of the last blocks."""
         modules, problems = lora_modules(model), []
-        if any(type(module) is not LoRALinear for module in modules.values()):
+        plain = LoRALinear.peft_keys.keys()
+        if any(
+            type(module) is not LoRALinear or module.adapter_parameters().keys() != plain
+            for module in modules.values()
+        ):
             problems.append("mlx-lm reads plain LoRA of linear layers here")
         if len({(module.rank, module.scaling) for module in modules.values()}) > 1:
             problems.append("mlx-lm has one rank and one scale for all layers")

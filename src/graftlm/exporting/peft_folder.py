@@ -35,7 +35,7 @@ class PeftFolder(ExportTarget):
 
     def rules(self, model: nn.Module) -> list[str]:
         """A variant that PEFT knows."""
-        kinds = {module.variant for module in lora_modules(model).values()}
+        kinds = {module.variant for module in lora_modules(model).values() if module.rank}
         variants = sorted(kind for kind in kinds if marks(kind).get("peft_type") != "LORA")
         return [
             f"PEFT does not know adapters of the variant {variant!r}; export another form"

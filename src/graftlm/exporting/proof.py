@@ -25,6 +25,7 @@ from torch import Tensor
 from graftlm.adapters.adapter import Adapter
 from graftlm.adapters.adapter_folder import adapter_folder, run_folder_of
 from graftlm.adapters.peft_config import read_config
+from graftlm.adapters.peft_trained import of_trained_part
 from graftlm.adapters.variant_of_file import WEIGHTS_NAME, suffix_patterns
 from graftlm.errors import ArtifactError, GraftLMError
 from graftlm.exporting.measure import Passed
@@ -148,11 +149,13 @@ def count_tensors(adapter: Path, applied: Iterable[Adapter]) -> TensorCount:
         applied: the adapters whose update was written.
     """
     folder = adapter_folder(adapter)
-    patterns = suffix_patterns(read_config(folder).variant).values()
+    config = read_config(folder)
+    patterns = suffix_patterns(config.variant).values()
     with safetensors.safe_open(folder / WEIGHTS_NAME, "pt") as file:
         keys = list(file.keys())
     own = [key for key in keys if any(pattern.fullmatch(key) for pattern in patterns)]
-    return TensorCount(len(own), sum(len(one.peft_keys) for one in applied))
+    own += [key for key in keys if key not in own and of_trained_part(key, config)]
+    return TensorCount(len(own), sum(len(one.peft_state()) for one in applied))
 
 
 def require_same_base(adapter: Path, folder: Path, name: str) -> None:

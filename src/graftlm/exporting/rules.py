@@ -94,6 +94,11 @@ def file_rules(adapter: Path, target: str) -> list[str]:
             f"has no fully trained modules (modules_to_save={raw.get('modules_to_save')})",
             raw.get("modules_to_save"),
         ),
+        (
+            "has no rows of new tokens that train alone (trainable_token_indices)",
+            raw.get("trainable_token_indices"),
+        ),
+        ("has no bias of the update (lora_bias)", raw.get("lora_bias")),
         ("has no adapters on single parameters (target_parameters)", raw.get("target_parameters")),
         (f"reads LoRA only, not {raw.get('peft_type')}", raw.get("peft_type") != "LORA"),
     ]
@@ -103,7 +108,15 @@ def file_rules(adapter: Path, target: str) -> list[str]:
 def _of_settings(config: RunConfig, target: str) -> list[str]:
     if config.lora.merge_aware and target not in ("peft", "transformers"):
         return ["a run that trains through its merge is exact only as `graftlm merge` writes it"]
-    return []
+    tool, lora = PLAIN_ONLY.get(target), config.lora
+    beside = {
+        "lora.modules_to_save": bool(lora.modules_to_save),
+        "lora.trainable_token_indices": bool(lora.trainable_token_indices),
+        "data.new_tokens": bool(config.data.new_tokens),
+        f"lora.bias={lora.bias}": lora.bias != "none",
+        "lora.lora_bias=true": lora.lora_bias,
+    }
+    return [f"{tool} has no {name}" for name, is_set in beside.items() if is_set and tool]
 
 
 def empty_base(base: str) -> Any:

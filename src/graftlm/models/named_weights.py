@@ -29,11 +29,13 @@ from graftlm.models.streaming import (
     linear_layers,
     unquantized_names,
 )
+from graftlm.models.vocabulary import grow_vocabulary, grown_names, padded
 
 __all__ = [
     "NamedWeights",
     "formatted_layers",
     "in_format",
+    "longer",
     "named_weights",
     "read_lazy",
     "store",
@@ -54,6 +56,7 @@ class NamedWeights:
         stored: the weights that the folder holds in a weight format.
         tables: the weights of which few rows are read at a time: they are mapped.
         ties: the parameter that another one shares.
+        longer: the parameters that get more rows than the files have, and how many; see `longer`.
     """
 
     empty: PreTrainedModel
@@ -65,9 +68,14 @@ class NamedWeights:
     stored: Mapping[str, LazyTensor]
     tables: frozenset[str]
     ties: Mapping[str, str]
+    longer: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def __call__(self, name: str) -> Tensor:
         """The weight as the module holds it; float32 if it comes from a weight format."""
+        weight = self._in_files(name)
+        return padded(weight, self.longer[name]) if name in self.longer else weight
+
+    def _in_files(self, name: str) -> Tensor:
         if name in self.experts:
             return self.experts[name].read(self.checkpoint.read)
         if name not in self.keys:
@@ -141,6 +149,15 @@ def named_weights(folder: Path, name: str | None = None) -> NamedWeights:
         tables=frozenset(tables),
         ties=ties | {table: head for head, table in ties.items()},
     )
+
+
+def longer(weights: NamedWeights, rows: int) -> NamedWeights:
+    """The same weights with an embedding table and an output head of ``rows`` rows.
+
+    ``weights`` must not be used afterwards: the two share their model without values.
+    """
+    grow_vocabulary(weights.empty, rows)
+    return dataclasses.replace(weights, longer=dict.fromkeys(grown_names(weights.empty), rows))
 
 
 def in_format(

@@ -137,7 +137,8 @@ def find_output_head(model: PreTrainedModel) -> OutputHead | None:
 
 def _from_config(model: PreTrainedModel) -> OutputHead | None:
     linear = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    if type(linear) not in (nn.Linear, OutputLinear, FrozenOutput):
+    trained_whole = getattr(linear, "is_output_layer", False)
+    if type(linear) not in (nn.Linear, OutputLinear, FrozenOutput) and not trained_whole:
         return None  # no head, or an adapted one
     return OutputHead(linear, *head_settings(model.config))
 

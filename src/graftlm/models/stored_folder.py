@@ -122,6 +122,8 @@ def write_folder(
             section.pop("quantization_config", None)
             if untied is not None:
                 section["tie_word_embeddings"] = False
+            if weights.longer and "vocab_size" in section:
+                section["vocab_size"] = max(weights.longer.values())
     if disk_form is not None and settings is not None and stored is not None:
         names = {name.removesuffix(".weight") for name in layers}
         kept = sorted(linear_layers(weights.empty).keys() - names)

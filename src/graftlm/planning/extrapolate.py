@@ -164,4 +164,7 @@ def _names_layers(lora: LoRAConfig) -> bool:
     """Whether the settings name a layer by its number, so that layers differ."""
     targets = (lora.targets,) if isinstance(lora.targets, str) else lora.targets
     names = (*targets, *lora.exclude, *lora.rank_pattern, *lora.alpha_pattern)
-    return any(re.search(r"(^|[^A-Za-z])\d+|\\d|\[0-9", name) for name in names)
+    names = (*names, *lora.modules_to_save)
+    return bool(lora.layers) or any(
+        re.search(r"(^|[^A-Za-z])\d+|\\d|\[0-9", name) for name in names
+    )

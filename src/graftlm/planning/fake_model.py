@@ -20,6 +20,7 @@ from graftlm.models.experts import expert_weights, hold
 from graftlm.models.streaming import linear_layers, unquantized_names
 from graftlm.planning.card_attention import attend_as_a_card
 from graftlm.system.placement import Placement
+from graftlm.training.new_tokens import longer_vocabulary, planned_tokens
 from graftlm.training.recompute import recompute_activations
 from graftlm.training.resolve import embeddings_of
 
@@ -82,10 +83,12 @@ def build(
     _materialise(model, dtype, device)
     if not Placement.on(device).runs_on_cpu:
         attend_as_a_card(model)
+    lora = planned_tokens(config, model)
     if config.method == "full":
+        longer_vocabulary(model, lora)
         model.requires_grad_(True)
     else:
-        add_lora(model, config.lora)
+        add_lora(model, lora)
         if config.lora.merge_aware:
 
             def original(name: str) -> Tensor:

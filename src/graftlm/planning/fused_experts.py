@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from graftlm.adapters.targets import matching, pattern_value
+from graftlm.adapters.names import matching, pattern_value
 from graftlm.config import RunConfig
 from graftlm.models.assemble import empty_model
 from graftlm.models.experts import expert_weights

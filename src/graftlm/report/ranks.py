@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from graftlm.adapters.adapter import adapter_scaling
+from graftlm.adapters.names import pattern_value
 from graftlm.adapters.peft_config import read_config
-from graftlm.adapters.targets import pattern_value
 from graftlm.adapters.variant_of_file import WEIGHTS_NAME
 
 __all__ = ["LayerRank", "advice", "layer_ranks", "rank_rows"]

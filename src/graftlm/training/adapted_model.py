@@ -17,6 +17,7 @@ from graftlm.distributed.streams import seed_of_rank
 from graftlm.models import load_weights
 from graftlm.models.host_layers import layers_on_host
 from graftlm.system.placement import placement_for, placement_of
+from graftlm.training.new_tokens import longer_vocabulary
 from graftlm.training.resolve import embeddings_of
 
 __all__ = ["adapted_model"]
@@ -48,6 +49,7 @@ def adapted_model(
     placement = placement_of(model)
     placement.seed(config.train.seed)
     if config.method == "full":
+        longer_vocabulary(model, config.lora)
         model.requires_grad_(True)
     else:
         _adapt(model, config, rows, checkpoint)

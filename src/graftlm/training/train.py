@@ -23,6 +23,7 @@ from graftlm.config import (
     most_bytes,
     require_complete,
 )
+from graftlm.data.new_tokens import add_tokens
 from graftlm.data.pack import lengths_of
 from graftlm.distributed.group import joined
 from graftlm.distributed.refusals import require_supported
@@ -49,6 +50,7 @@ from graftlm.training.hooks.tracking import require_tracker
 from graftlm.training.lock import locked
 from graftlm.training.loop import fit
 from graftlm.training.model_in_hand import method_of, model_config_of
+from graftlm.training.new_tokens import longer_config, with_rows_of
 from graftlm.training.objective import Objective, objective_named
 from graftlm.training.origin import named, origin_of
 from graftlm.training.rate_probe import with_probed_rate
@@ -121,6 +123,8 @@ def run(
         require_exportable(request)
         # Read the rows first: the tokenizer can then be freed before the model is loaded.
         tokenizer = load_tokenizer(config.model.name, trust_remote_code=trusted)
+        new_ids = add_tokens(tokenizer, request.data.new_tokens)
+        request = with_rows_of(request, new_ids)
         with group.main_first():  # it fills the cache of large files
             rows, held = read_rows(tokenizer, request.data, request.data.train, request.data.eval)
         if undecided and plan is not None:
@@ -134,7 +138,8 @@ def run(
         settings = resolve(request, facts_of(request, sequences, tokenizer, dtype, placement))
         objective = objective_named(settings.train.objective)(settings.train)
         examples = require_examples(objective, rows), objective.examples_in(held)
-        check_rows(*examples, tokenizer, request.data, model_config_in(base), base)
+        model_config = longer_config(model_config_in(base), request.lora)
+        check_rows(*examples, tokenizer, request.data, model_config, base)
         origin = group.from_main(lambda: origin_of(request, base, rows, held))
         record = record_of_rows(rows, request.data)
         saved = trained_tokenizer(tokenizer, rows, request.data)
@@ -194,6 +199,11 @@ def train(
     # The model's settings describe the model in hand.
     if problems := contradictions(request.model_copy(update={"model": ModelConfig()})):
         raise ConfigError(problems)
+    if request.data.new_tokens:
+        raise ConfigError(
+            "data.new_tokens: of a model in hand, call tokenizer.add_tokens(…) and pass the ids as "
+            "lora.trainable_token_indices to add_lora"
+        )
     objective_named(request.train.objective)
     require_exportable(request, model)
     with joined() as group, locked(Path(out).absolute(), group.is_main) as folder:

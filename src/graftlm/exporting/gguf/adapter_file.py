@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from graftlm.adapters.adapted import lora_modules
 from graftlm.adapters.adapter_folder import run_settings
+from graftlm.adapters.lora_bias import WithBias
 from graftlm.adapters.lora_embedding import LoRAEmbedding
 from graftlm.adapters.lora_linear import LoRALinear
 from graftlm.adapters.peft_format import load_adapter
@@ -23,7 +24,7 @@ from graftlm.exporting.gguf.architecture import ARCHITECTURES, permuted, problem
 from graftlm.exporting.gguf.library import gguf_library
 from graftlm.exporting.gguf.tensors import tensor_names
 from graftlm.exporting.llama_cpp import compare_file
-from graftlm.exporting.rules import with_adapter
+from graftlm.exporting.rules import file_rules, with_adapter
 from graftlm.exporting.target import ExportError, ExportTarget, Proof, register_target
 from graftlm.files import atomic_write, require_free_space
 from graftlm.models import resolve
@@ -45,6 +46,8 @@ class AdapterFile(ExportTarget):
         settings = run_settings(adapter)
         if settings is not None and settings.lora.merge_aware:
             return ["the adapter was trained through its merge: only the merged model is exact"]
+        if rules := file_rules(adapter, "gguf-adapter"):
+            return rules
         model, problems = with_adapter(adapter, base)
         return problems or self.rules(model)
 
@@ -90,6 +93,8 @@ def _modules(adapter: Path, config: Any) -> dict[str, Any]:
 def _problems(modules: dict[str, Any], config: Any) -> list[str]:
     problems = []
     for name, module in modules.items():
+        if isinstance(module, WithBias) and len(module.adapter_parameters()) > 2:
+            problems.append(f"{name}: llama.cpp reads no trained biases")
         if type(module) not in (LoRALinear, LoRAEmbedding):
             kind = f"{module.variant!r} on a {module.beside}"
             problems.append(f"{name}: llama.cpp reads plain LoRA, not {kind}")

@@ -69,7 +69,7 @@ class MergedFile(ExportTarget):
         try:
             merge, _, tokenizer = self._prepared(adapter, base)
             if merge.dtype is None:
-                vocabulary(tokenizer, config.vocab_size)
+                vocabulary(tokenizer, merge.rows or config.vocab_size)
         except GraftLMError as error:
             return [str(error)]
         return []
@@ -89,7 +89,7 @@ class MergedFile(ExportTarget):
     def write(self, adapter: Path, base: str, out: Path) -> dict[str, Any]:
         """Write the file and prove it; return the proof's figures."""
         merge, plan, tokenizer = self._prepared(adapter, base)
-        config = load_config(resolve(base).path)
+        config = _longer(load_config(resolve(base).path), merge)
         kind, name = self.quantization, Path(base).name
         with original_gguf(base) as base_file, atomic_write(out) as file:
             if kind not in MIXTURES:
@@ -127,18 +127,26 @@ class MergedFile(ExportTarget):
         config = load_config(folder)
         merge = prepare_merge(adapter, folder, base)
         config.__dict__.pop("quantization_config", None)
+        config = _longer(config, merge)
         shapes = {name: tensor.shape for name, tensor in empty_model(config).state_dict().items()}
         kind = BEFORE if self.quantization in MIXTURES else self.quantization
         plan = file_tensors(merge, config, shapes, kind)
         return merge, plan, adapter_tokenizer(adapter, tokenizer_in(folder))
 
 
+def _longer(config: Any, merge: Merge) -> Any:
+    """``config`` with the vocabulary that the merged model has."""
+    if merge.rows:
+        config.get_text_config().vocab_size = merge.rows
+    return config
+
+
 def write_base(file: Path, adapter: Path, base: str, kind: str = "f16") -> None:
     """Write the base of ``adapter`` as GGUF, without the adapter."""
     target = MergedFile(kind)
     merge, plan, tokenizer = target._prepared(adapter, base)
-    merge.deltas.clear()
-    merge.untied_head = None
+    merge.deltas, merge.untied_head = {}, None
+    merge.rows, merge.longer = 0, frozenset()
     config = load_config(resolve(base).path)
     write_model(file, merge, plan, config, tokenizer, kind, None, Path(base).name)
 

@@ -21,6 +21,7 @@ from graftlm.exporting.gguf.library import gguf_library
 from graftlm.exporting.gguf.tensors import FileTensor, in_file_layout, merged_tensors
 from graftlm.exporting.merge_plan import Merge
 from graftlm.exporting.target import Proof
+from graftlm.models.vocabulary import padded
 
 __all__ = ["LEAST_KEPT", "prove"]
 
@@ -81,7 +82,8 @@ def prove(
                 )
                 break
             if tensor.parameter in merge.deltas and tensor.parameter in by_key:
-                base = merge.base_weight(by_key[tensor.parameter])
+                rows = merge.rows if tensor.parameter in merge.longer else 0
+                base = padded(merge.base_weight(by_key[tensor.parameter]), rows)
                 change = expected - in_file_layout(tensor.parameter, base, config)
                 along += float(((written - expected + change) * change).sum())
                 exact += float(change.square().sum())

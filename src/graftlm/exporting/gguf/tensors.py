@@ -96,7 +96,8 @@ def with_kept(plan: list[FileTensor], merge: Merge, base_file: Path | None) -> l
     if base_file is None:
         return plan
     stored = {tensor.name: tensor for tensor in gguf_library().GGUFReader(base_file).tensors}
-    changed = merge.deltas.keys() | merge.quantized.keys() | set(merge.untied_head or ())
+    changed = merge.deltas.keys() | merge.quantized.keys() | {*(merge.untied_head or ())}
+    changed |= merge.longer
     return [
         tensor
         if tensor.parameter in changed or tensor.name not in stored
