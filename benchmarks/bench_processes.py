@@ -2,6 +2,7 @@
 
     python benchmarks/bench_processes.py                 all of it, a random Llama of two layers
     python benchmarks/bench_processes.py --quick         a few of each, as the tests run it
+    python benchmarks/bench_processes.py memory          memory of a rank, a random Llama of 1.1 B
 
 curves   loss and gradient norm of 1, 2 and 4 processes with the same settings: the largest relative
          difference of the losses from those of one process
@@ -9,8 +10,9 @@ resume   saved on 2 processes, resumed on 2, 1 and 4, beside the run that was no
          equal to the last bit in every tensor
 kills    SIGKILL of a random rank at a random moment: seconds until all others have ended, and
          whether the run then resumes to the end
+memory   see `rank_memory.py`; only if it is named
 
-All in float32. Prints CSV rows; ends with exit code 1 if a limit is passed.
+All but memory in float32. Prints CSV rows; ends with exit code 1 if a limit is passed.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import rank_memory
 import ranks
 from random_llama import write_tiny_llama
 
@@ -113,7 +116,8 @@ def curves(work: Path, quick: bool) -> bool:
             one = one or rows
             apart = difference(one, rows)
             good = good and apart <= LIMIT
-            print(f"curve,{method},{packing},{accumulation},{engine},{world},{apart:.1e}")
+            told = f"{method},{packing},{accumulation},{engine},{world}"
+            print(f"curve,{told},{apart:.1e}", flush=True)
     return good
 
 
@@ -232,6 +236,7 @@ def main() -> int:
             "curves": lambda: curves(work, options.quick),
             "resume": lambda: resume(work, options.quick),
             "kills": lambda: kills(work, 2 if options.quick else options.kills),
+            "memory": lambda: rank_memory.memory(work),
         }
         good = [made[part]() for part in options.parts]
     return 0 if all(good) else 1

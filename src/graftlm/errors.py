@@ -77,7 +77,16 @@ class TrainingError(GraftLMError):
 
 
 class EndedByAnotherRank(GraftLMError):  # noqa: N818 - not an error of this process
-    """Another process of the run failed and has told the user why. This one says nothing."""
+    """Another process of the run failed and has told the user why. This one says nothing.
+
+    Args:
+        message: what happened here, for a traceback.
+        exit_code: that of the other process.
+    """
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 def record_of(error: GraftLMError) -> dict[str, Any]:

@@ -28,6 +28,7 @@ def plan(
     methods: Sequence[Method] = METHODS,
     verify: Literal["recommended", "all"] | None = None,
     progress: Callable[[str], None] = lambda text: None,
+    processes: int = 1,
 ) -> Plan:
     """Predict memory and time of a run, as `graftlm plan` does, before it starts.
 
@@ -43,6 +44,7 @@ def plan(
         methods: the methods to consider.
         verify: also run the recommended settings, or all that fit, and measure.
         progress: is called with a description of the current work.
+        processes: how many train together; memory is that of each.
 
     Raises:
         ConfigError: a setting is wrong.
@@ -64,4 +66,5 @@ def plan(
         lengths=row_lengths(config) if config.data.train else (),
         verify=verify,
         progress=progress,
+        processes=processes,
     )

@@ -47,6 +47,9 @@ def plan(
     batch_size: Annotated[int | None, typer.Option(help="Rows a batch.", **_HIDE)] = None,
     rank: Annotated[int | None, typer.Option(help="Rank of the adapters.", **_HIDE)] = None,
     methods: Annotated[str, typer.Option(help="Which to consider.")] = "full,lora,qlora",
+    processes: Annotated[
+        int, typer.Option(min=1, help="Processes that train together; memory is that of each.")
+    ] = 1,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", help="Any setting, as for `graftlm train`. Repeatable.", **_HIDE),
@@ -100,6 +103,7 @@ def plan(
             methods=[word.strip() for word in methods.split(",")],  # type: ignore[misc]
             verify="all" if verify_all else "recommended" if verify else None,
             progress=say_progress,
+            processes=processes,
         )
     if as_json:
         say(found.to_json() | _probe(config, found), True, "")
@@ -134,6 +138,8 @@ def _print(found: Plan) -> None:
     from graftlm.config import format_size
 
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    if found.processes > 1:  # a wider first column
+        console.width = max(console.width, 100)
     console.print(_table(found))
     if found.verified:
         console.print(_verified_table(found))
@@ -162,6 +168,7 @@ def _table(found: Plan) -> Any:
     from graftlm.config import format_size
 
     title = f"{found.model} on {found.device}, limit {format_size(found.limit)}"
+    title += f" in each of {found.processes} processes" if found.processes > 1 else ""
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for name in _COLUMNS:
         right = name in ("rows × length", "peak", "time a step")
@@ -169,7 +176,7 @@ def _table(found: Plan) -> Any:
     for option in found.options:
         mark = " ←" if option == found.recommendation.option and option.fits else ""
         table.add_row(
-            option.method + (", layers in host memory" if option.offload == "layers" else ""),
+            _method(option),
             "yes" if option.gradient_checkpointing else "no",
             option.embeddings,
             f"{option.rows} × {option.length}",
@@ -178,6 +185,14 @@ def _table(found: Plan) -> Any:
             ("yes" if option.fits else "no") + mark,
         )
     return table
+
+
+def _method(option: Option) -> str:
+    """The method, and how it is spread over memory and processes."""
+    parts: list[str] = [option.method]
+    parts += ["layers in host memory"] if option.offload == "layers" else []
+    parts += [option.distributed] if option.distributed != "none" else []
+    return ", ".join(parts)
 
 
 def _verified_table(found: Plan) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from graftlm.errors import ArtifactError
 
 if TYPE_CHECKING:
     from graftlm.config import RunConfig
+    from graftlm.distributed.group import Group
     from graftlm.training import RunResult
 
 __all__ = ["train"]
@@ -89,7 +89,7 @@ def train(
     from graftlm.distributed.group import joined
 
     with joined() as group:
-        resume = resume or _restarted(given, config)
+        resume = resume or _restarted(group, config, given, set_ or [])
         settings = _settings(config, given, resume, set_ or [])
 
         from graftlm.config import most_bytes
@@ -113,14 +113,19 @@ def train(
         raise typer.Exit(1)
 
 
-def _restarted(given: Mapping[str, Any], config: Path | None) -> bool:
-    """Whether the launcher has started these processes again, and there is a run to resume."""
-    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
-        return False
-    from graftlm.config import RunConfig, load_run_config
+def _restarted(
+    group: Group, config: Path | None, given: Mapping[str, Any], assignments: Sequence[str]
+) -> bool:
+    """Whether the launcher has started these processes again, and their run had begun."""
+    from graftlm.system.processes import restarts
 
-    out = given["out"] or (load_run_config(config, []) if config else RunConfig()).out
-    return (Path(out) / "config.yaml").exists()
+    if restarts()[0] == 0:
+        return False
+    from graftlm.config import load_run_config
+    from graftlm.training.run_folder import begun_in_this_launch
+
+    out = Path(load_run_config(config, flags.overrides(given, assignments)).out)
+    return group.from_main(lambda: begun_in_this_launch(out))
 
 
 def _settings(

@@ -38,6 +38,14 @@ USUAL_NAMES = {
     "wd": "train.weight_decay",
 }
 """Names of our settings in other tools, and common abbreviations."""
+SPLITS = ("context_parallel", "sequence_parallel", "tensor_parallel", "pipeline_parallel")
+SPLITS_SHORT = ("cp", "sp", "tp", "pp")
+NOT_SPLIT = (
+    "graftlm splits the rows of a batch over devices (ddp), and frozen weights (fsdp), but neither "
+    "a row nor a product. A row has to fit on one device: set train.gradient_checkpointing=true, "
+    "or lower data.max_length"
+)
+"""The answer to settings that would split a row or a layer over devices."""
 
 
 def validate(model: type[SettingsT], tree: dict[str, Any]) -> SettingsT:
@@ -92,6 +100,7 @@ def _bad_values(error: pydantic.ValidationError) -> list[str]:
     return [
         f"{shown(where)}: {' or '.join(dict.fromkeys(texts))}"
         + ("" if texts == ["is missing"] else f", got {_quoted(given[where])}")
+        + (f". {NOT_SPLIT}" if where == "distributed" and _splits(str(given[where])) else "")
         for where, texts in said.items()
     ]
 
@@ -142,8 +151,16 @@ def _unknown_names(model: type[Settings], tree: Any, prefix: str = "") -> list[s
     return problems
 
 
+def _splits(name: str) -> bool:
+    """Whether this names a way to split a row or a layer over devices."""
+    name = name.lower().replace("-", "_").removesuffix("_size").removesuffix("_degree")
+    return name in SPLITS_SHORT or name.startswith(SPLITS)
+
+
 def _hint(key: str, model: type[Settings]) -> str:
     """The name that was probably meant: of another tool, of another section, or a similar one."""
+    if _splits(key):
+        return f": {NOT_SPLIT}"
     if key.lower() in USUAL_NAMES:
         return f"; did you mean {USUAL_NAMES[key.lower()]!r}?"
     homes = [f"{name}.{key}" for name, part in SECTIONS.items() if key in part.model_fields]

@@ -175,8 +175,8 @@ class RunConfig(Settings):
     plan, else the CPU."""
     distributed: Literal["auto", "ddp", "fsdp", "none"] = "auto"
     """How several processes share the work: `ddp`, each holds the whole model; `fsdp`, each holds a
-    share of the frozen weights; `none` refuses several; `auto`: `ddp`. In one process it has no
-    effect."""
+    share of the frozen weights; `none` refuses several; `auto`: `ddp` where a replica fits by plan,
+    else `fsdp`. In one process it has no effect."""
     memory: Text = "unlimited"
     """Do not start what would need more than this, such as `2GB`, the one conversion of a `.gguf`
     file included; `unlimited` does not ask. What is `auto` is decided so that it fits, under

@@ -7,6 +7,8 @@
     split.py       which rows of a step each rank computes
     engine.py      the passes of a step in one process
     replicated.py  DDP: each process holds the whole model
+    loading.py     which part of the frozen weights a process loads
+    groups.py      which of them are gathered together
     sharded.py     FSDP2: each process holds a share of the frozen weights
 
 A run in one process imports only `group.py`, `split.py` and `engine.py`, and nothing of

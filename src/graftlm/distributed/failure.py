@@ -4,6 +4,7 @@ The launcher's store holds what failed:
 
     failed      how many processes have reported an error
     error/R     the message of rank R
+    code/R      its exit code, with which the others end as well
 
 The first to report tells the user, with its rank unless all ranks say the same. A process that
 waits for the others in vain learns of it here and ends silently. A thread of each process looks
@@ -19,6 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from graftlm.errors import ConfigError, EndedByAnotherRank, GraftLMError, TrainingError
+from graftlm.system.processes import restarts
 
 if TYPE_CHECKING:
     from typing import Self  # Python 3.11; not imported when the package runs
@@ -76,22 +78,24 @@ class Failures:
         try:
             told = self._another_told(wait=lost)
             if not told:
+                self.store.set(f"code/{self.processes.rank}", str(_exit_code(error)))
                 first = self.store.add("failed", 1) == 1
                 self.store.set(f"error/{self.processes.rank}", str(error))
                 told = not first
             if not told:
                 same = self._all_say(str(error))
+            code = self._their_code() if told else 1
         except Exception:
-            told, same = False, True  # no store: say what there is to say
+            told, same, code = False, True, 1  # no store: say what there is to say
         finally:
             self.over.set()
         if told:
-            raise EndedByAnotherRank(str(error)) from error
+            raise EndedByAnotherRank(str(error), code) from error
         if lost:
             raise TrainingError(
                 f"rank {self.processes.rank} lost the connection to another of the "
                 f"{self.processes.world_size} processes: it was killed, or its machine is gone "
-                f"({_first_line(error)}). Go on from the last checkpoint with --resume."
+                f"({_first_line(error)}). {_what_now()}"
             ) from error
         if isinstance(error, GraftLMError) and not same:
             raise _of_rank(self.processes.rank, error) from error
@@ -105,6 +109,12 @@ class Failures:
             time.sleep(0.05)
         return True
 
+    def _their_code(self) -> int:
+        """The exit code of the first other process that has reported."""
+        others = [r for r in range(self.processes.world_size) if r != self.processes.rank]
+        keys = [f"code/{rank}" for rank in others]
+        return next((int(self.store.get(key)) for key in keys if self.store.check([key])), 1)
+
     def _all_say(self, message: str) -> bool:
         """Whether all processes report the same within a moment."""
         keys = [f"error/{rank}" for rank in range(self.processes.world_size)]
@@ -114,6 +124,18 @@ class Failures:
                 return False
             time.sleep(0.02)
         return all(self.store.get(key).decode() == message for key in keys)
+
+
+def _what_now() -> str:
+    """How the run goes on: torchrun starts the processes again as often as it was told to."""
+    done, most = restarts()
+    if done < most:
+        return "torchrun starts the processes again, from the last checkpoint."
+    return "Go on from the last checkpoint with --resume."
+
+
+def _exit_code(error: BaseException) -> int:
+    return error.exit_code if isinstance(error, GraftLMError) else 1
 
 
 def _of_rank(rank: int, error: GraftLMError) -> GraftLMError:

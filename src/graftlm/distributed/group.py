@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from graftlm.system.processes import Processes, joined_processes, started_processes
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Group", "current_group", "joined"]
 
@@ -33,6 +36,10 @@ class Group:
     def gather(self, values: Sequence[float]) -> list[list[float]]:
         """The ``values`` of each process, by rank; all give equally many."""
         return [[float(value) for value in values]]
+
+    def gather_tensors(self, tensor: Tensor) -> list[Tensor]:
+        """The ``tensor`` of each process, by rank; all are of one shape, on the CPU."""
+        return [tensor]
 
     def gather_objects(self, value: ValueT) -> list[ValueT]:
         """The ``value`` of each process, by rank."""

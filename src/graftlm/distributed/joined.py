@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from graftlm.distributed.failure import Failures
 from graftlm.distributed.group import Group, set_current_group
@@ -38,6 +39,12 @@ class JoinedGroup(Group):
         found = [torch.empty_like(own) for _ in range(self.processes.world_size)]
         dist.all_gather(found, own)
         return [tensor.tolist() for tensor in found]
+
+    def gather_tensors(self, tensor: Tensor) -> list[Tensor]:
+        """The ``tensor`` of each process, by rank."""
+        found = [torch.empty_like(tensor) for _ in range(self.processes.world_size)]
+        dist.all_gather(found, tensor)
+        return found
 
     def gather_objects(self, value: ValueT) -> list[ValueT]:
         """The ``value`` of each process, by rank."""

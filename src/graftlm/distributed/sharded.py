@@ -15,29 +15,38 @@ batch left computes a row that does not count.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+import torch.distributed.fsdp
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
 
 from graftlm.distributed.engine import Pass
+from graftlm.distributed.group import current_group
+from graftlm.distributed.groups import groups_of
 from graftlm.distributed.replicated import Replicated
 from graftlm.errors import ResourceError
+from graftlm.frozen.experts import FrozenExperts
 from graftlm.frozen.stored_weight import StoredWeight
 from graftlm.models.capabilities import capabilities
-from graftlm.system.placement import placement_of
+from graftlm.system.placement import Placement
 
-__all__ = ["Sharded", "shard_frozen"]
+__all__ = ["Sharded", "is_sharded", "shard_frozen"]
 
 
 class Sharded(Replicated):
     """FSDP2 over the frozen parameters, DDP over the trained ones."""
 
     def prepare(self, model: Any, parameters: Sequence[nn.Parameter]) -> None:
-        """Shard the model, then wrap the trained parameters."""
-        shard_frozen(model, parameters, self.group.processes.world_size)
+        """Shard the model unless it was loaded in shares, then wrap the trained parameters."""
+        known = capabilities(model)  # measured by all processes at once, for a run of the model
+        _ = known.output_head, known.keeps_sequences_apart
+        if not is_sharded(model):
+            shard_frozen(model, parameters)
         super().prepare(model, parameters)
 
     def passes(self, batches: Sequence[Any], blank: Callable[[], Any]) -> list[Pass]:
@@ -54,8 +63,21 @@ class Sharded(Replicated):
         return [Pass(batch, True, False) for batch in batches] + extra
 
 
-def shard_frozen(model: Any, trained: Sequence[nn.Parameter], world_size: int) -> None:
-    """Leave to this process its share of each frozen tensor of ``model``, in place.
+def is_sharded(model: nn.Module) -> bool:
+    """Whether `shard_frozen` has cut the model."""
+    cut = getattr(torch.distributed.fsdp, "FSDPModule", None)  # torch 2.6
+    return cut is not None and isinstance(model, cut)
+
+
+def shard_frozen(
+    model: Any, trained: Sequence[nn.Parameter] = (), parts: Mapping[str, Tensor] | None = None
+) -> None:
+    """Leave to this process its part of each frozen tensor of ``model``, in place.
+
+    Args:
+        model: whole, or loaded in shares.
+        trained: the parameters that stay whole. Adapters may also be attached afterwards.
+        parts: the part of each tensor that has no values, by the name of its parameter.
 
     Raises:
         ResourceError: this torch cannot leave the trained parameters whole.
@@ -64,31 +86,50 @@ def shard_frozen(model: Any, trained: Sequence[nn.Parameter], world_size: int) -
         from torch.distributed.fsdp import fully_shard
     except ImportError as error:
         raise ResourceError("distributed=fsdp needs torch 2.7 or later: use ddp") from error
-    # Both are measured on the whole model, once.
-    known = capabilities(model)
-    _ = known.output_head, known.keeps_sequences_apart
-    stored = [module for module in model.modules() if isinstance(module, StoredWeight)]
+    stored = [m for m in model.modules() if isinstance(m, StoredWeight | FrozenExperts)]
     for module in stored:
         module.hold_as_parameters()
-    mesh = init_device_mesh(placement_of(model).kind, (world_size,))
+    before = dict(model.named_parameters(remove_duplicate=False))
+    kind = Placement.on(_device_of(model)).kind
+    mesh = init_device_mesh(kind, (current_group().processes.world_size,))
     ignored = set(trained)
-    table, head = model.get_input_embeddings(), model.get_output_embeddings()
-    apart = [table] if _weights_of(table).isdisjoint(_weights_of(head)) else []
-    for module in (*_layers(model), *apart):
-        fully_shard(module, mesh=mesh, ignored_params=ignored)
-    fully_shard(model, mesh=mesh, ignored_params=ignored)
+    for group in groups_of(model):
+        fully_shard(group, mesh=mesh, ignored_params=ignored)
+    if parts:
+        _fill(model, before, parts, mesh)
     for module in stored:
-        _ = module.frozen  # forget the whole tensors
+        if isinstance(module, StoredWeight):
+            _ = module.frozen  # forget the whole tensors
 
 
-def _layers(module: nn.Module) -> Iterator[nn.Module]:
-    """The entries of each outermost list of modules: the layers of a model."""
-    for child in module.children():
-        if isinstance(child, nn.ModuleList):
-            yield from child
-        else:
-            yield from _layers(child)
+def _fill(
+    model: nn.Module,
+    before: Mapping[str, nn.Parameter],
+    parts: Mapping[str, Tensor],
+    mesh: DeviceMesh,
+) -> None:
+    """Put the parts in the place of tensors without values; tied ones stay tied."""
+    part_of = {id(before[name]): part for name, part in parts.items()}
+    made: dict[int, nn.Parameter] = {}
+    for name, old in before.items():
+        if id(old) not in part_of:
+            continue
+        path, _, leaf = name.rpartition(".")
+        module = model.get_submodule(path)
+        if id(old) not in made:
+            part = DTensor.from_local(
+                part_of[id(old)],
+                mesh,
+                [Shard(0)],
+                run_check=False,
+                shape=old.shape,
+                stride=old.stride(),
+            )
+            made[id(old)] = nn.Parameter(part, requires_grad=False)
+        setattr(module, leaf, made[id(old)])
 
 
-def _weights_of(module: nn.Module | None) -> set[torch.Tensor]:
-    return set() if module is None else set(module.parameters())
+def _device_of(model: nn.Module) -> torch.device:
+    """The device of what has values."""
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    return next(tensor.device for tensor in tensors if not tensor.is_meta)

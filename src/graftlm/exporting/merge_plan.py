@@ -23,18 +23,12 @@ from graftlm.frozen.formats import format_named, formats
 from graftlm.frozen.weight import FrozenWeight
 from graftlm.models.experts import ExpertWeight, expert_weights, rounded_experts
 from graftlm.models.joined_experts import JoinedExperts, joined_experts
+from graftlm.models.lazy import Abort, LazyTensor, Stored, copied_tensors
 from graftlm.models.load import empty_model, load_config
 from graftlm.models.prequantized import mapped_tensors, stored_as
 from graftlm.models.safetensors_file import Checkpoint
 from graftlm.models.shard_writer import parameter_names
-from graftlm.models.streaming import (
-    Abort,
-    LazyTensor,
-    Stored,
-    copied_tensors,
-    linear_layers,
-    unquantized_names,
-)
+from graftlm.models.streaming import linear_layers, unquantized_names
 from graftlm.models.vocabulary import padded
 
 __all__ = ["Merge", "prepare_merge"]

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from graftlm._compat.torch_objects import buffers_of
+from graftlm._compat.torch_objects import buffers_of, parameters_of
 from graftlm.frozen.dense import DenseWeight
 from graftlm.frozen.keeps_types import KeepsTypes
+from graftlm.frozen.share import Share, cut
 from graftlm.frozen.weight import FrozenWeight, StorageSettings
 
 if TYPE_CHECKING:
@@ -170,9 +171,29 @@ class FrozenExperts(KeepsTypes, ExpertStack):
         return cls([one] * shape[0], transposed)
 
     def matrix(self, expert: int) -> FrozenWeight:
-        """The weight of one expert: views of the buffers."""
-        buffers: dict[str, Any] = buffers_of(self)
-        return self._like.with_tensors({name: buffers[name][expert] for name in self._names})
+        """The weight of one expert: views of the module's tensors."""
+        held: dict[str, Any] = {**buffers_of(self), **parameters_of(self)}
+        return self._like.with_tensors({name: held[name][expert] for name in self._names})
+
+    def hold_as_parameters(self) -> None:
+        """Make the tensors frozen parameters, which an engine can shard."""
+        for name, tensor in list(self.named_buffers(recurse=False)):
+            delattr(self, name)
+            self.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
+        like = self._like.tensors()  # views of the whole tensors
+        self._like = self._like.with_tensors({name: t.to("meta") for name, t in like.items()})
+
+    def leave_share(self, share: Share) -> dict[str, Tensor]:
+        """The experts of one of several processes, a copy; the module keeps shapes without values.
+
+        A process may get none.
+        """
+        parts = {}
+        for name, tensor in list(self.named_buffers(recurse=False)):
+            parts[name] = cut(tensor, share).clone()
+            setattr(self, name, tensor.to("meta"))
+        self._like = self.matrix(0)
+        return parts
 
     def matrices(self) -> list[FrozenWeight]:
         """The weight of every expert."""

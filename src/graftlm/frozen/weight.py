@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from graftlm.errors import ConfigError
+from graftlm.frozen.share import DenseSource, Share, ShareOfWeight, whole_first
 from graftlm.kernels.low_rank import add_low_rank
 
 if TYPE_CHECKING:
@@ -116,6 +117,27 @@ class FrozenWeight(abc.ABC):
     @abc.abstractmethod
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
         """The same matrix over other tensors: moved, copied, or read from a file."""
+
+    @classmethod
+    def quantize_share(
+        cls,
+        source: DenseSource,
+        settings: StorageSettings,
+        share: Share,
+        device: torch.device,
+    ) -> ShareOfWeight:
+        """Store the part of a dense weight that one of several processes holds.
+
+        The default reads and stores the whole matrix, one at a time, and keeps a part. A format
+        whose blocks do not depend on each other reads less.
+
+        Args:
+            source: the matrix (out, in), not read yet.
+            settings: as for `quantize`.
+            share: which part; all processes call this for the same matrices in the same order.
+            device: where the part lies.
+        """
+        return whole_first(cls.quantize(source.whole().to(device), settings), share)
 
     @classmethod
     def quantize_for(

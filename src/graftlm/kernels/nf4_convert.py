@@ -25,7 +25,7 @@ from graftlm.kernels.products import (
     weight_arguments,
 )
 
-__all__ = ["dequantize", "quantize"]
+__all__ = ["dequantize", "quantize", "shrink_maxima"]
 
 
 def quantize(w: Tensor, block_size: int = 64, double_quant: bool = True) -> NF4Weight:
@@ -46,6 +46,19 @@ def quantize(w: Tensor, block_size: int = 64, double_quant: bool = True) -> NF4W
     """
     codes, absmax = _quantize(w.detach(), block_size)
     return assemble(w, codes, absmax, block_size, _double_quantize if double_quant else None)
+
+
+def shrink_maxima(absmax: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Block maxima in 8 bits, as `quantize` stores them if ``double_quant``.
+
+    Args:
+        absmax: float32 [blocks], of the whole weight.
+
+    Returns:
+        uint8 [blocks] codes, float32 [groups] nested maxima, float32 [] offset.
+    """
+    codes, nested_absmax, offset = _double_quantize(absmax)
+    return codes, nested_absmax, offset
 
 
 def dequantize(w4: NF4Weight, dtype: torch.dtype | None = None) -> Tensor:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from graftlm.models.prequantized import StoredAs
+    from graftlm.models.shares import Shares
     from graftlm.models.streaming import StreamingConfig
 
 __all__ = [
@@ -111,8 +112,12 @@ def load_weights(
     replacements: Sequence[str] = REPLACEMENTS,
     trust_remote_code: bool = False,
     device: str = "auto",
+    shares: Shares | None = None,
 ) -> PreTrainedModel:
-    """Load a model without its tokenizer; arguments, memory and errors as for `load_model`."""
+    """Load a model without its tokenizer; arguments, memory and errors as for `load_model`.
+
+    With ``shares`` it is for one of several processes, and large tensors get no values.
+    """
     from graftlm.models.prequantized import take_quantization
     from graftlm.models.streaming import StreamingConfig
 
@@ -122,20 +127,19 @@ def load_weights(
     source = resolve(name, trust_remote_code=trust_remote_code)
     config = load_config(source.path, trust_remote_code)
     checkpoint = Checkpoint(source.path)
-    already = take_quantization(config, str(name))
-    if already is not None:
+    if (already := take_quantization(config, str(name))) is not None:
         format = None  # the 16-bit layers of such a folder stay as they are
     placement = placement_for(device, needed=sum(stored.nbytes for stored in checkpoint.values()))
     weights_dtype = pick_dtype(dtype, config, checkpoint, placement)
+
+    settings = WeightSettings(block_size, double_quant)
 
     def fill(empty: PreTrainedModel) -> PreTrainedModel:
         return _fill(
             empty,
             checkpoint,
             reader=already,
-            streaming=StreamingConfig(
-                format, WeightSettings(block_size, double_quant), placement.first
-            ),
+            streaming=StreamingConfig(format, settings, placement.first, shares),
             dtype=weights_dtype,
         )
 
@@ -192,13 +196,16 @@ def _fill(
     dtype: torch.dtype,
 ) -> PreTrainedModel:
     from graftlm.models.experts import expert_weights
+    from graftlm.models.lazy import Abort, loaded_tensors, unread_tensors
     from graftlm.models.prequantized import mapped_tensors
-    from graftlm.models.streaming import Abort, copied_tensors, register
+    from graftlm.models.streaming import register
 
     register()
-    tensors = copied_tensors(checkpoint)
+    tensors = loaded_tensors(checkpoint, streaming.format, streaming.device)
     if reader is not None:
         tensors = mapped_tensors(checkpoint, reader, expert_weights(skeleton))
+    if streaming.shares is not None:
+        tensors |= unread_tensors(skeleton, checkpoint, tensors, streaming.shares)
     try:
         with without_progress_bars(), captured_messages() as messages:
             loaded: Any = type(skeleton).from_pretrained(
@@ -272,9 +279,8 @@ def pick_dtype(
 def _generation_config(folder: Path) -> Any:
     from transformers import GenerationConfig
 
-    if not (folder / "generation_config.json").exists():
-        return None
-    return GenerationConfig.from_pretrained(folder)
+    there = (folder / "generation_config.json").exists()
+    return GenerationConfig.from_pretrained(folder) if there else None
 
 
 def tokenizer_in(folder: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

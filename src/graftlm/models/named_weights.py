@@ -17,18 +17,13 @@ from graftlm.frozen.formats import format_named
 from graftlm.frozen.weight import FrozenWeight, StorageSettings
 from graftlm.models.experts import expert_weights, rounded_experts
 from graftlm.models.joined_experts import JoinedExperts, joined_experts
+from graftlm.models.lazy import Abort, LazyTensor, Stored
 from graftlm.models.load import empty_model, load_config
 from graftlm.models.prequantized import mapped_tensors, stored_as
 from graftlm.models.safetensors_file import Checkpoint
 from graftlm.models.shard_writer import parameter_names
 from graftlm.models.streamed import Reader, StreamedModel
-from graftlm.models.streaming import (
-    Abort,
-    LazyTensor,
-    Stored,
-    linear_layers,
-    unquantized_names,
-)
+from graftlm.models.streaming import linear_layers, unquantized_names
 from graftlm.models.vocabulary import grow_vocabulary, grown_names, padded
 
 __all__ = [

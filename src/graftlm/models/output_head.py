@@ -73,8 +73,8 @@ class OutputHead:
         return hidden if scale is None else hidden.float() * scale
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(..., D) → (..., V); for the check only."""
-        raw = self.scale * self.linear(hidden)
+        """(..., D) → (..., V); for the check only, which asks inside a call of the layer."""
+        raw = self.scale * self.linear.forward(hidden)
         return raw if self.softcap is None else self.softcap * torch.tanh(raw / self.softcap)
 
 
@@ -157,10 +157,9 @@ def _agrees(model: PreTrainedModel, head: OutputHead) -> bool:
         ids = torch.tensor([[0, 1]], device=head.weight.device)
         theirs = model(input_ids=ids, use_cache=False).logits.float()
         try:
-            hidden = call_without_logits(
-                model, head.linear, lambda hidden: hidden, input_ids=ids, use_cache=False
-            )
+            ours = call_without_logits(
+                model, head.linear, head.logits, input_ids=ids, use_cache=False
+            ).float()
         except ModelError:
             return False
-        ours = head.logits(hidden).float()
     return ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=1e-2, atol=1e-3)

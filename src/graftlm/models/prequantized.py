@@ -12,9 +12,9 @@ from graftlm.errors import ArtifactError, ModelError
 from graftlm.frozen.checkpoint_format import CheckpointFormat
 from graftlm.frozen.formats import format_named, formats
 from graftlm.models.experts import ExpertWeight
+from graftlm.models.lazy import LazyTensor, Stored
 from graftlm.models.safetensors_file import Checkpoint
 from graftlm.models.stored_experts import expert_prefixes, open_experts
-from graftlm.models.streaming import LazyTensor, Stored
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

@@ -93,6 +93,12 @@ class Checkpoint(Mapping[str, StoredTensor]):
         """Copy one tensor into fresh memory."""
         return read_tensor(self[name], name)
 
+    def elements(self, name: str, start: int, stop: int) -> Tensor:
+        """Copy the elements [start, stop) of a tensor, flattened by rows, into fresh memory."""
+        whole = self[name]
+        offset = whole.start + start * whole.dtype.itemsize
+        return read_tensor(StoredTensor(whole.file, whole.dtype, (stop - start,), offset), name)
+
     def map(self, name: str) -> Tensor:
         """A view of one tensor in the file: no copy, pages are read when touched and evictable.
 

@@ -25,10 +25,11 @@ from transformers import PreTrainedModel
 
 from graftlm.errors import ModelError
 from graftlm.frozen.experts import DenseExperts
+from graftlm.models.lazy import Abort, LazyTensor
 from graftlm.models.loading_report import captured_messages
 from graftlm.models.output_head import head_settings
 from graftlm.models.quiet import without_progress_bars
-from graftlm.models.streaming import Abort, LazyTensor, StreamingConfig, register
+from graftlm.models.streaming import StreamingConfig, register
 
 __all__ = ["Before", "Reader", "StreamedModel", "decoder_layers", "has_no_values"]
 

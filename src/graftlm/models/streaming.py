@@ -2,16 +2,15 @@
 
 transformers knows which tensor of a checkpoint becomes which parameter (key renamings, fused
 experts, tied weights, non-persistent buffers). So its loader runs and calls this module:
-`LazyTensor` represents a tensor that is not read yet, `StreamingQuantizer` selects the parameters
-that are stored in a weight format, and `Quantize` converts each of them when it is read. At most
-one of them is in memory unquantised. The layers are replaced at the end, because a model's
+`LazyTensor` (`lazy.py`) represents a tensor that is not read yet, `StreamingQuantizer` selects the
+parameters that are stored in a weight format, and `Quantize` converts each of them when it is read.
+At most one of them is in memory unquantised. The layers are replaced at the end, because a model's
 initialisation of missing weights may access its linear layers.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,17 +25,15 @@ from graftlm._compat.loader import ConversionOps, LoaderPlugin, forget_quantized
 from graftlm.errors import GraftLMError, ModelError
 from graftlm.frozen.experts import FrozenExperts
 from graftlm.frozen.linear import FrozenLinear
+from graftlm.frozen.share import whole_first
 from graftlm.frozen.weight import FrozenWeight, StorageSettings, WeightSettings
 from graftlm.models.experts import expert_weights, hold
-from graftlm.models.safetensors_file import Checkpoint
+from graftlm.models.lazy import Abort, Stored
+from graftlm.models.shares import Shares, Unread, move_values, read_now
 
 __all__ = [
-    "Abort",
-    "LazyTensor",
-    "Stored",
     "StreamingConfig",
     "StreamingQuantizer",
-    "copied_tensors",
     "linear_layers",
     "register",
     "unquantized_names",
@@ -44,58 +41,6 @@ __all__ = [
 
 METHOD = "graftlm"
 CPU = torch.device("cpu")
-
-
-class Abort(BaseException):
-    """Carries an error through transformers' loader, which would otherwise log it and continue."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(str(error))
-        self.error = error
-
-
-class Stored:
-    """A weight that is already in its format, or the experts of a layer.
-
-    The loader may move it but not change its types.
-    """
-
-    def __init__(self, weight: FrozenWeight | FrozenExperts) -> None:
-        self.weight = weight
-
-    def to(self, device: Any = None, dtype: torch.dtype | None = None) -> Stored:
-        """The same weight on ``device``; ``dtype`` is ignored."""
-        return self if device is None else Stored(self.weight.to(device))
-
-    @property
-    def matrix(self) -> FrozenWeight:
-        """The weight of a linear layer."""
-        assert not isinstance(self.weight, FrozenExperts)
-        return self.weight
-
-
-class LazyTensor:
-    """A substitute for a safetensors slice in transformers' loader; it is read when indexed.
-
-    Args:
-        read: reads the tensor.
-        stored: whether `read` returns a `Stored`.
-    """
-
-    def __init__(self, read: Callable[[], Tensor | Stored], stored: bool = False) -> None:
-        self._read = read
-        self.stored = stored
-
-    def __getitem__(self, _: Any) -> Tensor | Stored:
-        try:
-            return self._read()
-        except Exception as error:
-            raise Abort(error) from error
-
-
-def copied_tensors(checkpoint: Checkpoint) -> dict[str, LazyTensor]:
-    """The checkpoint by name; each tensor is copied from its file when it is indexed."""
-    return {name: LazyTensor(functools.partial(checkpoint.read, name)) for name in checkpoint}
 
 
 @functools.cache
@@ -113,6 +58,8 @@ class StreamingConfig(QuantizationConfigMixin):
             Layers that are in a format in the checkpoint keep it in both cases.
         settings: the settings of the format.
         device: where each tensor goes when it is read; a layer is quantised there.
+        shares: takes the parts that this process holds of the large tensors, if it is one of
+            several; the model is then left without their values.
     """
 
     def __init__(
@@ -120,11 +67,13 @@ class StreamingConfig(QuantizationConfigMixin):
         format: type[FrozenWeight] | None,
         settings: StorageSettings = WeightSettings(),  # noqa: B008 (it is immutable)
         device: torch.device = CPU,
+        shares: Shares | None = None,
     ) -> None:
         self.quant_method = METHOD  # type: ignore[assignment]
         self.format = format
         self.settings = settings
         self.device = device
+        self.shares = shares
 
 
 class StreamingQuantizer(LoaderPlugin):
@@ -139,7 +88,12 @@ class StreamingQuantizer(LoaderPlugin):
         self.arrived_experts: dict[str, FrozenExperts] = {}
         self.kept = unquantized_names(model)
         self.arrived: dict[str, FrozenWeight] = {}
-        self.moved = set() if self.quantization_config.device == CPU else _large(model)
+        config = self.quantization_config
+        large = config.device != CPU or config.shares is not None
+        self.moved = _large(model) if large else {}
+        if config.shares is not None:
+            linears = {f"{name}.weight" for name in self.linears}
+            config.shares.wanted = frozenset(linears | self.moved.keys())
 
     def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **_: Any) -> bool:
         """Whether `Quantize` handles this parameter (and its shape).
@@ -165,9 +119,12 @@ class StreamingQuantizer(LoaderPlugin):
         for path, experts in self.experts.items():  # in the model's order
             if path in self.arrived_experts:
                 hold(experts, self.arrived_experts[path])
-        if self.quantization_config.device != CPU:
-            model.to(self.quantization_config.device)  # type: ignore[arg-type]
-        self.linears, self.arrived, self.moved = {}, {}, set()
+        config = self.quantization_config
+        if config.device != CPU and config.shares is None:
+            model.to(config.device)  # type: ignore[arg-type]
+        elif config.device != CPU:
+            move_values(model, config.device)
+        self.linears, self.arrived, self.moved = {}, {}, {}
         self.experts, self.arrived_experts = {}, {}
         self.remove_quantization_config(model)  # type: ignore[no-untyped-call]
         forget_quantized(model)
@@ -203,13 +160,20 @@ class Quantize(ConversionOps):
             try:
                 tensor = tensor.to(self.quantizer.quantization_config.device)
                 if name in self.quantizer.experts:
-                    if not self._keep_experts(name, tensor, context["missing_keys"]):
+                    tensor = read_now(tensor)
+                    missing = context["missing_keys"]
+                    if not self._keep_experts(name, tensor, missing) and not self._take_rows(
+                        name, tensor, missing
+                    ):
                         rest[name] = tensor
                     continue
-                if not self.quantizer.stores(name):
-                    rest[name] = tensor
-                    continue
-                weight = self._quantize(path, tensor)
+                weight = None
+                if self.quantizer.stores(name):
+                    weight = self._quantize(path, tensor)
+                if weight is None:
+                    if self._take_rows(name, tensor, context["missing_keys"]):
+                        continue
+                    tensor = read_now(tensor)
             except GraftLMError as error:
                 raise Abort(type(error)(f"{name}: {error}")) from error
             except Exception as error:
@@ -234,11 +198,25 @@ class Quantize(ConversionOps):
         else:
             stack = FrozenExperts.of(tensor, weight.transposed, config.format, config.settings)
         self.quantizer.arrived_experts[name] = stack
+        if config.shares is not None:
+            config.shares.take_experts(name, stack)
         mark_filled(parameter)
         missing.discard(name)
         return True
 
-    def _quantize(self, path: str, tensor: Tensor | Stored) -> FrozenWeight | None:
+    def _take_rows(self, name: str, tensor: Tensor | Stored | Unread, missing: set[str]) -> bool:
+        """Keep the rows that this process holds of a dense tensor; whether it holds only a part."""
+        config, parameter = self.quantizer.quantization_config, self.quantizer.moved.get(name)
+        if config.shares is None or parameter is None or isinstance(tensor, Stored):
+            return False
+        if tuple(tensor.shape) != tuple(parameter.shape):
+            return False  # the loader reports another shape
+        config.shares.take_rows(name, tensor, config.device)
+        mark_filled(parameter)
+        missing.discard(name)
+        return True
+
+    def _quantize(self, path: str, tensor: Tensor | Stored | Unread) -> FrozenWeight | None:
         layer, config = self.quantizer.linears[path], self.quantizer.quantization_config
         transposed = isinstance(layer, Conv1D)
         out_by_in = tuple(layer.weight.shape)[::-1] if transposed else tuple(layer.weight.shape)
@@ -252,17 +230,25 @@ class Quantize(ConversionOps):
                 f"the checkpoint holds {list(shape)}, the model of its config.json has "
                 f"{list(expected)}. Weights and config.json are of different models."
             )
+        shares, settings = config.shares, config.settings
         if isinstance(tensor, Stored):
-            return tensor.matrix
+            if shares is None:
+                return tensor.matrix
+            mapped = config.device == CPU
+            return shares.take(path, whole_first(tensor.matrix, shares.share, mapped=mapped))
         if config.format is None or path in self.quantizer.kept:
             return None
-        weight = tensor.t().contiguous() if transposed else tensor
-        return config.format.quantize(weight, config.settings)
+        if shares is not None and isinstance(tensor, Unread) and not transposed:
+            part = config.format.quantize_share(tensor, settings, shares.share, config.device)
+            return shares.take(path, part)
+        dense: Tensor = read_now(tensor).to(config.device)
+        stored = config.format.quantize(dense.t().contiguous() if transposed else dense, settings)
+        return stored if shares is None else shares.take(path, whole_first(stored, shares.share))
 
 
-def _large(model: PreTrainedModel) -> set[str]:
+def _large(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     """The matrices of the model's own type. The loader casts what a quantiser handles to it."""
-    return {name for name, p in model.named_parameters() if p.ndim > 1 and p.dtype == model.dtype}
+    return {n: p for n, p in model.named_parameters() if p.ndim > 1 and p.dtype == model.dtype}
 
 
 def linear_layers(model: nn.Module) -> dict[str, Any]:

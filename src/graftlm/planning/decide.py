@@ -15,9 +15,10 @@ from typing import Any
 
 from graftlm.config import RunConfig, validate
 from graftlm.errors import GraftLMError, TrainingError, error_in, record_of
-from graftlm.planning.plan import choose
+from graftlm.planning.choose import decision
 from graftlm.system import available_memory
 from graftlm.system.child import ask, end_with_parent
+from graftlm.system.processes import joined_processes
 from graftlm.training import RunResult
 from graftlm.training import run as run_decided
 from graftlm.training.hooks import Callback
@@ -61,21 +62,24 @@ def decide(
     Args:
         request: the request.
         lengths: tokens of each row.
-        limit: available bytes, if the request names no limit.
+        limit: available bytes of this machine, if the request names no limit.
         say: print the outcome on stderr.
 
     Raises:
         ResourceError: nothing fits; the message gives the missing memory and the cheapest change.
         TrainingError: the planning process was ended.
     """
+    here = joined_processes()
     asked = {
         "config": request.model_dump(mode="json"),
         "lengths": [int(length) for length in lengths],
-        "limit": limit,
+        "limit": limit // here.local_world_size,
+        "processes": here.world_size,
     }
     script = "from graftlm.planning.decide import answer; answer()"
     code, said = ask([sys.executable, "-c", script], json.dumps(asked))
-    chosen = validate(RunConfig, _answer_of(code, said))
+    answered = _answer_of(code, said)
+    chosen = validate(RunConfig, answered["config"])
     if say:
         tokens, train = chosen.train.micro_batch_tokens, chosen.train
         at_once = f", {tokens} at once" if tokens else ""
@@ -87,6 +91,12 @@ def decide(
             f"{chosen.data.max_length} tokens{at_once}{checkpointed}{held}",
             file=sys.stderr,
         )
+        if here.world_size > 1:
+            print(
+                f"planned: distributed={chosen.distributed} in {here.world_size} processes: "
+                f"{answered['why']} a process",
+                file=sys.stderr,
+            )
     return chosen
 
 
@@ -113,7 +123,10 @@ def answer() -> None:
     end_with_parent()
     try:
         request = validate(RunConfig, asked["config"])
-        said = choose(request, asked["lengths"], limit=asked["limit"]).model_dump(mode="json")
+        made = decision(
+            request, asked["lengths"], limit=asked["limit"], processes=asked["processes"]
+        )
+        said = {"config": made.config.model_dump(mode="json"), "why": made.why}
     except GraftLMError as error:
         said = record_of(error)
     print(json.dumps(said))

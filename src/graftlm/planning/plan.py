@@ -1,4 +1,4 @@
-"""`make_plan`: settings to options and a recommendation. `choose`: applies the recommendation."""
+"""`make_plan`: settings to options and a recommendation."""
 
 from __future__ import annotations
 
@@ -15,21 +15,27 @@ from graftlm.config import (
     overrides,
     parse_size,
 )
-from graftlm.errors import ConfigError, ModelError, ResourceError, TargetError
+from graftlm.errors import ConfigError, ModelError, TargetError
 from graftlm.planning.data_sheet import card_of
 from graftlm.planning.fused_experts import FusedExperts, fused_experts
-from graftlm.planning.planner import METHODS, Method, Option, Planner, Setting, as_setting
+from graftlm.planning.planner import (
+    METHODS,
+    Distributed,
+    Method,
+    Option,
+    Planner,
+    Setting,
+    as_setting,
+)
 from graftlm.planning.recommend import Recommendation, recommend
 from graftlm.planning.source import Source, source_of
 from graftlm.planning.verify import Verified, verified
-from graftlm.system.devices import say_once
-from graftlm.system.placement import DEVICES, Placement, candidates, placement_for
-from graftlm.training.resolve import needs_plan
+from graftlm.system.placement import DEVICES, Placement, candidates
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ["Plan", "Verified", "choose", "make_plan", "row_lengths"]
+__all__ = ["Plan", "Verified", "make_plan", "row_lengths"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +45,8 @@ class Plan:
     Attributes:
         model: the name from the settings.
         device: ``cpu`` or ``cuda``.
-        limit: the memory limit in bytes.
+        limit: the memory limit in bytes; of several processes, that of each.
+        processes: how many train together. Memory is that of one of them.
         options: each method with and without checkpointing, and all other settings tried.
         recommendation: the recommended option.
         command: the `graftlm train` command that runs it.
@@ -55,6 +62,7 @@ class Plan:
     command: str
     verified: tuple[Verified, ...] = ()
     experts: FusedExperts | None = None
+    processes: int = 1
 
     def to_json(self) -> dict[str, Any]:
         """The plan as `graftlm plan --json` prints it."""
@@ -63,6 +71,7 @@ class Plan:
             "model": self.model,
             "device": self.device,
             "memory_bytes": self.limit,
+            "processes": self.processes,
             "options": [dataclasses.asdict(option) for option in self.options],
             "recommended": {
                 **dataclasses.asdict(chosen.option),
@@ -87,6 +96,7 @@ def make_plan(
     progress: Callable[[str], None] = lambda text: None,
     only_recommended: bool = False,
     card: str | None = None,
+    processes: int = 1,
 ) -> Plan:
     """Plan a run from its settings. Of the model only the config is read.
 
@@ -103,6 +113,9 @@ def make_plan(
         only_recommended: predict no more settings than the recommendation needs.
         card: the GPU to plan for, such as ``"A100"``: times are by its data sheet, and the default
             limit is its memory. By default the one that is here.
+        processes: how many train together, each on a device of its own, or on the cores of one
+            machine; ``memory`` is that of each. With `distributed: auto`, DDP is recommended where
+            a replica fits, else FSDP2.
 
     Raises:
         ConfigError: a size, device or method is invalid, or the objective is not `next_token`.
@@ -115,6 +128,10 @@ def make_plan(
         problems.append(f"device {device!r}: expected {' or '.join(DEVICES)}")
     elif verify and not Placement.on(device).exists:
         problems.append(f"a plan for {device} cannot be verified: torch finds none here")
+    if verify and processes > 1:
+        problems.append(
+            "a trial run is one process: verify a plan for one, or train for some steps"
+        )
     objective = config.train.objective
     if objective != (planned := TrainConfig().objective):
         problems.append(
@@ -131,8 +148,11 @@ def make_plan(
     if memory is None and card is not None and sheet is not None:
         memory = int(sheet.memory)
     limit = placement.free_memory() if memory is None else parse_size(memory)
+    if memory is None and placement.runs_on_cpu:
+        limit //= processes
     source = Source(architecture) if architecture is not None else source_of(config)
-    planner = Planner(source, config, limit, placement, lengths, sheet)
+    planner = Planner(source, config, limit, placement, lengths, sheet, processes)
+    engines = engines_of(config, processes)
     embeddings = config.model.embeddings
     asks_to_recompute = config.train.gradient_checkpointing is True
     made: dict[Setting, Option | None] = {}
@@ -157,17 +177,19 @@ def make_plan(
 
     for method in () if only_recommended else methods:
         for checkpointing in (False, True):
-            predict(as_setting(config, method, checkpointing))
+            setting = as_setting(config, method, checkpointing)
+            for engine in engines if method != "full" else engines[:1]:
+                predict(dataclasses.replace(setting, distributed=engine))
     asked = as_setting(config, methods[0], asks_to_recompute)
     allowed: tuple[Embeddings, ...] = ("keep", "int8") if embeddings == "auto" else (embeddings,)
     offloads = config.model.offload == "auto" and not placement.runs_on_cpu
     at_once = planner.at_once(asked)
-    chosen = recommend(asked, methods, limit, at_once, predict, allowed, offloads)
+    chosen = recommend(asked, methods, limit, at_once, predict, allowed, offloads, engines)
     options: dict[Any, Option] = {}
     for option in filter(None, made.values()):
         # A long row is not cut into parts, so that settings may differ and their batches not.
         key = option.method, option.gradient_checkpointing, option.embeddings, option.offload
-        options.setdefault((*key, option.rows, option.length), option)
+        options.setdefault((*key, option.distributed, option.rows, option.length), option)
     to_verify = [chosen.option] if verify else []
     if verify == "all":
         to_verify += [option for option in options.values() if option != chosen.option]
@@ -178,61 +200,28 @@ def make_plan(
         limit,
         tuple(options.values()),
         chosen,
-        command(config, chosen.option),
+        command(config, chosen.option, processes),
         tuple(runs),
         fused_experts(source.architecture, config),
+        processes,
     )
 
 
-def choose(
-    config: RunConfig, lengths: Sequence[int] = (), *, limit: int | None = None
-) -> RunConfig:
-    """Settings that fit in `config.memory`, or in the free memory.
-
-    ``method: auto`` leaves all choices to the plan; ``gradient_checkpointing: auto`` leaves this
-    one. The plan chooses the size of a micro-batch unless `micro_batch_tokens` is set, and the
-    storage of the embeddings unless `embeddings` is set.
-
-    Args:
-        config: the request.
-        lengths: tokens of each row; by default every row is as long as ``max_length``.
-        limit: available bytes, if the request names no limit; by default the free memory.
+def engines_of(config: RunConfig, processes: int) -> tuple[Distributed, ...]:
+    """How ``processes`` may share the work, the quickest first.
 
     Raises:
-        ResourceError: nothing fits; the message gives the missing memory and the cheapest change.
+        ConfigError: the settings contradict each other.
     """
-    if problems := contradictions(config):
-        raise ConfigError(problems)
-    if config.device == "auto" and candidates():
-        return _on_the_best_device(config, lengths, limit)
-    placement = placement_for(config.device)
-    auto = config.method == "auto"
-    available = limit if placement.runs_on_cpu else placement.free_memory()
-    plan = make_plan(
-        config,
-        device=DEVICES[not placement.runs_on_cpu],
-        memory=available if config.memory == "unlimited" else config.memory,
-        methods=("lora", "qlora") if auto else (config.method,),  # type: ignore[arg-type]
-        lengths=lengths,
-        only_recommended=True,
-    )
-    chosen = plan.recommendation
-    if chosen.missing:
-        raise ResourceError(f"{chosen.why}.")
-    setting = chosen.option.setting
-    checkpointing = config.train.gradient_checkpointing
-    if checkpointing == "auto":
-        checkpointing = setting.gradient_checkpointing
-    asked = as_setting(config, setting.method, checkpointing)
-    if asked.micro_batch_tokens is None:
-        asked = dataclasses.replace(asked, micro_batch_tokens=setting.micro_batch_tokens)
-    if config.model.embeddings == "auto":
-        asked = dataclasses.replace(asked, embeddings=setting.embeddings)
-    if config.model.offload == "auto":
-        asked = dataclasses.replace(asked, offload=setting.offload)
-    if not auto and setting != asked:
-        raise ResourceError(f"as asked it does not fit: {chosen.why}. Run: {plan.command}")
-    return setting.applied(config)
+    if processes == 1:
+        return ("none",)
+    if config.distributed in ("ddp", "fsdp"):
+        return (config.distributed,)
+    # A plan decides on the method, so that of the request says nothing.
+    sharded = config.model_copy(update={"distributed": "fsdp", "method": "qlora"})
+    plain = config.model_copy(update={"distributed": "ddp", "method": "qlora"})
+    new = set(contradictions(sharded)) - set(contradictions(plain))
+    return ("ddp",) if new else ("ddp", "fsdp")
 
 
 def _leads_to(device: str, request: str) -> bool:
@@ -242,22 +231,7 @@ def _leads_to(device: str, request: str) -> bool:
     return request.partition(":")[0] == device
 
 
-def _on_the_best_device(config: RunConfig, lengths: Sequence[int], limit: int | None) -> RunConfig:
-    """The request decided for the first accelerator that it fits on, else for the CPU."""
-    for placement in candidates():
-        there = config.model_copy(update={"device": str(placement.first)})
-        try:
-            chosen = choose(there, lengths)
-        except ResourceError as error:
-            say_once(f"device: not {placement.name}: {error}")
-        else:
-            say_once(f"device: {placement.name}, where the run fits by plan")
-            return chosen
-    here = config.model_copy(update={"device": "cpu"})
-    return choose(here, lengths, limit=limit) if needs_plan(here) else here
-
-
-def command(config: RunConfig, option: Option) -> str:
+def command(config: RunConfig, option: Option, processes: int = 1) -> str:
     """The `graftlm train` command for ``option``; parsed again, it gives the same settings.
 
     ``DATA`` stands for the rows if the settings name none.
@@ -268,6 +242,7 @@ def command(config: RunConfig, option: Option) -> str:
         words += ["--data", settings.data.train or "DATA"]
         said.add("data.train")
     words += ["--method", option.method]
+    words += ["--processes", str(processes)] if processes > 1 else []
     return shlex.join(words + [w for text in overrides(settings, said) for w in ("--set", text)])
 
 

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from graftlm.config import Embeddings, RunConfig
+from graftlm.distributed.groups import group_sizes
+from graftlm.distributed.loading import needs_whole
 from graftlm.errors import ModelError
 from graftlm.models.capabilities import capabilities
 from graftlm.models.host_layers import layer_sizes
@@ -17,6 +19,7 @@ from graftlm.planning.calibration import Calibration, calibrate
 from graftlm.planning.data_sheet import UNCERTAIN, speed_of
 from graftlm.planning.fake_model import without_tensors
 from graftlm.planning.largest_batch import laid, stacked
+from graftlm.planning.ranks import peak_of_rank, share_of
 from graftlm.planning.source import Source
 from graftlm.planning.timeline import COMPONENTS
 from graftlm.planning.trace import BatchShape, Trace, trace_step
@@ -28,10 +31,20 @@ from graftlm.training.resolve import changed, embeddings_of
 if TYPE_CHECKING:
     from graftlm.planning.trial_run import Measured
 
-__all__ = ["METHODS", "Method", "Offload", "Option", "Planner", "Setting", "as_setting"]
+__all__ = [
+    "METHODS",
+    "Distributed",
+    "Method",
+    "Offload",
+    "Option",
+    "Planner",
+    "Setting",
+    "as_setting",
+]
 
 Method = Literal["full", "lora", "qlora"]
 Offload = Literal["none", "layers"]
+Distributed = Literal["none", "ddp", "fsdp"]
 METHODS: tuple[Method, ...] = ("full", "lora", "qlora")
 
 Seconds = tuple[float | None, float | None]
@@ -52,6 +65,7 @@ class Setting:
     max_length: int
     embeddings: Embeddings = "keep"
     offload: Offload = "none"
+    distributed: Distributed = "none"
 
     def applied(self, config: RunConfig) -> RunConfig:
         """``config`` with this setting in it. What a plan leaves on the card stays ``auto``."""
@@ -64,7 +78,10 @@ class Setting:
         )
         config = changed(config, "data", max_length=self.max_length)
         config = changed(config, "model", embeddings=self.embeddings, offload=offload)
-        return config.model_copy(update={"method": self.method})
+        update: dict[str, str] = {"method": self.method}
+        if self.distributed != "none":
+            update["distributed"] = self.distributed
+        return config.model_copy(update=update)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,6 +124,8 @@ class Planner:
         limit: the memory limit in bytes.
         placement: the planned device.
         lengths: tokens of each row of the data, if known.
+        card: the data sheet of the device.
+        processes: how many train the model together; the limit is that of each.
     """
 
     def __init__(
@@ -117,8 +136,9 @@ class Planner:
         placement: Placement,
         lengths: Sequence[int] = (),
         card: Card | None = None,
+        processes: int = 1,
     ) -> None:
-        self.card = card
+        self.card, self.processes = card, processes
         self.source, self.config, self.limit = source, config, limit
         self.placement, self.lengths = placement, sorted(lengths)
         self._traces: dict[tuple[Method, bool, Embeddings, BatchShape], Trace] = {}
@@ -141,6 +161,20 @@ class Planner:
             raise ModelError(f"model.offload=layers: {type(model).__name__} has no such layers")
         return sizes
 
+    def _groups(self, config: RunConfig) -> list[int]:
+        """Bytes of the frozen tensors that are gathered together."""
+        return group_sizes(
+            without_tensors(self.source.architecture, config, self.source.dtype(config))
+        )
+
+    def _seconds(self, trace: Trace) -> Seconds:
+        """The time to compute a step. Processes on a CPU share its cores; exchange is not in it."""
+        if not self._speed:
+            return None, None
+        seconds, uncertainty = self._speed.seconds(trace.cost)
+        times = self.processes if self.placement.runs_on_cpu else 1
+        return times * seconds, times * uncertainty
+
     def _with_transfers(self, seconds: Seconds, nbytes: float) -> Seconds:
         """The time of a step if ``nbytes`` cross the link to the card while it computes."""
         if self.card is None or seconds[0] is None or seconds[1] is None:
@@ -156,9 +190,14 @@ class Planner:
         can = capabilities(without_tensors(self.source.architecture, self.config))
         return can.attends_by_blocks and can.takes_positions
 
+    @property
+    def _rows(self) -> int:
+        """Rows of a batch in one process."""
+        return -(-self.config.train.batch_size // self.processes)
+
     def at_once(self, setting: Setting) -> int:
         """Maximum positions of a micro-batch with rows of the maximum length."""
-        whole = self.config.train.batch_size * setting.max_length
+        whole = self._rows * setting.max_length
         return min(self.placement.positions_at_once(setting.micro_batch_tokens) or whole, whole)
 
     def shape(self, setting: Setting) -> BatchShape:
@@ -173,9 +212,9 @@ class Planner:
             kept = [setting.max_length]
         at_once = self.placement.positions_at_once(setting.micro_batch_tokens)
         if at_once is not None and self._end_to_end:
-            shape = laid(kept, train.batch_size, at_once, most, sequences)
+            shape = laid(kept, self._rows, at_once, most, sequences)
         else:
-            shape = stacked(kept, train.batch_size, at_once, most, sequences)
+            shape = stacked(kept, self._rows, at_once, most, sequences)
         passes = shape.passes * train.gradient_accumulation_steps
         return dataclasses.replace(shape, passes=passes)
 
@@ -192,35 +231,41 @@ class Planner:
                 self.placement.device,
             )
         trace = self._traces[key]
-        components, peak_at = dict(trace.peak.components), trace.peak.place
+        share, peak = 1, trace.peak
+        if self.processes > 1:
+            sharded = setting.distributed == "fsdp"
+            share = self.processes if sharded and needs_whole(config) is None else 1
+            peak = peak_of_rank(trace, self.processes, self._groups(config) if sharded else ())
+        components, peak_at = dict(peak.components), peak.place
         if self._framework:  # a GPU receives the finished model
             base = components["framework"] = self._framework.resident_bytes
-            loaded = base + trace.weight_bytes + self.source.loading_bytes(config)
+            weights = trace.weight_bytes + self.source.loading_bytes(config)
+            loaded = base + share_of(weights, share)
             loading = max(self._framework.loading_peak_bytes, loaded)
             if loading > sum(components.values()):
                 held = ("framework", "weights", "quantization_state")
                 components = {name: components.get(name, 0) for name in held}
                 components["temporary"] = max(0, loading - sum(components.values()))
                 peak_at = "loading"
-        seconds: Seconds = self._speed.seconds(trace.cost) if self._speed else (None, None)
+        seconds = self._seconds(trace)
         if setting.offload == "layers":
             sizes = self._layer_sizes(config)
             # Both slots hold codes and scales alike.
             stored = sum(components.pop(name, 0) for name in ("weights", "quantization_state"))
             components["weights"] = stored - sum(sizes) + SLOTS * max(sizes)
             seconds = self._with_transfers(seconds, 2 * sum(sizes) * shape.passes)
-        peak = sum(components.values())
+        total = sum(components.values())
         return Option(
             **dataclasses.asdict(setting),
             rows=shape.rows,
             length=shape.length,
-            predicted_peak_bytes=peak,
+            predicted_peak_bytes=total,
             components={name: components.get(name, 0) for name in COMPONENTS},
             peak_at=peak_at,
             trainable_parameters=trace.trainable_parameters,
             seconds_per_step=seconds[0],
             seconds_uncertainty=seconds[1],
-            fits=peak <= self.limit * (1 - ROOM),
+            fits=total <= self.limit * (1 - ROOM),
         )
 
 

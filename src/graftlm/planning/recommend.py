@@ -13,6 +13,9 @@
 If only one method is allowed, it replaces QLoRA in 3 to 8. From 7 on each setting is tried with
 both kinds of embeddings: 8-bit ones need less memory in a step, but more during loading. The search
 stops at the first setting that fits, so that few settings are traced.
+
+Of several processes, each setting is tried with a replica in every process (DDP) and then with the
+frozen weights in shares (FSDP2), which loses nothing but time.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
 from graftlm.config import Embeddings, format_size
-from graftlm.planning.planner import ROOM, Method, Option, Setting
+from graftlm.planning.planner import ROOM, Distributed, Method, Option, Setting
 
 __all__ = ["Recommendation", "ladder", "recommend"]
 
@@ -30,6 +33,8 @@ LEAST_AT_ONCE = 64
 SHORTEST = 128
 """Minimum tokens to which rows are cut to make a plan fit."""
 MARGIN = 1 - ROOM
+ENGINES = {"none": "", "ddp": " by DDP", "fsdp": " by FSDP2"}
+"""How an option with this engine is named."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +60,7 @@ def ladder(
     at_once: int,
     embeddings: Sequence[Embeddings],
     offloads: bool = False,
+    engines: Sequence[Distributed] = ("none",),
 ) -> list[Setting]:
     """Settings from best to smallest, each once.
 
@@ -64,11 +70,23 @@ def ladder(
         at_once: the requested positions of a pass.
         embeddings: the allowed storage of embeddings, best first; ``full`` always keeps them.
         offloads: whether layers may be put into host memory.
+        engines: how several processes may share the work, best first.
     """
     preferred: Sequence[Method] = [method for method in methods if method != "full"]
     if not preferred:
         preferred, embeddings = methods, ("keep",)
-    return list(dict.fromkeys(_rungs(asked, preferred, at_once, embeddings, offloads)))
+    rungs = dict.fromkeys(_rungs(asked, preferred, at_once, embeddings, offloads))
+    return [
+        dataclasses.replace(rung, distributed=engine)
+        for rung in rungs
+        for engine in engines
+        if engine != "fsdp" or _can_be_sharded(rung)
+    ]
+
+
+def _can_be_sharded(setting: Setting) -> bool:
+    """Whether frozen weights are left to share: full training has none, offloading has a place."""
+    return setting.method != "full" and setting.offload == "none"
 
 
 def _rungs(
@@ -113,13 +131,14 @@ def recommend(
     predict: Callable[[Setting], Option | None],
     embeddings: Sequence[Embeddings],
     offloads: bool = False,
+    engines: Sequence[Distributed] = ("none",),
 ) -> Recommendation:
     """Try the settings of the `ladder` in order until one fits in ``limit`` bytes.
 
     A setting for which ``predict`` returns ``None`` does not suit the model and is skipped.
     """
     tried: list[Option] = []
-    for setting in ladder(asked, methods, at_once, embeddings, offloads):
+    for setting in ladder(asked, methods, at_once, embeddings, offloads, engines):
         option = predict(setting)
         if option is None:
             continue
@@ -160,6 +179,9 @@ def _why(asked: Setting, tried: Sequence[Option], limit: int) -> str:
             chosen.max_length != asked.max_length
         ),
         "each layer comes from host memory twice a pass": chosen.offload != asked.offload,
+        "each process holds a share of the frozen weights and asks for the rest layer by layer": (
+            chosen.distributed == "fsdp"
+        ),
         "recomputing activations costs about a third more time": (
             chosen.gradient_checkpointing and not asked.gradient_checkpointing
         ),
@@ -175,6 +197,7 @@ def _named(option: Option) -> str:
     extras += ["layers in host memory"] if option.offload == "layers" else []
     extras += ["embeddings in 8 bits"] if option.embeddings == "int8" else []
     given = f" with {' and '.join(extras)}" if extras else ""
+    given += ENGINES[option.distributed]
     return f"{names[option.method]}{given} at {option.rows} × {option.length}"
 
 

@@ -1,7 +1,8 @@
 """Which of the processes that train one model this one is. Nothing here imports torch.
 
 PyTorch's launcher (`torchrun`) states it in the environment: RANK, WORLD_SIZE, LOCAL_RANK and
-LOCAL_WORLD_SIZE. A process belongs to the others only after `graftlm.distributed.joined`.
+LOCAL_WORLD_SIZE; what it is doing itself is in TORCHELASTIC_…. A process belongs to the others only
+after `graftlm.distributed.joined`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,14 @@ from __future__ import annotations
 import dataclasses
 import os
 
-__all__ = ["Processes", "joined_processes", "set_joined_processes", "started_processes"]
+__all__ = [
+    "Processes",
+    "joined_processes",
+    "launch_name",
+    "restarts",
+    "set_joined_processes",
+    "started_processes",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +47,22 @@ def started_processes() -> Processes:
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     local = int(os.environ.get("LOCAL_RANK", rank))
     return Processes(rank, world_size, local, int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
+
+
+def launch_name() -> str | None:
+    """A name for the launch that this process belongs to, the same after a restart.
+
+    It is the launcher's own number of the run and its process; ``None`` without torchrun.
+    """
+    run = os.environ.get("TORCHELASTIC_RUN_ID")
+    return None if run is None else f"{run}/{os.getppid()}"
+
+
+def restarts() -> tuple[int, int]:
+    """How often the launcher has started these processes again, and how often it may."""
+    counts = ("TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_MAX_RESTARTS")
+    done, most = (int(os.environ.get(name, "0")) for name in counts)
+    return done, most
 
 
 def joined_processes() -> Processes:

@@ -13,6 +13,7 @@ from graftlm.adapters.merge_aware import apply_merge_aware, original_weights
 from graftlm.adapters.peft_config import read_config
 from graftlm.config import LoRAConfig, RunConfig
 from graftlm.data.example import Example
+from graftlm.distributed.loading import shares_of
 from graftlm.distributed.streams import seed_of_rank
 from graftlm.models import load_weights
 from graftlm.models.host_layers import layers_on_host
@@ -34,6 +35,7 @@ def adapted_model(
         checkpoint: the one that the run will go on from; the values of the adapters are then left
             to it, and so are the ranks that EVA has set.
     """
+    shares = shares_of(config)
     model = load_weights(
         config.model.name,
         quantize=config.model.weight_format if config.method == "qlora" else None,
@@ -44,7 +46,12 @@ def adapted_model(
         replacements=config.model.replacements,
         trust_remote_code=config.model.trust_remote_code,
         device="cpu" if config.model.offload == "layers" else config.device,
+        shares=shares,
     )
+    if shares is not None:
+        from graftlm.distributed.sharded import shard_frozen  # imports torch.distributed
+
+        shard_frozen(model.requires_grad_(False), parts=shares.parts)
     # Seed before the adapters are initialised, so that the seed determines the run.
     placement = placement_of(model)
     placement.seed(config.train.seed)

@@ -14,7 +14,7 @@ value for each. Only this file decides these values:
     model.offload                 none, unless a plan has said layers
     data.chat_template            the template in force: ``own``, or a built-in's name
     device                        the CPU without an accelerator, else a plan's to say
-    distributed                   none in one process, else ddp
+    distributed                   none in one process; else a plan's to say, ddp where none can
     method                        a plan's to say (`needs_plan`)
     train.gradient_checkpointing  a plan's to say
 
@@ -121,11 +121,15 @@ def dtype_in(folder: Path, config: ModelConfig, placement: Placement) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def needs_plan(request: RunConfig) -> list[str]:
-    """The settings that only a plan can decide or check."""
-    on_auto = request.device == "auto" and request.train.objective == TrainConfig().objective
+def needs_plan(request: RunConfig, processes: int = 1) -> list[str]:
+    """The settings that only a plan can decide or check, for a run in ``processes``."""
+    plannable = request.train.objective == TrainConfig().objective
+    on_auto = request.device == "auto" and plannable
     open_settings = {
         "device is auto, and there is an accelerator": on_auto and bool(candidates()),
+        f"distributed is auto, in {processes} processes": (
+            processes > 1 and request.distributed == "auto" and plannable
+        ),
         "method is auto": request.method == "auto",
         "train.gradient_checkpointing is auto": request.train.gradient_checkpointing == "auto",
         f"memory is {request.memory}": request.memory != "unlimited",

@@ -20,12 +20,14 @@ from graftlm.config import ResolvedConfig, RunConfig, recorded_config
 from graftlm.errors import ArtifactError, ConfigError, ResourceError
 from graftlm.files import atomic_write, require_writable, write_json
 from graftlm.system import versions
+from graftlm.system.processes import launch_name
 from graftlm.training import checkpoint
 from graftlm.training.lock import OWN_FILES
 from graftlm.training.origin import changes
 
 __all__ = [
     "begin_run",
+    "begun_in_this_launch",
     "check_folder",
     "how_to_go_on",
     "require_same_run",
@@ -119,8 +121,21 @@ def begin_run(
         **({"rows": dict(rows)} if rows else {}),
         "settings_sha256": hashlib.sha256(settings.encode()).hexdigest(),
         "versions": versions(),
+        **({"launch": name} if (name := launch_name()) else {}),
     }
     write_json(out / "provenance.json", known)
+
+
+def begun_in_this_launch(out: Path) -> bool:
+    """Whether the run in ``out`` is that of this launch, which torchrun has started again.
+
+    An older run in the folder is not: it goes on only if the user says so.
+    """
+    provenance = out / "provenance.json"
+    if launch_name() is None or not provenance.exists():
+        return False
+    recorded: dict[str, Any] = json.loads(provenance.read_text(encoding="utf-8"))
+    return recorded.get("launch") == launch_name() and (out / "config.yaml").exists()
 
 
 def result_folder(out: Path, method: str) -> Path:

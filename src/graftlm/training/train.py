@@ -109,7 +109,7 @@ def run(
     with joined() as group, locked(Path(config.out).absolute(), group.is_main) as out:
         begun = group.from_main(lambda: run_in(out)) if resume else None
         request = config if begun is None else continued(config, begun)
-        undecided = needs_plan(request) if begun is None else []
+        undecided = needs_plan(request, group.processes.world_size) if begun is None else []
         if undecided and plan is None:
             raise ConfigError([f"{what}: `graftlm train` plans it; say it" for what in undecided])
         if request.device != "auto":

@@ -15,6 +15,8 @@ from torch import Tensor
 from graftlm.frozen.formats import register_format
 from graftlm.frozen.nf4.checkpoint import BitsandbytesFormat
 from graftlm.frozen.nf4.error_feedback import feedback
+from graftlm.frozen.nf4.part import quantized_share
+from graftlm.frozen.share import DenseSource, Share, ShareOfWeight
 from graftlm.frozen.weight import FrozenWeight, StorageSettings
 from graftlm.kernels import ops
 from graftlm.kernels.nf4.double_quant import GROUP_SIZE
@@ -56,6 +58,18 @@ class FrozenNF4(FrozenWeight):
     def quantize(cls, weight: Tensor, settings: StorageSettings) -> Self:
         """Quantise, bit-identical to bitsandbytes on a CPU."""
         return cls(ops.quantize(weight, settings.block_size, settings.double_quant))
+
+    @classmethod
+    def quantize_share(
+        cls,
+        source: DenseSource,
+        settings: StorageSettings,
+        share: Share,
+        device: torch.device,
+    ) -> ShareOfWeight:
+        """Read and quantise only the blocks that a rank holds; the same bits as `quantize`."""
+        stored, parts = quantized_share(source, settings, share, device)
+        return ShareOfWeight(cls(stored), parts)
 
     @classmethod
     def quantize_for(
