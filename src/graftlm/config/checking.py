@@ -38,7 +38,7 @@ USUAL_NAMES = {
     "wd": "train.weight_decay",
 }
 """Names of our settings in other tools, and common abbreviations."""
-SPLITS = ("context_parallel", "sequence_parallel", "tensor_parallel", "pipeline_parallel")
+SPLITS = [[what, "parallel"] for what in ("context", "sequence", "tensor", "pipeline")]
 SPLITS_SHORT = ("cp", "sp", "tp", "pp")
 NOT_SPLIT = (
     "graftlm splits the rows of a batch over devices (ddp), and frozen weights (fsdp), but neither "
@@ -100,7 +100,7 @@ def _bad_values(error: pydantic.ValidationError) -> list[str]:
     return [
         f"{shown(where)}: {' or '.join(dict.fromkeys(texts))}"
         + ("" if texts == ["is missing"] else f", got {_quoted(given[where])}")
-        + (f". {NOT_SPLIT}" if where == "distributed" and _splits(str(given[where])) else "")
+        + (f". {NOT_SPLIT}" if where == "distributed" and _names_a_split(str(given[where])) else "")
         for where, texts in said.items()
     ]
 
@@ -151,15 +151,15 @@ def _unknown_names(model: type[Settings], tree: Any, prefix: str = "") -> list[s
     return problems
 
 
-def _splits(name: str) -> bool:
+def _names_a_split(name: str) -> bool:
     """Whether this names a way to split a row or a layer over devices."""
-    name = name.lower().replace("-", "_").removesuffix("_size").removesuffix("_degree")
-    return name in SPLITS_SHORT or name.startswith(SPLITS)
+    words = name.lower().replace("-", "_").split("_")
+    return words[0] in SPLITS_SHORT or words[:2] in SPLITS
 
 
 def _hint(key: str, model: type[Settings]) -> str:
     """The name that was probably meant: of another tool, of another section, or a similar one."""
-    if _splits(key):
+    if _names_a_split(key):
         return f": {NOT_SPLIT}"
     if key.lower() in USUAL_NAMES:
         return f"; did you mean {USUAL_NAMES[key.lower()]!r}?"
