@@ -1,4 +1,4 @@
-"""A base model as one GGUF file: the export of an adapter that changes nothing."""
+"""A base model as one GGUF file, for llama.cpp."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from pathlib import Path
 from graftlm.adapters import add_lora
 from graftlm.adapters.peft_format import save_adapter
 from graftlm.config import LoRAConfig
-from graftlm.exporting import export
+from graftlm.exporting.gguf.merged_file import write_base
 from graftlm.models import load_model
 
 
 def base_as_gguf(name: str, folder: Path, quantization: str = "q4_0") -> Path:
-    """Write ``name`` in ``folder``; a new adapter's B is zero, so the weights are the base's."""
+    """Write ``name`` into ``folder``; the export reads the base's name from an adapter."""
     model, tokenizer = load_model(name, quantize=None, device="cpu")
     add_lora(model, LoRAConfig(rank=1))
     save_adapter(model, folder / "adapter", base_name=name, tokenizer=tokenizer)
     del model
     file = folder / f"{quantization}.gguf"
-    export(folder / "adapter", "gguf", file, quantization=quantization)
+    write_base(file, folder / "adapter", name, quantization)
     return file

@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 from base_as_gguf import base_as_gguf
+from transformers.utils.logging import disable_progress_bar
 
 from graftlm.models import load_model, resolve
 from graftlm.models.decoding.decoder import Decoder
@@ -173,6 +174,7 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.cpu_time:
         torch.set_num_threads(1)
+    disable_progress_bar()
     with contextlib.ExitStack() as opened:
         sides: dict[tuple[str, str], Measure] = {("graftlm", "NF4"): ours("nf4")}
         if not missing("bitsandbytes"):

@@ -34,11 +34,13 @@ LARGEST_ERROR = {
     "Q5_0": 8e-2,
     "Q5_1": 8e-2,
     "Q5_K": 8e-2,
-    "Q4_0": 0.15,
-    "Q4_1": 0.15,
-    "Q4_K": 0.15,
+    "Q4_0": 0.25,
+    "Q4_1": 0.25,
+    "Q4_K": 0.25,
 }
-"""Several times the error of a normal distribution in the type, by type."""
+"""Several times the error of a normal distribution in the type, by type. Weights with outliers have
+more: 0.152 in Q4_0 for a layer of Gemma-3-270M. That of another tensor's values is above 1.
+"""
 LEAST_KEPT = 0.5
 
 
