@@ -178,11 +178,11 @@ def main() -> None:
         for name, all_ in found.items()
     ]
     many = f"{asked.requests} at once"
-    print(f"{'':36}{'one alone':>12}{many:>14}{many:>14}{'an answer':>12}")
-    print(f"{'':36}{'tokens/s':>12}{'requests/s':>14}{'tokens/s':>14}{'tokens':>12}")
+    print(f"{'':44}{'one alone':>12}{many:>14}{many:>14}{'an answer':>12}")
+    print(f"{'':44}{'tokens/s':>12}{'requests/s':>14}{'tokens/s':>14}{'tokens':>12}")
     for row in rows:
         print(
-            f"{row['server']:36}{row['alone_tokens_per_second']:12.1f}"
+            f"{row['server']:44}{row['alone_tokens_per_second']:12.1f}"
             f"{row['requests_per_second']:14.2f}{row['tokens_per_second']:14.1f}"
             f"{row['tokens_per_answer']:12.1f}"
         )
