@@ -58,7 +58,9 @@ LearningRate = Annotated[
     ),
 ]
 BatchSize = Annotated[int | None, typer.Option(help="Rows in one batch.", **_HIDE)]
-Rank = Annotated[int | None, typer.Option(help="Rank of the adapters.", **_HIDE)]
+Rank = Annotated[
+    str | None, typer.Option(help="Rank of the adapters; auto: short runs move it.", **_HIDE)
+]
 Alpha = Annotated[float | None, typer.Option(help="The update is scaled by alpha / rank.", **_HIDE)]
 MaxLength = Annotated[int | None, typer.Option(help="Longest row in tokens.", **_HIDE)]
 Seed = Annotated[int | None, typer.Option(help="Seed of adapters, order and dropout.", **_HIDE)]
@@ -85,7 +87,7 @@ FLAGS = {
     "seed": "train.seed",
 }
 """The parameter of each flag, and its setting."""
-RATE = ["train", "learning_rate"]
+WORDS = (["train", "learning_rate"], ["lora", "rank"])
 """A number or a word, so that its flag is read as `--set` is."""
 
 
@@ -120,7 +122,7 @@ def overrides(flags: Mapping[str, Any], assignments: Sequence[str]) -> list[tupl
 
     assigned = [parse_override(text) for text in assignments]
     given = [(FLAGS[name].split("."), v) for name, v in flags.items() if v is not None]
-    given = [parse_override(f"{'.'.join(p)}={v}") if p == RATE else (p, v) for p, v in given]
+    given = [parse_override(f"{'.'.join(p)}={v}") if p in WORDS else (p, v) for p, v in given]
     twice = [
         f"{'.'.join(path)}: --set says {shown(value)}, the flag {shown(other)}; say it once"
         for path, value in assigned

@@ -106,7 +106,9 @@ def plan(
             processes=processes,
         )
     if as_json:
-        say(found.to_json() | _probe(config, found), True, "")
+        ranks = _rank_probe(config)
+        more = _probe(config, found) | ({"rank_probe": ranks} if ranks else {})
+        say(found.to_json() | more, True, "")
     else:
         _print(found)
         if probe := _probe(config, found).get("probe"):
@@ -116,8 +118,26 @@ def plan(
                 f"\ntrain.learning_rate=auto adds at most {probe['steps']} steps{time}, and "
                 f"{probe['passes']} passes over {probe['rows']} rows to judge on"
             )
+        if ranks := _rank_probe(config):
+            print(
+                f"\nlora.rank=auto adds at most {ranks['steps']} steps, and {ranks['passes']} "
+                f"passes over {ranks['rows']} rows to judge on; the peak is that of its widest "
+                f"run, at rank {ranks['widest']}"
+            )
     if any(entry.failure for entry in found.verified):
         raise typer.Exit(1)
+
+
+def _rank_probe(config: RunConfig) -> dict[str, int]:
+    """The largest cost of moving the ranks, if a probe shall."""
+    from graftlm.training.rank_probe import PROBES, WIDER
+    from graftlm.training.rate_probe import ROWS, STEPS
+
+    if not config.lora.probe_ranks:
+        return {}
+    steps = PROBES * min(STEPS, config.train.steps or STEPS)
+    widest = WIDER * config.lora.rank
+    return {"steps": steps, "passes": PROBES, "rows": ROWS, "widest": widest}
 
 
 def _probe(config: RunConfig, found: Plan) -> dict[str, Any]:

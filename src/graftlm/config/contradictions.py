@@ -32,7 +32,7 @@ def contradictions(config: RunConfig) -> list[str]:
             "lora.freeze_a=true has no form for experts and routers: leave lora.target_parameters "
             "out, or train both factors"
         )
-    problems += _of_trained_parts(config)
+    problems += _of_trained_parts(config) + _of_rank_probe(config)
     if data.eval and data.eval_fraction:
         problems.append(
             "data.eval names the rows to measure on, so data.eval_fraction would not be used: "
@@ -79,6 +79,24 @@ def _of_trained_parts(config: RunConfig) -> list[str]:
             f"lora.lora_bias=true goes with lora.init=default, as in PEFT, not {lora.init}"
         )
     return problems
+
+
+def _of_rank_probe(config: RunConfig) -> list[str]:
+    """A problem for each setting that a probe of ranks cannot be had with."""
+    lora = config.lora
+    wrong = {
+        "method=full, which has no ranks": config.method == "full",
+        "lora.init=eva, which moves ranks itself": lora.init == "eva",
+        "lora.init=orthogonal, which needs even ranks": lora.init == "orthogonal",
+        "lora.rank_pattern or lora.alpha_pattern, which say them": bool(
+            lora.rank_pattern or lora.alpha_pattern
+        ),
+        "lora.target_parameters: experts keep one rank": bool(lora.target_parameters),
+        f"lora.merge_aware={shown(lora.merge_aware)}": bool(lora.merge_aware),
+        "model.offload=layers": config.model.offload == "layers",
+    }
+    said = "lora.rank=auto (lora.probe_ranks=true) cannot be used with"
+    return [f"{said} {what}" for what, is_wrong in wrong.items() if is_wrong and lora.probe_ranks]
 
 
 def _of_sharding(config: RunConfig) -> list[str]:

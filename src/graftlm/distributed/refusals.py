@@ -39,5 +39,10 @@ def require_supported(config: RunConfig, processes: Processes) -> None:
         problems.append(
             "train.learning_rate=auto tries rates in one process: find it there, and name it here"
         )
+    if config.lora.probe_ranks:
+        problems.append(
+            "lora.rank=auto tries ranks in one process: find them there, and take "
+            "lora.rank_pattern from its config.yaml"
+        )
     if problems:
         raise ConfigError(problems)

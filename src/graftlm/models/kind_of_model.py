@@ -48,12 +48,18 @@ def auto_class(config: Any) -> Any:
 
 
 def _sees_images(config: Any) -> bool:
-    """Whether only the class for images and text builds the model, around a causal text side."""
+    """Whether the class for images and text builds the model, around a causal text side.
+
+    Some kinds have a causal class for the text side alone as well (Llama 4): then the class that
+    config.json names decides, because a checkpoint of the whole model does not fit the other.
+    """
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
+    whole = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.get(type(config), None)
+    named = getattr(whole, "__name__", "") in (getattr(config, "architectures", None) or ())
     if (
-        type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
-        or type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+        (type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not named)
+        or whole is None
         or "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     ):
         return False

@@ -29,6 +29,7 @@ Json = dict[str, Any]
 _CONFIG, _GENERATION = "config.json", "generation_config.json"
 _OF_THE_WRITER = ("transformers_version", BASE_NAME, "auto_map")
 """Settings that say who wrote a file and not what the model is."""
+_EARLIER_ROPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 _EARLIER_NAMES = {"dtype": "torch_dtype"}
 
 
@@ -70,6 +71,9 @@ def with_earlier_names(config: Json) -> Json:
     parameters = config.get("rope_parameters")
     if not isinstance(parameters, dict) or "rope_theta" in config:
         return config
+    sets = [value for value in parameters.values() if isinstance(value, dict)] or [parameters]
+    if any(one.get("rope_type", "default") not in _EARLIER_ROPES for one in sets):
+        return config  # transformers 4 has no such model, and 5 reads the earlier names otherwise
     kinds = {name for name, value in parameters.items() if isinstance(value, dict)}
     local: Json = {}
     if kinds:  # one set of parameters for each kind of layer, as in Gemma 3

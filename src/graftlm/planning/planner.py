@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
+from graftlm.adapters import add_lora, count_parameters
 from graftlm.config import Embeddings, RunConfig
 from graftlm.distributed.groups import group_sizes
 from graftlm.distributed.loading import needs_whole
@@ -26,6 +27,7 @@ from graftlm.planning.trace import BatchShape, Trace, trace_step
 from graftlm.system.cards import Card
 from graftlm.system.placement import Placement
 from graftlm.training.batching import most_positions
+from graftlm.training.new_tokens import planned_tokens
 from graftlm.training.resolve import changed, embeddings_of
 
 if TYPE_CHECKING:
@@ -218,6 +220,14 @@ class Planner:
         passes = shape.passes * train.gradient_accumulation_steps
         return dataclasses.replace(shape, passes=passes)
 
+    def _trainable(self, config: RunConfig, trace: Trace) -> int:
+        """What trains in the run; with `lora.rank: auto` the trace is of a wider probe."""
+        if config.method == "full" or not config.lora.probe_ranks:
+            return trace.trainable_parameters
+        model = without_tensors(self.source.architecture, config, self.source.dtype(config))
+        add_lora(model, planned_tokens(config, model))
+        return count_parameters(model).trainable
+
     def option(self, setting: Setting) -> Option:
         """Predict ``setting``."""
         shape, config = self.shape(setting), setting.applied(self.config)
@@ -262,7 +272,7 @@ class Planner:
             predicted_peak_bytes=total,
             components={name: components.get(name, 0) for name in COMPONENTS},
             peak_at=peak_at,
-            trainable_parameters=trace.trainable_parameters,
+            trainable_parameters=self._trainable(config, trace),
             seconds_per_step=seconds[0],
             seconds_uncertainty=seconds[1],
             fits=total <= self.limit * (1 - ROOM),

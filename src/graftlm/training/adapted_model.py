@@ -21,7 +21,7 @@ from graftlm.system.placement import placement_for, placement_of
 from graftlm.training.new_tokens import longer_vocabulary
 from graftlm.training.resolve import embeddings_of
 
-__all__ = ["adapted_model"]
+__all__ = ["adapt", "adapted_model"]
 
 
 def adapted_model(
@@ -59,7 +59,7 @@ def adapted_model(
         longer_vocabulary(model, config.lora)
         model.requires_grad_(True)
     else:
-        _adapt(model, config, rows, checkpoint)
+        adapt(model, config, rows, checkpoint)
     if config.model.offload == "layers":
         layers_on_host(model, placement_for(config.device).first)
     if placement.rank:  # the same adapters in every process, and another stream for dropout
@@ -67,15 +67,24 @@ def adapted_model(
     return model
 
 
-def _adapt(
-    model: PreTrainedModel, config: RunConfig, rows: Sequence[Example], checkpoint: Path | None
+def adapt(
+    model: PreTrainedModel,
+    config: RunConfig,
+    rows: Sequence[Example] = (),
+    checkpoint: Path | None = None,
+    *,
+    say: bool = True,
 ) -> None:
+    """Add adapters to ``model`` as ``config`` says, in place, and print the remarks on them.
+
+    The arguments are as above; ``say`` is whether to print.
+    """
     lora = config.lora if checkpoint is None else _with_ranks_of(checkpoint, config.lora)
     originals = None
     if lora.init == "loftq" and checkpoint is None:
         originals = original_weights(config.model.name, config.model.dtype)
     report = add_lora(model, lora, rows=rows, originals=originals, values=checkpoint is None)
-    sys.stderr.writelines(f"{note}\n" for note in report.notes)
+    sys.stderr.writelines(f"{note}\n" for note in report.notes if say)
     apply_merge_aware(model, config)
 
 

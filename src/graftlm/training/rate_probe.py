@@ -33,7 +33,18 @@ from graftlm.training.resolve import changed, default_learning_rate
 from graftlm.training.run import Run
 from graftlm.training.step import train_step
 
-__all__ = ["GRID", "ROWS", "STEPS", "Probe", "chosen", "grid", "probe", "with_probed_rate"]
+__all__ = [
+    "GRID",
+    "ROWS",
+    "STEPS",
+    "Probe",
+    "chosen",
+    "grid",
+    "judging_rows",
+    "loss_at",
+    "probe",
+    "with_probed_rate",
+]
 
 GRID = 5
 STEPS = 12
@@ -110,7 +121,7 @@ def probe(run: Run, rates: Sequence[float] = ()) -> Probe:
             "before it trains, which a probe does not; set the rate"
         )
     steps = min(STEPS, run.total_steps)
-    judges = _judges(run, steps)
+    judges = judging_rows(run, steps, "train.learning_rate")
     parameters = {name: p for name, p in run.model.named_parameters() if p.requires_grad}
     rng, batch = run.placement.rng_state(), run.config.train.batch_size
     before = mean_loss(run.objective, run.model, judges, batch)[0]
@@ -122,7 +133,7 @@ def probe(run: Run, rates: Sequence[float] = ()) -> Probe:
             {name: p.detach().cpu().contiguous() for name, p in parameters.items()}, file
         )
         for rate in tried:
-            losses[rate] = _loss_at(run, rate, steps, judges, parameters)
+            losses[rate] = loss_at(run, rate, steps, judges, parameters)
             start = safetensors.torch.load_file(file)
             with torch.no_grad():
                 for name, parameter in parameters.items():
@@ -134,7 +145,7 @@ def probe(run: Run, rates: Sequence[float] = ()) -> Probe:
     return Probe(losses, before, chosen(losses), steps, len(judges))
 
 
-def _loss_at(run: Run, rate: float, steps: int, judges: Sequence[Any], parameters: Any) -> float:
+def loss_at(run: Run, rate: float, steps: int, judges: Sequence[Any], parameters: Any) -> float:
     """The held-out loss after ``steps`` steps at the peak rate ``rate``; infinite if it fails."""
     train = {"learning_rate": rate, "steps": steps}
     short = dataclasses.replace(run, config=changed(run.config, "train", **train))  # type: ignore[arg-type]
@@ -153,7 +164,7 @@ def _loss_at(run: Run, rate: float, steps: int, judges: Sequence[Any], parameter
     return loss if math.isfinite(loss) else math.inf
 
 
-def _judges(run: Run, steps: int) -> Sequence[Any]:
+def judging_rows(run: Run, steps: int, setting: str) -> Sequence[Any]:
     """Rows to judge on: held-out ones, or else training rows that the probe's steps do not read."""
     if len(run.eval_examples):
         spread = max(1, len(run.eval_examples) // ROWS)
@@ -162,7 +173,7 @@ def _judges(run: Run, steps: int) -> Sequence[Any]:
     rest = [run.examples[i] for i in range(len(run.examples)) if i not in read][:ROWS]
     if not rest:
         raise ConfigError(
-            "train.learning_rate=auto judges rates on rows that it does not train on, and there "
-            "are none: give --eval-data, data.eval_fraction, or a rate"
+            f"{setting}=auto judges on rows that it does not train on, and there are none: give "
+            "--eval-data, data.eval_fraction, or a value"
         )
     return rest

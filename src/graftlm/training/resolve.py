@@ -234,6 +234,8 @@ def continued(request: RunConfig, begun: RunConfig) -> RunConfig:
     ):
         if getattr(getattr(request, section), name) == open_value:
             request = changed(request, section, **{name: getattr(getattr(begun, section), name)})
+    if request.lora.probe_ranks and not begun.lora.probe_ranks:
+        request = request.model_copy(update={"lora": begun.lora})  # with the ranks it found
     if request.train.steps is None and request.train.epochs == begun.train.epochs:
         request = changed(request, "train", steps=begun.train.steps)
     return request

@@ -5,7 +5,7 @@ The command line calls `run`. `train` does the same for a model that is already 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from graftlm.models import resolve as resolve_model
 from graftlm.models.capabilities import require_left_to_right, require_packable
 from graftlm.system import release_freed_memory, return_freed_memory
 from graftlm.system.placement import placement_for, placement_of
-from graftlm.training.adapted_model import adapted_model
+from graftlm.training.adapted_model import adapt, adapted_model
 from graftlm.training.checkpoint import latest
 from graftlm.training.data_checks import (
     check_rows,
@@ -53,6 +53,7 @@ from graftlm.training.model_in_hand import method_of, model_config_of
 from graftlm.training.new_tokens import longer_config, with_rows_of
 from graftlm.training.objective import Objective, objective_named
 from graftlm.training.origin import named, origin_of
+from graftlm.training.rank_probe import with_probed_ranks
 from graftlm.training.rate_probe import with_probed_rate
 from graftlm.training.recompute import recompute_activations, require_card
 from graftlm.training.registered import require_registered
@@ -153,6 +154,8 @@ def run(
                 )
                 model = adapted_model(settings, examples[0], last)
                 task = _task(model, stored, settings, sequences, held, objective)
+                if settings.lora.probe_ranks:
+                    task = with_probed_ranks(task, _adapting(task, examples[0]))
                 if request.train.learning_rate == "auto":
                     task = with_probed_rate(task)
                 extended, final = goes_on == "extended", task.config
@@ -236,6 +239,16 @@ def train(
         task.placement.seed(seed_of_rank(settings.train.seed, task.placement.rank))
         with memory_explained(settings, task.placement):
             return fit(task, resume=goes_on != "anew", progress=progress, hooks=hooks)
+
+
+def _adapting(task: Run, rows: Sequence[Any]) -> Callable[[LoRAConfig], None]:
+    """Puts adapters with other settings on the model of a run, as a run with them begins."""
+
+    def put(lora: LoRAConfig) -> None:
+        task.placement.seed(task.config.train.seed)
+        adapt(task.model, task.config.model_copy(update={"lora": lora}), rows, say=False)
+
+    return put
 
 
 def _task(
