@@ -17,6 +17,7 @@ from graftlm.adapters.peft_format import load_adapter
 from graftlm.config import DataConfig, LoRAConfig, ModelConfig, RunConfig, TrainConfig
 from graftlm.errors import TrainingError
 from graftlm.extend import Hook
+from graftlm.kernels import implement, operators, withdraw
 from graftlm.models import generate_text, load_model
 from graftlm.training import evaluate, run
 from graftlm.training.rows import read_rows
@@ -71,6 +72,25 @@ def test_a_run_there_learns_what_a_run_here_learns(
             for folder in (there.adapter, here.adapter)
         )
         assert ours.keys() == theirs.keys()
+
+
+@pytest.mark.parametrize("settings", [{}, {"packing": True}, {"gradient_checkpointing": True}])
+def test_a_run_without_padding_there_learns_what_a_run_here_learns(
+    settings: dict[str, Any], tiny_llama: Path, rows_file: Path, tmp_path: Path
+) -> None:
+    asked = {"steps": 3, **settings}
+    here = run(request(tiny_llama, rows_file, tmp_path / "here", "cpu", **asked), progress=False)
+    names = ("sequence_attention", "sequence_attention_backward")
+    added = [implement(name, "cuda", operators()[name].reference) for name in names]
+    try:
+        with second_device():
+            there = run(
+                request(tiny_llama, rows_file, tmp_path / "there", "cuda", **asked), progress=False
+            )
+    finally:
+        for one in added:
+            withdraw(one)
+    assert there.train_loss == pytest.approx(here.train_loss, rel=1e-4)
 
 
 class PauseAfterTwo(Hook):

@@ -106,6 +106,7 @@ def _of_sharding(config: RunConfig) -> list[str]:
         "model.offload=layers, which keeps them in host memory": config.model.offload == "layers",
         "train.samples, which asks the whole model in one process": config.train.samples > 0,
         "lora.merge_aware, which reads whole weights": bool(config.lora.merge_aware),
+        "train.compile, which reads the layers as they are": config.train.compile,
     }
     said = "distributed=fsdp shards frozen weights. It cannot be used with"
     return [f"{said} {what}" for what, is_wrong in wrong.items() if is_wrong] * (
@@ -138,6 +139,7 @@ def _of_offload(config: RunConfig) -> list[str]:
             "method=full: it trains the layers, use qlora or lora": config.method == "full",
             f"lora.merge_aware={config.lora.merge_aware}": bool(config.lora.merge_aware),
             "train.gradient_checkpointing=false: use true": train.gradient_checkpointing is False,
+            "train.compile=true: its weights change their place": train.compile,
         }
         problems += [
             f"model.offload=layers cannot be used with {what}"

@@ -156,6 +156,9 @@ class TrainConfig(Settings):
     offload_checkpoints: bool = False
     """With `gradient_checkpointing` on an accelerator: keep the inputs of the layers in host memory
     until the backward pass. It pays for long rows, where they are most of the memory."""
+    compile: bool = False
+    """Compile each layer with `torch.compile`, which starts fewer operations: it may pay for a
+    small model on a GPU, and costs minutes at the start."""
     export_to: Names = ()
     """Forms that `graftlm export` shall make of the result, such as `[gguf-adapter, vllm]`. What a
     form does not take is refused before training."""

@@ -41,8 +41,13 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def has_kernel(x: Tensor, cos: Tensor, sin: Tensor) -> bool:
-    """Whether a kernel turns ``x``; assumed of every accelerator, also in a plan without one."""
-    return x.device.type != "cpu" or _rotary.has_kernel(x, cos, sin, False)
+    """Whether a kernel turns ``x``; assumed of every accelerator, also in a plan without one.
+
+    In compiled code for a CPU the compiler makes one.
+    """
+    if x.device.type != "cpu":
+        return True
+    return not torch.compiler.is_compiling() and _rotary.has_kernel(x, cos, sin, False)
 
 
 def _check(x: Tensor, cos: Tensor, sin: Tensor, back: bool) -> None:

@@ -114,11 +114,28 @@ def _attend(
     others = (dropout, scaling, is_causal)
     if not skips_blocks(query) or dropout or any(_given(rest.get(name)) for name in _NOT_OURS):
         return _theirs(module, query, key, value, attention_mask, *others, **rest)
+    if is_causal is None:
+        is_causal = getattr(module, "is_causal", True)
+    factors = (query, key, value, attention_mask)
+    y: tuple[Tensor, None] = _by_blocks(module, *factors, scaling, is_causal, rest)
+    return y
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator] # it reads the mask
+def _by_blocks(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None,
+    is_causal: bool,
+    rest: dict[str, Any],
+) -> tuple[Tensor, None]:
+    others = (0.0, scaling, is_causal)
     quick = query.dtype not in _NARROW or fast_bfloat16()  # else PyTorch's kernel
     if query.shape[2] == 1 and not quick and _one_mask(attention_mask):
         return token_attention(query, key, value, attention_mask, scaling), None
-    if is_causal is None:
-        is_causal = getattr(module, "is_causal", True)
     parts = _parts(query, key, attention_mask, is_causal)
     # PyTorch computes a single token, and one block of 16-bit inputs if its kernel is fast.
     left = query.shape[2] == 1 or (query.dtype in _NARROW and quick)
@@ -136,19 +153,19 @@ def _attend(
     return y.to(query.dtype), None
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator] # it would be compiled anew each time
 def _between_borders(
     query: Tensor, key: Tensor, value: Tensor, borders: Tensor, scaling: float | None, window: int
 ) -> Tensor:
     """(1, H, T, D) → (1, T, H, D)."""
-    if not skips_blocks(query) and not has_kernel(query, key, value):
+    known = torch.compiler.is_compiling() or skips_blocks(query)  # a proof came before compiling
+    if not known and not has_kernel(query, key, value):
         raise ModelError(
             f"{query.device} has no kernel for sequences end to end in {query.dtype}, with heads "
             f"of {query.shape[-1]} numbers"
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    (((places,),),) = borders.tolist()  # they are on the host
-    return sequence_attention(query, key, value, scale, places, window).transpose(1, 2).contiguous()
+    y = sequence_attention(query, key, value, scale, borders.view(-1), window)
+    return y.transpose(1, 2).contiguous()
 
 
 def _parts(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool) -> tuple[Block, ...]:

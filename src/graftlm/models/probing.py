@@ -13,11 +13,11 @@ __all__ = ["being_probed"]
 
 @contextlib.contextmanager
 def being_probed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards each module's mode is restored."""
+    """Evaluation mode without gradients or compiled code; afterwards each mode is restored."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             yield
     finally:
         for module, mode in modes.items():

@@ -37,6 +37,7 @@ from graftlm.system import release_freed_memory, return_freed_memory
 from graftlm.system.placement import placement_for, placement_of
 from graftlm.training.adapted_model import adapt, adapted_model
 from graftlm.training.checkpoint import latest
+from graftlm.training.compilation import compile_layers
 from graftlm.training.data_checks import (
     check_rows,
     model_config_in,
@@ -265,6 +266,8 @@ def _task(
         require_packable(model)
     if config.train.gradient_checkpointing:
         recompute_activations(model, offload=config.train.offload_checkpoints)
+    if config.train.compile:
+        compile_layers(model)
     task = Run(
         model=model,
         tokenizer=tokenizer,

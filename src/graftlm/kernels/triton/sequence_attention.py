@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -64,10 +63,10 @@ def _has_flash_attention(device: torch.device) -> bool:
 
 
 def sequence_attention(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, borders: Sequence[int], window: int
+    q: Tensor, k: Tensor, v: Tensor, scale: float, borders: Tensor, window: int
 ) -> Pair:
     """Y (1, H, T, D) and lse (1, H, T); arguments as of the operator."""
-    places, longest = _places(tuple(borders), q.device)
+    places, longest = _places(tuple(borders.tolist()), q.device)
     y, lse, *_ = flash_sequences(
         *(_rows(t) for t in (q, k, v)),
         places,
@@ -92,11 +91,11 @@ def sequence_attention_backward(
     y: Tensor,
     lse: Tensor,
     scale: float,
-    borders: Sequence[int],
+    borders: Tensor,
     window: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of q, k and v; arguments as of the operator."""
-    places, longest = _places(tuple(borders), q.device)
+    places, longest = _places(tuple(borders.tolist()), q.device)
     unused = q.new_empty(0)  # the state of random numbers, of which there are none
     slopes = flash_sequences_backward(
         *(_rows(t) for t in (dy, q, k, v, y)),
