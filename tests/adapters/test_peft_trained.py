@@ -53,6 +53,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "own-biases": ("qwen2", {"bias": "lora_only"}),
     "every-bias": ("opt", {"bias": "all", "target_modules": ["q_proj", "fc1"]}),
+    "bias-of-dora": ("opt", {"bias": "all", "use_dora": True, "lora_dropout": 0.1}),
     "bias-of-conv1d": ("gpt2", {"bias": "all", "target_modules": ["c_attn"]}),
     "bias-of-the-update": ("qwen2", {"lora_bias": True}),
     "bias-without-one": ("llama", {"lora_bias": True}),

@@ -178,7 +178,7 @@ def test_biases_of_4_bit_layers_train() -> None:
             {"trainable_token_indices": (3,), "modules_to_save": ("embed_tokens",)},
             "its rows train already",
         ),
-        ({"lora_bias": True, "variant": "dora"}, "trains no biases"),
+        ({"lora_bias": True, "variant": "dora"}, "trains no such biases"),
     ],
 )
 def test_what_cannot_be_had_is_refused_and_the_model_is_unchanged(

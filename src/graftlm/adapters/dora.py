@@ -81,6 +81,8 @@ class DoRALinear(LoRALinear):
         z = weight.product_with_update(x, None, A, B, self.scaling)
         y = z * self.gain(weight)
         bias: Tensor | None = base.bias  # type: ignore[assignment]
+        if self.trains_biases:
+            bias = self.bias_in_use(base, x)
         return (y if bias is None else y + bias).to(z.dtype)
 
     def added(self, base: nn.Module, y: Tensor, x: Tensor) -> Tensor:
@@ -90,7 +92,9 @@ class DoRALinear(LoRALinear):
         gain = self.gain(weight)
         plain = weight.product(dropped)
         update = add_low_rank(torch.zeros_like(plain), dropped, *self.factors(), self.scaling)
-        return (y + (gain - 1) * plain + gain * update).to(y.dtype)
+        change = self.bias_change(base, x) if self.trains_biases else None
+        total = y + (gain - 1) * plain + gain * update
+        return (total if change is None else total + change).to(y.dtype)
 
     def gain(self, weight: FrozenWeight) -> Tensor:
         """``g = m / ‖W + s · B A‖``: [out] in float32, differentiable in m alone."""

@@ -162,13 +162,13 @@ def _without_biases(targets: Iterable[Target], config: LoRAConfig) -> list[str]:
     """The problem of a request for biases that some target cannot train."""
     if config.bias == "none" and not config.lora_bias:
         return []
-    if config.variant != "lora":
-        return [f"lora.variant={config.variant} trains no biases: leave bias and lora_bias out"]
     classes = ((t.name, adapter_class(config.variant, t.module)) for t in targets)
     unfit = [name for name, cls in classes if cls is None or not issubclass(cls, WithBias)]
-    if not unfit or not config.lora_bias:
-        return []
-    return [f"lora_bias is for linear layers, and {unfit[0]} is none"]
+    if config.variant != "lora" and (unfit or config.lora_bias):
+        return [f"lora.variant={config.variant} trains no such biases: leave bias or lora_bias out"]
+    if unfit and config.lora_bias:
+        return [f"lora_bias is for linear layers, and {unfit[0]} is none"]
+    return []
 
 
 def _has_values(model: nn.Module) -> bool:

@@ -114,7 +114,9 @@ class TrainedTokens(Adapter):
     def _replaced_in(self, base: nn.Module, y: Tensor, x: Tensor) -> Tensor:
         rows = self.rows.to(_weight(base).dtype)
         if isinstance(base, nn.Embedding):
-            place = torch.searchsorted(self.sorted, x).clamp_(max=len(self.indices) - 1)
+            place = torch.searchsorted(self.sorted, x.contiguous()).clamp_(
+                max=len(self.indices) - 1
+            )
             known = self.sorted[place] == x
             padding = base.padding_idx
             at = self.indices.index(padding) if padding in self.indices else None
