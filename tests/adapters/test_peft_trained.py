@@ -42,6 +42,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "every-norm": ("gemma3", {"modules_to_save": ["norm"]}),
     "scaled-table-untied": ("gemma3", {"modules_to_save": ["embed_tokens"]}),
     "tied": ("gemma3", {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}),
+    "tied-by-the-head": ("gpt2", {"modules_to_save": ["lm_head"], "ensure_weight_tying": True}),
+    "tied-in-no-name": (
+        "falcon",
+        {"modules_to_save": ["word_embeddings"], "ensure_weight_tying": True},
+    ),
     "whole-layer": ("llama", {"modules_to_save": ["layers.1.mlp"]}),
     "conv1d": ("gpt2", {"modules_to_save": ["h.0.mlp.c_fc"], "target_modules": ["c_attn"]}),
     "rows": ("llama", {"trainable_token_indices": [7, 3, 20]}),
@@ -66,9 +71,13 @@ def logits(model: nn.Module) -> torch.Tensor:
     return result
 
 
+LAYERS = {"gpt2": ["c_attn"], "falcon": ["query_key_value"]}
+
+
 def theirs(case: str, folder: Path | None = None) -> peft.PeftModel:
     family, settings = CASES[case]
-    defaults = {"r": 4, "lora_alpha": 6, "task_type": "CAUSAL_LM", "target_modules": ["q_proj"]}
+    targets = LAYERS.get(family, ["q_proj"])
+    defaults = {"r": 4, "lora_alpha": 6, "task_type": "CAUSAL_LM", "target_modules": targets}
     model = peft.get_peft_model(tiny_model(family), peft.LoraConfig(**(defaults | settings)))
     with torch.no_grad():
         for parameter in model.parameters():
@@ -188,3 +197,21 @@ def test_the_files_name_the_parts_as_peft_does(tmp_path: Path) -> None:
     base.resize_token_embeddings(262)
     loaded = peft.PeftModel.from_pretrained(base, tmp_path).eval()
     torch.testing.assert_close(logits(loaded), logits(model), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "falcon", "gemma3"])
+def test_a_table_that_trains_tied_is_read_by_peft_under_any_name(
+    family: str, tmp_path: Path
+) -> None:
+    model = tiny_model(family)
+    targets = tuple(LAYERS.get(family, ["q_proj"]))
+    add_lora(model, LoRAConfig(rank=4, targets=targets, modules_to_save=("lm_head",)))
+    with torch.no_grad():
+        for _, parameter in lora_parameters(model):
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    save_adapter(model, tmp_path)
+    loaded = peft.PeftModel.from_pretrained(tiny_model(family), tmp_path).eval()
+    torch.testing.assert_close(logits(loaded), logits(model), rtol=0, atol=1e-5)
+    back = tiny_model(family)
+    load_adapter(back, tmp_path)
+    assert torch.equal(logits(back), logits(model))

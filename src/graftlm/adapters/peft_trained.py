@@ -63,8 +63,9 @@ def trained_entries(model: nn.Module, settings: LoRAConfig) -> dict[str, Any]:
     entries: dict[str, Any] = {"bias": settings.bias}
     whole = list(settings.modules_to_save)
     tied = ends.tied and settings.ensure_weight_tying and ends.table in whole
-    if tied:
-        whole.remove(ends.head)
+    if tied and (ties := [name for name in (ends.table, ends.head) if _ties([name])]):
+        left_out = {ends.table, ends.head} - {ties[0]}
+        whole = [name for name in whole if name not in left_out]
         entries["ensure_weight_tying"] = True
     rows = settings.trainable_token_indices
     by_module = {ends.table: rows, ends.head: rows} if isinstance(rows, tuple) else rows
@@ -145,7 +146,8 @@ def trained_in_file(
     tokens = _tokens(config, modules, ends)
     _add_new_rows(tokens, others, adapted | {*whole}, ends, rows_before)
     parts, problems = parts_of(
-        model, whole, config.ensure_weight_tying, tokens, config.bias == "all", adapted
+        *(model, whole, config.ensure_weight_tying and _ties(config.modules_to_save)),
+        *(tokens, config.bias == "all", adapted),
     )
     states: States = {}
     for part in parts:
@@ -165,6 +167,14 @@ def trained_in_file(
             else:
                 states[part.name][end] = tensor
     return parts, states, problems
+
+
+def _ties(entries: Iterable[str]) -> bool:
+    """Whether PEFT ties table and head for these entries: it knows the two by these names only.
+
+    Where neither has one, both are written, as two modules of the same values.
+    """
+    return any(entry.rpartition(".")[2] in ("embed_tokens", "lm_head") for entry in entries)
 
 
 def _tokens(
