@@ -1,7 +1,8 @@
 """Resident memory of a rank: a random Llama of 1.1 billion parameters in NF4, planned and measured.
 
 `bench_processes.py memory` calls it. Each run is `graftlm train` in processes of its own, for three
-steps of rows of 128 tokens, one a process. The peak is that of the largest process, with loading.
+steps, one row of about a hundred tokens a process. The peak is that of the largest process, with
+loading.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ def memory(work: Path, method: str = "qlora") -> bool:
     """A row for each number of processes; whether all predictions are within a tenth."""
     model, rows = work / "llama-1b", work / "long.jsonl"
     model.mkdir()
-    write_llama(model, 4, alike=True, **SIZES)
-    line = json.dumps({"prompt": "p" * 40, "completion": "c" * (LENGTH - 41)}) + "\n"
+    write_llama(model, 1, alike=True, **SIZES)
+    line = json.dumps({"prompt": "p" * 20, "completion": "c" * 60}) + "\n"
     rows.write_text(line * 16)
     print(
         "memory,method,engine,processes,frozen weights of a rank MB,peak of a rank MB,"
@@ -55,7 +56,9 @@ def memory(work: Path, method: str = "qlora") -> bool:
         same += ["--set", "train.gradient_checkpointing=false"]
         if processes > 1:
             same += ["--set", f"distributed={engine}", "--processes", processes]
-        plan = _graftlm("plan", model, "--methods", method, "--memory", "20GB", *same)
+        plan = _graftlm(
+            "plan", model, "--data", rows, "--methods", method, "--memory", "20GB", *same
+        )
         option = next(one for one in plan["options"] if not one["gradient_checkpointing"])
         run = ["--model", model, "--data", rows, "--method", method, "--steps", 3, "--out", out]
         result = _graftlm("train", *run, *same)

@@ -61,7 +61,7 @@ def sizes_of(rank: int) -> Sizes:
         tie_word_embeddings=False,
     )
     model = without_tensors(architecture, RunConfig(method="qlora"), torch.bfloat16)
-    *layers, table, outermost = group_sizes(model)
+    *layers, table, outermost = group_sizes(model, torch.bfloat16)
     shapes = [linear_shape(m) for m in model.modules() if isinstance(m, FrozenLinear)]
     linears = [shape for shape in shapes if shape is not None]
     dense = sum(p.numel() for p in model.parameters())

@@ -28,19 +28,26 @@ def groups_of(model: Any) -> list[nn.Module]:
     return [*_layers(model), *apart, model]
 
 
-def group_sizes(model: Any) -> list[int]:
-    """Bytes of each group of a model without adapters; it may be on the meta device."""
+def group_sizes(model: Any, dtype: torch.dtype) -> list[int]:
+    """Bytes of each group of a model without adapters.
+
+    Args:
+        model: on the meta device; what is not in a weight format may have another type there.
+        dtype: the type that this has in the run.
+    """
     sizes, seen = [], set[int]()
     for group in groups_of(model):
         size = 0
         for module in group.modules():
-            own: list[Tensor] = list(module.parameters(recurse=False))
+            dense: list[Tensor] = list(module.parameters(recurse=False))
+            stored: list[Tensor] = []
             if isinstance(module, StoredWeight | FrozenExperts):
-                own += module.buffers(recurse=False)
-            for tensor in own:
+                stored += module.buffers(recurse=False)
+            for tensor in (*dense, *stored):
                 if tensor.ndim and id(tensor) not in seen:
                     seen.add(id(tensor))
-                    size += tensor.nbytes
+                    is_dense = any(tensor is one for one in dense)
+                    size += tensor.numel() * (dtype if is_dense else tensor.dtype).itemsize
         sizes.append(size)
     return sizes
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
+from graftlm._compat.sharding import free_buffers_at_once
 from graftlm.distributed.engine import Pass
 from graftlm.distributed.group import current_group
 from graftlm.distributed.groups import groups_of
@@ -90,11 +91,13 @@ def shard_frozen(
     for module in stored:
         module.hold_as_parameters()
     before = dict(model.named_parameters(remove_duplicate=False))
-    kind = Placement.on(_device_of(model)).kind
-    mesh = init_device_mesh(kind, (current_group().processes.world_size,))
+    placement = Placement.on(_device_of(model))
+    mesh = init_device_mesh(placement.kind, (current_group().processes.world_size,))
     ignored = set(trained)
     for group in groups_of(model):
         fully_shard(group, mesh=mesh, ignored_params=ignored)
+    if placement.runs_on_cpu:
+        free_buffers_at_once(model)
     if parts:
         _fill(model, before, parts, mesh)
     for module in stored:

@@ -165,9 +165,8 @@ class Planner:
 
     def _groups(self, config: RunConfig) -> list[int]:
         """Bytes of the frozen tensors that are gathered together."""
-        return group_sizes(
-            without_tensors(self.source.architecture, config, self.source.dtype(config))
-        )
+        dtype = self.source.dtype(config)
+        return group_sizes(without_tensors(self.source.architecture, config, dtype), dtype)
 
     def _seconds(self, trace: Trace) -> Seconds:
         """The time to compute a step. Processes on a CPU share its cores; exchange is not in it."""
@@ -245,7 +244,12 @@ class Planner:
         if self.processes > 1:
             sharded = setting.distributed == "fsdp"
             share = self.processes if sharded and needs_whole(config) is None else 1
-            peak = peak_of_rank(trace, self.processes, self._groups(config) if sharded else ())
+            peak = peak_of_rank(
+                trace,
+                self.processes,
+                self._groups(config) if sharded else (),
+                keeps_buffer=not self.placement.runs_on_cpu,
+            )
         components, peak_at = dict(peak.components), peak.place
         if self._framework:  # a GPU receives the finished model
             base = components["framework"] = self._framework.resident_bytes

@@ -2,8 +2,8 @@
 
 DDP     the whole model. The reducer keeps the gradients' memory for the whole run.
 FSDP2   1/N of the frozen weights. Besides, as temporary memory while a layer computes, the whole
-        outermost group (table, head), and two layers: its own, and what was gathered last or is
-        gathered next.
+        outermost group (table, head), and two copies of the largest other group: the one in use,
+        and the buffer of the gathering. A card keeps the buffer of the gathering before as well.
 
 Adapters, gradients and the optimiser's moments are whole in every process.
 """
@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from graftlm.planning.extrapolate import Trace
 from graftlm.planning.timeline import Peak
 
-__all__ = ["LAYERS_AT_ONCE", "peak_of_rank", "share_of"]
+__all__ = ["peak_of_rank", "share_of"]
 
-LAYERS_AT_ONCE = 2
-"""Groups in memory while one computes: FSDP2 frees a gathered copy when the next one is there."""
+COPIES = 2
+"""Of the group in use: its tensors, and the buffer that they were gathered in."""
 GRADIENT = 4
 """Bytes of a trained parameter's gradient."""
 
@@ -29,27 +29,36 @@ def share_of(nbytes: int, processes: int) -> int:
     return -(-nbytes // processes)
 
 
-def peak_of_rank(trace: Trace, processes: int, groups: Sequence[int]) -> Peak:
+def peak_of_rank(
+    trace: Trace, processes: int, groups: Sequence[int] = (), *, keeps_buffer: bool = False
+) -> Peak:
     """The peak of one process.
 
     Args:
         trace: a step with the rows of this process, and with all weights.
         processes: how many there are.
         groups: bytes of each group of frozen tensors, the outermost last; none under DDP.
+        keeps_buffer: whether the buffer of a gathering lives until the next one is done, as on a
+            card.
     """
-    peaks = [_adjusted(peak, trace, processes, groups) for peak in trace.peaks.values()]
+    gathered = 0
+    if groups:
+        *inner, outermost = groups
+        largest = max(inner, default=0)
+        gathered = outermost + COPIES * largest + keeps_buffer * max(largest, outermost)
+    peaks = [
+        _adjusted(peak, trace, processes if groups else 1, gathered)
+        for peak in trace.peaks.values()
+    ]
     return max(peaks, key=lambda peak: peak.nbytes)
 
 
-def _adjusted(peak: Peak, trace: Trace, processes: int, groups: Sequence[int]) -> Peak:
+def _adjusted(peak: Peak, trace: Trace, shares: int, gathered: int) -> Peak:
     components = dict(peak.components)
     components["gradients"] = max(
         components.get("gradients", 0), GRADIENT * trace.trainable_parameters
     )
-    if groups:
-        for name in ("weights", "quantization_state"):
-            components[name] = share_of(components.get(name, 0), processes)
-        *inner, outermost = groups
-        gathered = outermost + LAYERS_AT_ONCE * max(inner, default=0)
-        components["temporary"] = components.get("temporary", 0) + gathered
+    for name in ("weights", "quantization_state"):
+        components[name] = share_of(components.get(name, 0), shares)
+    components["temporary"] = components.get("temporary", 0) + gathered
     return dataclasses.replace(peak, components=components)
