@@ -32,6 +32,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*save_embedding_layers:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*Could not find a config file:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*bias:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*ensure_weight_tying:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*bias:peft.utils.warning.PeftWarning"),
 ]
 

@@ -145,8 +145,10 @@ def trained_in_file(
     whole = whole_in_peft(modules, config.modules_to_save)
     tokens = _tokens(config, modules, ends)
     _add_new_rows(tokens, others, adapted | {*whole}, ends, rows_before)
+    # PEFT renames an entry `lm_head` to the table when it saves; the tensors still tell.
+    both = f"{ends.head}.weight" in others and ends.table in whole
     parts, problems = parts_of(
-        *(model, whole, config.ensure_weight_tying and _ties(config.modules_to_save)),
+        *(model, whole, config.ensure_weight_tying and (both or _ties(config.modules_to_save))),
         *(tokens, config.bias == "all", adapted),
     )
     states: States = {}
