@@ -8,6 +8,7 @@ from graftlm.adapters.peft_config import CONFIG_NAME, read_config
 from graftlm.config import RunConfig, recorded_config
 from graftlm.errors import ArtifactError
 from graftlm.models.plain_files import require_plain_files
+from graftlm.models.source import with_revision
 
 __all__ = [
     "adapter_folder",
@@ -84,11 +85,10 @@ def base_of(path: str | Path) -> str:
         ArtifactError: neither names one.
     """
     settings = run_settings(path)
-    name = (
-        settings.model.name
-        if settings
-        else read_config(adapter_folder(path)).base_model_name_or_path
-    )
+    if settings is not None:
+        return settings.model.name
+    config = read_config(adapter_folder(path))
+    name = with_revision(config.base_model_name_or_path or "", config.revision)
     if not name:
         raise ArtifactError(f"{path} does not name its base model. Name it yourself (base).")
     return name

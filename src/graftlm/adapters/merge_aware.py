@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -14,6 +15,7 @@ from graftlm.adapters.through_merge import ThroughMerge, require_mergeable
 from graftlm.config import RunConfig
 from graftlm.errors import ConfigError
 from graftlm.frozen.modules import linear_format
+from graftlm.models.base_files import folder_read
 from graftlm.models.capabilities import forget
 from graftlm.models.named_weights import named_weights
 from graftlm.models.source import resolve
@@ -50,7 +52,7 @@ def train_through_merge(model: nn.Module, originals: Originals, format: str | No
 def apply_merge_aware(model: nn.Module, config: RunConfig) -> None:
     """Let the adapters train through the merge if the setting `lora.merge_aware` says so."""
     if config.lora.merge_aware:
-        originals = original_weights(config.model.name, config.model.dtype)
+        originals = original_weights(folder_read(model) or config.model.name, config.model.dtype)
         train_through_merge(model, originals, config.lora.merge_aware)
 
 
@@ -60,7 +62,7 @@ def merge_format(model: nn.Module) -> str:
     return (linear_format(model) or "") if on else ""
 
 
-def original_weights(name: str, dtype: str = "auto") -> Originals:
+def original_weights(name: str | Path, dtype: str = "auto") -> Originals:
     """The weights of the model ``name`` in 16 or 32 bits, read from the disk one at a time.
 
     Args:
@@ -71,7 +73,7 @@ def original_weights(name: str, dtype: str = "auto") -> Originals:
         ConfigError: the model's weights are in a weight format already.
     """
     kind: torch.dtype | None = None if dtype == "auto" else getattr(torch, dtype)
-    weights = named_weights(resolve(name).path, name)
+    weights = named_weights(resolve(name).path, str(name))
     if weights.stored:
         raise ConfigError(
             f"lora.merge_aware: {name} holds its weights in 4 bits only. Name the model that it "

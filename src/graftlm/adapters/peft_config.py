@@ -26,6 +26,7 @@ from graftlm.adapters.variant_of_file import marks, variant_of
 from graftlm.config import shown
 from graftlm.errors import ArtifactError
 from graftlm.frozen.experts import ExpertStack
+from graftlm.models.source import without_revision
 
 __all__ = ["CONFIG_NAME", "AdapterConfig", "adapter_config", "read_config"]
 
@@ -42,7 +43,6 @@ HARMLESS = {
     "lora_ga_config",
     "megatron_core",
     "qalora_group_size",
-    "revision",
     "runtime_config",
     "task_type",
 }
@@ -78,6 +78,7 @@ class AdapterConfig(pydantic.BaseModel):
     lora_bias: bool = False
     base_model_name_or_path: str | None = None
     peft_version: str | None = None
+    revision: str | None = None
     _variant: str = pydantic.PrivateAttr("lora")
 
     @property
@@ -136,6 +137,7 @@ def adapter_config(model: nn.Module, base_name: str, adapter: str | None = None)
     bases = base_modules(model)
     adapted = list(lora_modules(model, adapter))
     routers = [name for name in adapted if is_router(bases[name])]
+    base_name, revision = without_revision(base_name)
     named = {*routers, *(name for name in adapted if isinstance(bases[name], ExpertStack))}
     layers = [name for name in adapted if name not in named]
     by_weight = taken_for_experts(getattr(model, "config", None), layers)
@@ -153,6 +155,8 @@ def adapter_config(model: nn.Module, base_name: str, adapter: str | None = None)
     }
     if settings.use_rslora:
         config["use_rslora"] = True
+    if revision is not None:
+        config["revision"] = revision
     if by_weight:
         config |= _named_by_weight(config, by_weight, layers)
     if routers and not by_weight:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from graftlm.adapters.adapted import adapter_names, lora_modules
 from graftlm.adapters.adapter import Adapter, adapter_class, adapter_scaling
@@ -18,12 +17,10 @@ from graftlm.adapters.targets import Target, adaptable
 from graftlm.adapters.trained_parts import TrainedPart
 from graftlm.errors import near_matches
 from graftlm.frozen.embedding import FrozenEmbedding, FrozenOutput
-from graftlm.models.streamed import has_no_values
 
-__all__ = ["PREFIX", "alpha_of", "already_there", "problems_of", "rank_of", "stray"]
+__all__ = ["PREFIX", "alpha_of", "already_there", "problems_of", "rank_of"]
 
 PREFIX = "base_model.model."
-COPY_KEY = re.compile(r"(?P<module>.+?)(\.base_layer)?\.weight")
 
 
 def problems_of(
@@ -82,23 +79,6 @@ def _shapes(config: AdapterConfig, name: str, module: nn.Module) -> dict[str, tu
     if issubclass(cls, WithBias):
         shapes |= bias_shapes(config, module)
     return {f"{PREFIX}{name}.{suffix}": shape for suffix, shape in shapes.items()}
-
-
-def stray(key: str, tensor: Tensor, modules: Mapping[str, nn.Module]) -> str | None:
-    """The problem with a tensor of no adapter; ``None`` for an untrained copy of an embedding."""
-    match = COPY_KEY.fullmatch(key)
-    weight = getattr(modules.get(match["module"]) if match else None, "weight", None)
-    if not isinstance(weight, Tensor):
-        return f"unexpected: {PREFIX}{key}"
-    own = weight[: len(tensor)].detach()
-    if has_no_values(weight) or (
-        own.shape == tensor.shape and torch.equal(own.cpu(), tensor.to(weight.dtype))
-    ):
-        return None
-    return (
-        f"unexpected: {PREFIX}{key} {list(tensor.shape)} differs from the model's own weight "
-        f"{list(weight.shape)}, and adapter_config.json does not name it in modules_to_save"
-    )
 
 
 def alpha_of(config: AdapterConfig, name: str) -> float:

@@ -33,7 +33,6 @@ from graftlm.adapters.peft_fit import (
     already_there,
     problems_of,
     rank_of,
-    stray,
 )
 from graftlm.adapters.peft_trained import (
     States,
@@ -42,12 +41,15 @@ from graftlm.adapters.peft_trained import (
     with_biases,
 )
 from graftlm.adapters.report import LoRAReport, describe
+from graftlm.adapters.same_base import require_same_base
 from graftlm.adapters.split_experts import with_split_experts
+from graftlm.adapters.stray_tensors import stray_tensors
 from graftlm.adapters.targets import Target
 from graftlm.adapters.variant_of_file import WEIGHTS_NAME, suffix_patterns
 from graftlm.errors import ArtifactError
 from graftlm.files import atomic_write, write_json
 from graftlm.frozen.experts import ExpertStack
+from graftlm.models.base_files import folder_read
 from graftlm.models.save import save_tokenizer
 from graftlm.models.vocabulary import first_rows, grow_vocabulary
 
@@ -113,10 +115,14 @@ def load_adapter(model: nn.Module, path: str | Path, *, name: str = DEFAULT) -> 
 
     Raises:
         ArtifactError: a file is missing or corrupt, a tensor is missing, unexpected or of another
-            shape, or the adapter is of no registered variant. The model is unchanged.
+            shape, the adapter is of no registered variant, or the model was read from a folder
+            with other weights than the adapter's run records. The model is unchanged.
     """
     folder = adapter_folder(path)
     config = read_config(folder)
+    base = folder_read(model)
+    if base is not None:
+        require_same_base(folder, base)
     states, others = _states(_read_tensors(folder), config.variant)
     with_biases(states, others, config)
     rows = first_rows(model)
@@ -143,7 +149,7 @@ def _load(
     problems = problems_of(model, config, modules, states)
     parts, own, more = trained_in_file(model, config, others, {*states}, rows_before)
     problems += more
-    problems += [problem for key, t in others.items() if (problem := stray(key, t, modules))]
+    problems += stray_tensors(others, modules, model)
     if problems:
         more_of_them = f"\n… and {len(problems) - 8} more" if len(problems) > 8 else ""
         listed = "\n".join(problems[:8]) + more_of_them

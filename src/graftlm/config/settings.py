@@ -36,7 +36,8 @@ class ModelConfig(Settings):
     """Which base model, and how it is held in memory."""
 
     name: Place = ""
-    """A folder, a Hub id, a `.gguf` file, or a built-in name such as `gemma-3-270m`."""
+    """A folder, a Hub id (`owner/name`, or `owner/name@revision`), a `.gguf` file, or a built-in
+    name such as `gemma-3-270m`."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of the unquantised weights; `auto` keeps the checkpoint's, or takes `float16` instead of
     `bfloat16` on a GPU that does not multiply it."""

@@ -17,6 +17,7 @@ from typing import Any
 
 from graftlm.adapters.adapter_folder import base_of
 from graftlm.adapters.adapter_tokenizer import adapter_tokenizer, brings_tokenizer
+from graftlm.adapters.same_base import require_same_base
 from graftlm.errors import ConfigError, GraftLMError
 from graftlm.exporting.candidates import SIXTEEN_BIT, MergeSource, open_source
 from graftlm.exporting.measure import compare_passes, kept_share, pass_over
@@ -27,7 +28,6 @@ from graftlm.exporting.proof import (
     EffectProof,
     count_tensors,
     prove,
-    require_same_base,
     require_template,
 )
 from graftlm.files import atomic_folder, require_free_space, write_json
@@ -96,7 +96,7 @@ def measured_merge(
     """
     name = base or base_of(adapter)
     folder, adapter = resolve(name).path, Path(adapter)
-    require_same_base(adapter, folder, name)
+    require_same_base(adapter, folder)
     source = open_source(adapter, folder, name, onto, None if to == SIXTEEN_BIT else to)
     need = stored_bytes(source.weights, to != SIXTEEN_BIT) + SMALL_FILES_BYTES
     require_free_space(out, need, "Merging")

@@ -19,7 +19,7 @@ from graftlm.adapters.adapter_folder import run_folder_of
 from graftlm.config import RunConfig, recorded_config
 from graftlm.files import atomic_write
 from graftlm.models import builtin
-from graftlm.models.source import HUB_ID
+from graftlm.models.source import HUB_ID, without_revision
 
 __all__ = ["CARD", "FORMS", "card", "card_of_adapter", "write_card"]
 
@@ -90,8 +90,9 @@ def card(run: Path | None, base: str, form: str, measured: Mapping[str, Any] | N
         "pipeline_tag": "text-generation",
         "tags": ["graftlm", "full" if form == "full" else "lora"],
     }
-    if HUB_ID.fullmatch(base):
-        front["base_model"] = base
+    repository = without_revision(base)[0]
+    if HUB_ID.fullmatch(repository):
+        front["base_model"] = repository
     settings = _settings_in(run)
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=True)}---",
@@ -164,7 +165,8 @@ def _licence(base: str, name: str) -> str:
 def _shown(base: str) -> str:
     """The base's name for others: no folder of this machine."""
     model = builtin.name_of(base)
-    return model or (base if HUB_ID.fullmatch(base) else Path(base).name)
+    known = HUB_ID.fullmatch(without_revision(base)[0])
+    return model or (base if known else Path(base).name)
 
 
 def _list(values: Mapping[str, Any]) -> str:

@@ -13,7 +13,6 @@ first decoder layer that differs.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -23,13 +22,12 @@ import torch
 from torch import Tensor
 
 from graftlm.adapters.adapter import Adapter
-from graftlm.adapters.adapter_folder import adapter_folder, run_folder_of
+from graftlm.adapters.adapter_folder import adapter_folder
 from graftlm.adapters.peft_config import read_config
 from graftlm.adapters.peft_trained import of_trained_part
 from graftlm.adapters.variant_of_file import WEIGHTS_NAME, suffix_patterns
-from graftlm.errors import ArtifactError, GraftLMError
+from graftlm.errors import GraftLMError
 from graftlm.exporting.measure import Passed
-from graftlm.files import sha256_of_files
 from graftlm.models.load import tokenizer_in
 
 __all__ = [
@@ -37,7 +35,6 @@ __all__ = [
     "TensorCount",
     "count_tensors",
     "prove",
-    "require_same_base",
     "require_template",
 ]
 
@@ -156,23 +153,6 @@ def count_tensors(adapter: Path, applied: Iterable[Adapter]) -> TensorCount:
     own = [key for key in keys if any(pattern.fullmatch(key) for pattern in patterns)]
     own += [key for key in keys if key not in own and of_trained_part(key, config)]
     return TensorCount(len(own), sum(len(one.peft_state()) for one in applied))
-
-
-def require_same_base(adapter: Path, folder: Path, name: str) -> None:
-    """Refuse a base whose weights are not those that the run's record names.
-
-    Raises:
-        ArtifactError: they differ.
-    """
-    record = run_folder_of(adapter) / "provenance.json"
-    if not record.is_file():
-        return
-    recorded = json.loads(record.read_text(encoding="utf-8")).get("base", {}).get("sha256")
-    if recorded and recorded != sha256_of_files(sorted(folder.glob("*.safetensors"))):
-        raise ArtifactError(
-            f"{name} is not the base that {adapter} was trained on: the weights recorded in "
-            f"{record} have another hash. Name that base."
-        )
 
 
 def _logits(passed: Passed) -> Tensor:

@@ -1,4 +1,8 @@
-"""Resolves a model name: a folder, a Hub id, a `.gguf` file, or a built-in."""
+"""Resolves a model name: a folder, a Hub id, a `.gguf` file, or a built-in.
+
+A Hub id may end in a version of the repository, ``owner/name@revision``: a branch, a tag or a
+commit.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +19,19 @@ from graftlm.errors import ModelError, near_matches
 from graftlm.models import builtin, gguf_convert
 from graftlm.models.plain_files import require_plain_files
 
-__all__ = ["HUB_ID", "ResolvedModel", "original_gguf", "resolve"]
+__all__ = [
+    "HUB_ID",
+    "ResolvedModel",
+    "original_gguf",
+    "resolve",
+    "with_revision",
+    "without_revision",
+]
 
 Kind = Literal["folder", "hub", "gguf", "builtin"]
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+REVISION = re.compile(r"[\w.-][\w./-]*")
 WANTED_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 UNWANTED_FILES = ["*/*", "consolidated*"]
 
@@ -30,7 +42,7 @@ class ResolvedModel(NamedTuple):
     Attributes:
         path: the local folder with config.json, safetensors and tokenizer.
         kind: the kind of name.
-        name: the model's name for other tools: the Hub id, else the folder.
+        name: the model's name for other tools: the Hub id with its revision, else the folder.
     """
 
     path: Path
@@ -68,9 +80,25 @@ def resolve(
     if text in builtin.MODELS:
         folder = builtin.folder_of(text, most_bytes)
         return ResolvedModel(folder, "builtin", str(folder))
-    if HUB_ID.fullmatch(text) and path.suffix != ".gguf" and not path.parent.is_dir():
-        return ResolvedModel(_download(text, trust_remote_code), "hub", text)
+    repository, revision = without_revision(text)
+    if HUB_ID.fullmatch(repository) and path.suffix != ".gguf" and not path.parent.is_dir():
+        return ResolvedModel(_download(repository, revision, trust_remote_code), "hub", text)
     raise ModelError(_not_found(text, path))
+
+
+def without_revision(name: str) -> tuple[str, str | None]:
+    """The Hub id and the revision in ``name``; any other name as it is, without one."""
+    repository, _, revision = name.partition("@")
+    if HUB_ID.fullmatch(repository) and REVISION.fullmatch(revision):
+        return repository, revision
+    return name, None
+
+
+def with_revision(name: str, revision: str | None) -> str:
+    """The Hub id ``name`` at ``revision``; any other name as it is."""
+    one = f"{name}@{revision}"
+    there = Path(name).expanduser().exists()
+    return one if revision and not there and without_revision(one)[1] == revision else name
 
 
 @contextlib.contextmanager
@@ -130,31 +158,41 @@ def _not_found(text: str, path: Path) -> str:
     )
 
 
-def _download(name: str, trust_remote_code: bool) -> Path:
+def _download(name: str, revision: str | None, trust_remote_code: bool) -> Path:
     """Download the safetensors, config and tokenizer of a repository, or find them in the cache."""
     import huggingface_hub
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     python = ["*.py"] if trust_remote_code else []
     try:
         folder = huggingface_hub.snapshot_download(
-            name, allow_patterns=WANTED_FILES + python, ignore_patterns=UNWANTED_FILES
+            name,
+            revision=revision,
+            allow_patterns=WANTED_FILES + python,
+            ignore_patterns=UNWANTED_FILES,
         )
     except GatedRepoError as error:
         raise ModelError(
             f"{name} is gated: accept its licence at https://huggingface.co/{name}, then log in "
             "with `hf auth login`."
         ) from error
+    except RevisionNotFoundError as error:
+        raise ModelError(f"{name} has no revision {revision!r} on the Hub.") from error
     except RepositoryNotFoundError as error:
         raise ModelError(
             f"the Hub has no model {name!r}, or it is private and you are not logged in"
             f"{near_matches(name, builtin.MODELS) or '.'}"
         ) from error
     except Exception as error:  # network errors come in many types
+        at = f" at revision {revision}" if revision else ""
         offline = os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
         why = "HF_HUB_OFFLINE is set" if offline else f"{type(error).__name__}: {error}"
         raise ModelError(
-            f"there is no folder {name!r} here, and it cannot be fetched from the Hub ({why}). "
+            f"there is no folder {name!r} here, and it{at} cannot be fetched from the Hub ({why}). "
             "Check the network, or download the model elsewhere and name its folder."
         ) from error
     path = Path(folder)

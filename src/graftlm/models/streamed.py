@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 
 from graftlm.errors import ModelError
 from graftlm.frozen.experts import DenseExperts
+from graftlm.models.base_files import folder_read, remember_folder
 from graftlm.models.lazy import Abort, LazyTensor
 from graftlm.models.loading_report import captured_messages
 from graftlm.models.output_head import head_settings
@@ -289,6 +290,8 @@ def _without_values(
     if lost := sorted(set(found["missing_keys"]) - tied):
         raise ModelError(f"{type(model).__name__} cannot run from the disk: no tensor {lost[0]}")
     model.requires_grad_(False)
+    if (folder := folder_read(empty)) is not None:
+        remember_folder(model, folder)
     result: PreTrainedModel = model
     return result
 

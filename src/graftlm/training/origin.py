@@ -15,6 +15,7 @@ from graftlm.config import DataConfig, RunConfig
 from graftlm.data.batch import Example
 from graftlm.data.store import Examples
 from graftlm.files import sha256_of_files
+from graftlm.models.weights_hash import quantization_method, weights_hash
 
 __all__ = ["changed_files", "changes", "named", "origin_of"]
 
@@ -30,9 +31,12 @@ def origin_of(
         rows: the training rows, before packing.
         held: the held-out rows.
     """
-    weights = sorted(base.glob("*.safetensors")) if base is not None else []
     return {
-        "base": {"name": config.model.name, "sha256": sha256_of_files(weights)},
+        "base": {
+            "name": config.model.name,
+            "sha256": None if base is None else weights_hash(base),
+            "quantization": None if base is None else quantization_method(base),
+        },
         "data": {
             path: sha256_of_files([Path(path)])
             for source in (config.data.train, config.data.eval)
