@@ -182,6 +182,74 @@ def test_any_value_of_any_option(which: tuple[str, str], value: str, nothing_tra
     require_contract(*outcome(command, *REQUIRED[command], option, value))
 
 
+def takes_a_whole_number(parameter: Any) -> bool:
+    """Releases of typer describe the type of an option in two ways."""
+    described = getattr(getattr(parameter, "type_descriptor", None), "annotation", None)
+    return described is int or getattr(parameter, "type", None).__class__.__name__.startswith("Int")
+
+
+WHOLE = [
+    (command, option)
+    for command, option in options(flags=False)
+    for parameter in COMMANDS[command].params
+    if option in parameter.opts and takes_a_whole_number(parameter)
+]
+
+
+@pytest.mark.parametrize(("command", "option"), WHOLE)
+def test_every_whole_number_has_a_largest_value(
+    command: str, option: str, nothing_trains: None
+) -> None:
+    assert len(WHOLE) > 20
+    code, said = outcome(command, *REQUIRED[command], option, "9" * 25)
+    assert code == 2, said
+    assert "nowhere" not in said, "it was refused for another reason"
+    assert len(said) < 700
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        ("compare", "--seeds"),
+        ("compare", "--score-rows"),
+        ("compare", "--ranks"),
+        ("chat", "--max-new-tokens"),
+        ("generate", "--max-new-tokens"),
+        ("serve", "--max-new-tokens"),
+        ("eval", "--batch-size"),
+        ("check", "--samples"),
+        ("train", "--batch-size"),
+        ("plan", "--batch-size"),
+        ("train", "--rank"),
+    ],
+)
+def test_a_thousand_million_is_refused_where_it_would_size_memory(
+    command: str, option: str, nothing_trains: None
+) -> None:
+    code, said = outcome(command, *REQUIRED[command], option, "1000000000")
+    assert code == 2, said
+    assert "nowhere" not in said, "it was refused for another reason"
+    assert len(said) < 700
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [("generate", "--temperature"), ("chat", "--top-p"), ("merge", "--least-kept")],
+)
+def test_what_is_no_number_is_in_no_range(command: str, option: str) -> None:
+    for value in ("nan", "inf"):
+        code, said = outcome(command, *REQUIRED[command], option, value)
+        assert code == 2, said
+        assert "nowhere" not in said
+
+
+def test_many_ranks_are_refused_in_a_few_lines(nothing_trains: None) -> None:
+    for ranks in ("9" * 5000, ",".join(map(str, range(1, 3000))), ",".join(["9999999"] * 900)):
+        code, said = outcome("compare", *REQUIRED["compare"], "--ranks", ranks)
+        assert code == 2
+        assert len(said) < 700
+
+
 def test_more_processes_than_the_machine_can_use_are_refused(nothing_trains: None) -> None:
     for count in ("100000", "9" * 30):
         code, said = outcome("train", *REQUIRED["train"], "--processes", count)

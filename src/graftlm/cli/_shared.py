@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import shutil
 import sys
@@ -14,11 +15,15 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 __all__ = [
+    "MOST_TOKENS",
     "AdapterOption",
     "DeviceOption",
     "JsonOption",
     "ModelArgument",
     "QuantizeOption",
+    "SeedOption",
+    "TemperatureOption",
+    "finite_number",
     "open_model",
     "say",
 ]
@@ -45,6 +50,21 @@ QuantizeOption = Annotated[
         show_default=False,
     ),
 ]
+
+
+def finite_number(value: float) -> float:
+    """Refuse NaN and infinity, which a range lets through or should."""
+    if not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is no number to compute with")
+    return value
+
+
+MOST_TOKENS = 1_000_000
+"""More in one answer than any model has positions for."""
+TemperatureOption = Annotated[
+    float, typer.Option(min=0, max=100, help="0 is greedy.", callback=finite_number)
+]
+SeedOption = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="For a temperature above 0.")]
 
 
 def say(result: dict[str, Any], as_json: bool, text: str) -> None:

@@ -14,10 +14,14 @@ import typer
 from graftlm.api.opening import in_llama_cpp, run_named
 from graftlm.cli import _answers
 from graftlm.cli._shared import (
+    MOST_TOKENS,
     AdapterOption,
     DeviceOption,
     ModelArgument,
     QuantizeOption,
+    SeedOption,
+    TemperatureOption,
+    finite_number,
     open_model,
 )
 
@@ -52,12 +56,20 @@ def chat(
             show_default=False,
         ),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 500,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.7,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, max=MOST_TOKENS, help="Longest answer in tokens.")
+    ] = 500,
+    temperature: TemperatureOption = 0.7,
     top_p: Annotated[
-        float, typer.Option(min=0.001, max=1, help="Only the likeliest tokens, so much in sum.")
+        float,
+        typer.Option(
+            min=0.001,
+            max=1,
+            help="Only the likeliest tokens, so much in sum.",
+            callback=finite_number,
+        ),
     ] = 1.0,
-    seed: Annotated[int, typer.Option(help="For a temperature above 0.")] = 0,
+    seed: SeedOption = 0,
     device: DeviceOption = "auto",
 ) -> None:
     """Talk to a model. An empty line or Ctrl-D ends the talk; Ctrl-C stops an answer.

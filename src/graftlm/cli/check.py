@@ -30,7 +30,7 @@ def check(
         list[str] | None,
         typer.Option("--set", help="A data setting: data.loss_on=last. Repeatable.", **_HIDE),
     ] = None,
-    samples: Annotated[int, typer.Option(min=0, help="Rows to show.")] = 3,
+    samples: Annotated[int, typer.Option(min=0, max=1000, help="Rows to show.")] = 3,
     html: Annotated[Path | None, typer.Option(help="Write a page there, too.", **_HIDE)] = None,
     as_json: JsonOption = False,
 ) -> None:

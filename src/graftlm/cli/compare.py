@@ -29,9 +29,14 @@ def compare(
     methods: Annotated[str, typer.Option(help="Which to compare.")] = "full,lora,qlora",
     ranks: Annotated[str | None, typer.Option(help="Ranks of adapters: 4,16,64.", **_HIDE)] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps of each run.", **_HIDE)] = None,
-    seeds: Annotated[int, typer.Option(help="Runs of each method.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Runs of each method.")] = 1,
     score_rows: Annotated[
-        int, typer.Option(help="Also answer so many held-out rows and count the right ones.")
+        int,
+        typer.Option(
+            min=0,
+            max=1_000_000,
+            help="Also answer so many held-out rows and count the right ones.",
+        ),
     ] = 0,
     outside: Annotated[
         Path | None,
@@ -104,11 +109,14 @@ def _settings(
 
 
 def _numbers(text: str | None) -> list[int]:
+    from graftlm.config import shown
     from graftlm.errors import ConfigError
 
     words = [word.strip() for word in (text or "").split(",") if word.strip()]
-    if bad := [word for word in words if not word.isdecimal()]:
-        raise ConfigError(f"--ranks: {bad[0]!r} is no rank; expected whole numbers, such as 4,16")
+    if bad := [word for word in words if not word.isdecimal() or len(word) > 7]:
+        raise ConfigError(
+            f"--ranks: {shown(bad[0])!r} is no rank; expected whole numbers, such as 4,16"
+        )
     return [int(word) for word in words]
 
 

@@ -41,7 +41,7 @@ def evaluate(
     max_length: Annotated[
         int | None, typer.Option(help="Longest row in tokens.", min=2, **_HIDE)
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Rows a forward pass.", min=1)] = 8,
+    batch_size: Annotated[int, typer.Option(help="Rows a forward pass.", min=1, max=4096)] = 8,
     device: DeviceOption = "auto",
     set_: Annotated[
         list[str] | None,

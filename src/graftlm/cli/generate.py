@@ -9,11 +9,14 @@ import typer
 
 from graftlm.cli import _answers
 from graftlm.cli._shared import (
+    MOST_TOKENS,
     AdapterOption,
     DeviceOption,
     JsonOption,
     ModelArgument,
     QuantizeOption,
+    SeedOption,
+    TemperatureOption,
     say,
 )
 
@@ -27,9 +30,11 @@ def generate(
     prompt: Annotated[str, typer.Option(help="What to ask, as in the training rows.")],
     adapter: AdapterOption = None,
     quantize: QuantizeOption = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Stop after so many tokens.")] = 200,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="For a temperature above 0.")] = 0,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, max=MOST_TOKENS, help="Stop after so many tokens.")
+    ] = 200,
+    temperature: TemperatureOption = 0.0,
+    seed: SeedOption = 0,
     device: DeviceOption = "auto",
     layout: Annotated[
         str,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from graftlm.cli._shared import JsonOption, say, stderr_console
+from graftlm.cli._shared import JsonOption, finite_number, say, stderr_console
 
 __all__ = ["merge"]
 
@@ -47,7 +47,12 @@ def merge(
     ] = None,
     least_kept: Annotated[
         float,
-        typer.Option(help="Refuse a merge that keeps a smaller share of the tune.", min=0, max=1),
+        typer.Option(
+            help="Refuse a merge that keeps a smaller share of the tune.",
+            min=0,
+            max=1,
+            callback=finite_number,
+        ),
     ] = 0.9,
     force: Annotated[bool, typer.Option("--force", help="Write it even if it keeps less.")] = False,
     as_json: JsonOption = False,

@@ -48,7 +48,10 @@ def plan(
     rank: Annotated[int | None, typer.Option(help="Rank of the adapters.", **_HIDE)] = None,
     methods: Annotated[str, typer.Option(help="Which to consider.")] = "full,lora,qlora",
     processes: Annotated[
-        int, typer.Option(min=1, help="Processes that train together; memory is that of each.")
+        int,
+        typer.Option(
+            min=1, max=4096, help="Processes that train together; memory is that of each."
+        ),
     ] = 1,
     set_: Annotated[
         list[str] | None,

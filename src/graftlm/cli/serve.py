@@ -12,6 +12,7 @@ import typer
 
 from graftlm.api.opening import in_llama_cpp, run_named
 from graftlm.cli._shared import (
+    MOST_TOKENS,
     DeviceOption,
     ModelArgument,
     QuantizeOption,
@@ -52,7 +53,9 @@ def serve(
     rows: Annotated[
         int, typer.Option(min=1, max=256, help="Answers that are written at once.")
     ] = 32,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 2048,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, max=MOST_TOKENS, help="The longest answer.")
+    ] = 2048,
 ) -> None:
     """Answer requests in OpenAI's protocol: /v1/chat/completions, /v1/completions, /v1/models.
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from graftlm.config import RunConfig
+from graftlm.config import RunConfig, shown
 from graftlm.errors import ConfigError, DataError
 from graftlm.files import require_writable, sha256_of_files
 from graftlm.report.compare.figures import Figures, figures_of
@@ -31,6 +31,7 @@ __all__ = ["OUTSIDE", "Comparison", "compare", "standing"]
 
 MOST_SEEDS = 1000
 """More runs of each variant are a slip of the finger."""
+MOST_SCORED = 1_000_000
 
 OUTSIDE = Path(__file__).parents[1] / "outside.txt"
 """A page of text on many subjects, written for this purpose."""
@@ -205,9 +206,11 @@ def _check(config: RunConfig, outside: Path, seeds: int, score_rows: int) -> Non
             "or false"
         )
     if not 1 <= seeds <= MOST_SEEDS:
-        problems.append(f"--seeds {seeds}: expected 1 to {MOST_SEEDS}")
-    if score_rows < 0:
-        problems.append(f"--score-rows {score_rows}: expected 0 for none, or more")
+        problems.append(f"--seeds {shown(seeds)}: expected 1 to {MOST_SEEDS}")
+    elif config.train.seed + seeds > 2**63:
+        problems.append(f"--seeds {seeds}: counted from train.seed, the last is over 64 bits")
+    if not 0 <= score_rows <= MOST_SCORED:
+        problems.append(f"--score-rows {shown(score_rows)}: expected 0 for none, to {MOST_SCORED}")
     if problems:
         raise ConfigError(problems)
     if not outside.is_file():

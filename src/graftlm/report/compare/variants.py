@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, cast
 
-from graftlm.config import RunConfig
+from graftlm.config import RunConfig, shown
 from graftlm.errors import ConfigError
 from graftlm.training.resolve import with_method
 
@@ -19,6 +19,10 @@ MEASURED = "measured.json"
 Method = Literal["full", "lora", "qlora"]
 METHODS: tuple[Method, ...] = ("full", "lora", "qlora")
 NAMES = {"full": "Full", "lora": "LoRA", "qlora": "QLoRA"}
+
+
+MOST_RANK, MOST_RANKS = 1_000_000, 100
+"""The bound of the setting `lora.rank`, and how many ranks a table can show."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +76,13 @@ def variants(methods: Sequence[str], ranks: Sequence[int]) -> list[Variant]:
         for name in methods
         if name not in METHODS
     ]
-    problems += [f"rank {rank}: expected at least 1" for rank in ranks if rank < 1]
+    problems += [
+        f"rank {shown(rank)}: expected 1 to {MOST_RANK:,}"
+        for rank in ranks
+        if not 1 <= rank <= MOST_RANK
+    ][:5]
+    if len(set(ranks)) > MOST_RANKS:
+        problems.append(f"{len(set(ranks)):,} ranks: expected at most {MOST_RANKS}")
     if not methods:
         problems.append(f"no method to compare: expected some of {', '.join(METHODS)}")
     if problems:
