@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -47,7 +48,39 @@ def test_a_usual_template_is_not_disturbed() -> None:
     )
     there.start()
     there.join()
-    assert found == ["hello"]  # outside the main thread, where there is no limit
+    assert found == ["hello"]
+
+
+def test_a_loop_is_ended_in_a_thread_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests of `serve` are rendered in threads."""
+    monkeypatch.setattr(rendering, "SECONDS", 0.3)
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = LOOPS
+    with ThreadPoolExecutor(1) as thread:
+        work = thread.submit(Template(tokenizer, "own").apply, CHAT, None, True)
+        with pytest.raises(DataError, match=r"\(own\) takes over 0 s for one row"):
+            work.result(timeout=60)
+        tokenizer.chat_template = "{{ messages[0].content }}"
+        again = [thread.submit(Template(tokenizer, "own").apply, CHAT, None, True) for _ in "abc"]
+        assert [one.result() for one in again] == ["hello"] * 3  # the thread goes on as before
+
+
+def test_an_error_that_is_sent_late_does_not_come_after_the_block() -> None:
+    """The end of the time and the end of the block, at once, many times over."""
+
+    def often() -> int:
+        ended = 0
+        for _ in range(300):
+            try:
+                with time_limit(0.001):
+                    time.sleep(0.001)
+            except TookTooLongError:
+                ended += 1
+            sum(range(1000))  # here it would come
+        return ended
+
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(often).result(timeout=60) <= 300
 
 
 def test_the_limit_is_gone_after_the_block() -> None:

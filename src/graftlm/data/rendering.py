@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import jinja2
@@ -11,10 +13,34 @@ from graftlm.data.messages import Arguments, RowError
 from graftlm.errors import DataError
 from graftlm.system.time_limit import TookTooLongError, time_limit
 
-__all__ = ["Template"]
+__all__ = ["Template", "in_bounds"]
 
 SECONDS = 30.0
 """The longest row that is read takes about one second."""
+
+
+@contextlib.contextmanager
+def in_bounds(name: str) -> Iterator[None]:
+    """Render a template inside, in any thread.
+
+    Args:
+        name: the template's name in messages.
+
+    Raises:
+        DataError: it takes too long, or more memory than there is.
+    """
+    try:
+        with time_limit(SECONDS):
+            yield
+    except (TookTooLongError, MemoryError) as error:
+        what = "more memory than there is"
+        if isinstance(error, TookTooLongError):
+            what = f"over {SECONDS:.0f} s"
+        raise DataError(
+            f"the chat template ({name}) takes {what} for one row: it has a "
+            "loop or a text without a sensible end. Take another: --set "
+            "data.chat_template=chatml"
+        ) from error
 
 
 class Template:
@@ -44,7 +70,7 @@ class Template:
             RowError: the template refuses, with its reason.
         """
         try:
-            with time_limit(SECONDS):
+            with in_bounds(self.name):
                 text: str = self.tokenizer.apply_chat_template(
                     messages,
                     tools=tools,
@@ -52,15 +78,6 @@ class Template:
                     tokenize=False,
                     **variables,
                 )
-        except (TookTooLongError, MemoryError) as error:
-            what = "more memory than there is"
-            if isinstance(error, TookTooLongError):
-                what = f"over {SECONDS:.0f} s"
-            raise DataError(
-                f"the chat template ({self.name}) takes {what} for one row: it has a "
-                "loop or a text without a sensible end. Take another: --set "
-                "data.chat_template=chatml"
-            ) from error
         except (
             jinja2.TemplateError,
             ArithmeticError,

@@ -22,6 +22,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from graftlm.data.messages import RowError
+from graftlm.data.rendering import Template
 from graftlm.errors import ArtifactError
 
 __all__ = ["OllamaTemplate", "ollama_template"]
@@ -157,11 +159,9 @@ def _talk(*turns: str, system: str | None = None) -> list[dict[str, str]]:
 def _render(tokenizer: Any, messages: list[dict[str, str]]) -> str:
     """The conversation without the begin token, which llama.cpp adds."""
     try:
-        text: str = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True
-        )
-    except Exception as error:  # templates refuse by exceptions of their own
-        raise ArtifactError(f"the chat template refuses a conversation: {error}") from error
+        text = Template(tokenizer, "the adapter's").apply(messages, None, True)
+    except RowError as error:
+        raise ArtifactError(str(error)) from error
     return text.removeprefix(tokenizer.bos_token or "")
 
 

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from graftlm.config import DataConfig
 from graftlm.data.prompt_format import PromptFormat, format_in
-from graftlm.errors import DataError, ModelError
+from graftlm.data.rendering import in_bounds
+from graftlm.errors import DataError, GraftLMError, ModelError
 from graftlm.models.decoding.constraint import Constraint, only
 from graftlm.models.generate import Answer
 
@@ -216,7 +217,10 @@ class LlamaCpp:
         )
         shape = Jinja2ChatFormatter(self.template, eos_token=end, bos_token=begin)
         try:
-            text: str = shape(messages=messages, tools=tools).prompt
+            with in_bounds("the file's own"):
+                text: str = shape(messages=messages, tools=tools).prompt
+        except GraftLMError:
+            raise
         except Exception as error:  # templates refuse by exceptions of their own
             raise DataError(f"the chat template refuses: {error}") from error
         return text

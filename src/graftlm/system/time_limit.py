@@ -1,13 +1,15 @@
 """Ends work in Python that takes too long, such as a loop in a chat template.
 
-The system sends a signal after some time, and its handler raises in the middle of the work. Only
-the main thread can receive it, and only where the system has such timers; elsewhere there is no
-limit. Work inside one call of a library in C ends only after that call.
+The main thread gets a signal of the system's timer, and its handler raises in the middle of the
+work. Another thread, or a system without such timers, gets the exception from a thread that waits
+(`PyThreadState_SetAsyncExc`). Either comes between two steps of Python: work inside one call of a
+library in C ends only after that call.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import signal
 import threading
 from collections.abc import Iterator
@@ -24,10 +26,13 @@ class TookTooLongError(Exception):
 def time_limit(seconds: float) -> Iterator[None]:
     """Raise `TookTooLongError` in the block after ``seconds``; limits are not nested."""
     in_main = threading.current_thread() is threading.main_thread()
-    if not in_main or not hasattr(signal, "setitimer"):
+    by_signal = in_main and hasattr(signal, "setitimer")
+    with _by_signal(seconds) if by_signal else _by_thread(seconds):
         yield
-        return
 
+
+@contextlib.contextmanager
+def _by_signal(seconds: float) -> Iterator[None]:
     def over(_number: int, _frame: FrameType | None) -> None:
         raise TookTooLongError
 
@@ -38,3 +43,32 @@ def time_limit(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+@contextlib.contextmanager
+def _by_thread(seconds: float) -> Iterator[None]:
+    worker = threading.get_ident()
+    lock = threading.Lock()
+    ended = False
+
+    def over() -> None:
+        with lock:
+            if not ended:
+                _raise_in(worker, TookTooLongError)
+
+    timer = threading.Timer(seconds, over)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        with lock:
+            ended = True
+        _raise_in(worker, None)  # one that was sent and has not come yet
+
+
+def _raise_in(thread: int, error: type[BaseException] | None) -> None:
+    """Let a thread raise ``error`` at its next step of Python; ``None`` takes one back."""
+    sent = None if error is None else ctypes.py_object(error)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), sent)
