@@ -130,7 +130,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         ],
     },
     "dbrx": {
-        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8},
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 10000.0},
         "ffn_config": {"ffn_hidden_size": 64, "moe_num_experts": 4, "moe_top_k": 2},
         "max_seq_len": 128,
     },

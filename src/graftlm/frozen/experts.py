@@ -170,6 +170,11 @@ class FrozenExperts(KeepsTypes, ExpertStack):
         one = format.empty((shape[1], shape[2]), dtype, settings, device)
         return cls([one] * shape[0], transposed)
 
+    def of_type(self, dtype: torch.dtype) -> Self:
+        """These experts, which are now decoded to ``dtype``."""
+        self._like = self._like.of_type(dtype)
+        return self
+
     def matrix(self, expert: int) -> FrozenWeight:
         """The weight of one expert: views of the module's tensors."""
         held: dict[str, Any] = {**buffers_of(self), **parameters_of(self)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,7 +11,6 @@ import torch
 from graftlm._compat.base_name import set_base_name
 from graftlm.errors import ModelError
 from graftlm.frozen.formats import DEFAULT_FORMAT, format_named
-from graftlm.frozen.modules import linear_format
 from graftlm.frozen.weight import WeightSettings
 from graftlm.models.assemble import REPLACEMENTS, assemble, empty_model
 from graftlm.models.base_files import remember_folder, remember_tokenizer
@@ -22,6 +20,7 @@ from graftlm.models.loading_report import captured_messages, require_complete
 from graftlm.models.quiet import without_progress_bars
 from graftlm.models.safetensors_file import Checkpoint
 from graftlm.models.source import resolve
+from graftlm.models.unquantised import report_unquantised
 from graftlm.system.placement import Placement, placement_for
 
 if TYPE_CHECKING:
@@ -40,8 +39,6 @@ __all__ = [
     "pick_dtype",
     "tokenizer_in",
 ]
-
-logger = logging.getLogger("graftlm")
 
 
 def load_model(
@@ -229,29 +226,8 @@ def _fill(
         loaded[1],
         "Its config.json and its weights do not belong together, or the folder is incomplete.",
     )
-    _report_experts(model)
+    report_unquantised(model)
     return model
-
-
-def _report_experts(model: PreTrainedModel) -> None:
-    """Report the experts that are not in the weight format, because their layout is unknown."""
-    if linear_format(model) is None:
-        return
-    fused = [
-        parameter
-        for module in model.modules()
-        if not isinstance(module, torch.nn.Conv1d)
-        for parameter in module.parameters(recurse=False)
-        if parameter.dim() == 3
-    ]
-    if fused:
-        size = sum(parameter.nbytes for parameter in fused)
-        logger.warning(
-            "%d fused expert tensors (%.2f GB) have a layout that graftlm does not know and stay "
-            "unquantised",
-            len(fused),
-            size / 1e9,
-        )
 
 
 def pick_dtype(

@@ -87,6 +87,7 @@ class StreamingQuantizer(LoaderPlugin):
         self.experts = expert_weights(model)
         self.arrived_experts: dict[str, FrozenExperts] = {}
         self.kept = unquantized_names(model)
+        self.dtype = model.dtype
         self.arrived: dict[str, FrozenWeight] = {}
         config = self.quantization_config
         large = config.device != CPU or config.shares is not None
@@ -192,7 +193,7 @@ class Quantize(ConversionOps):
         parameter: nn.Parameter = getattr(weight.module, weight.leaf)
         if isinstance(tensor, Stored):
             assert isinstance(tensor.weight, FrozenExperts)
-            stack = tensor.weight
+            stack = tensor.weight.of_type(self.quantizer.dtype)
         elif config.format is None or tensor.shape != parameter.shape:
             return False  # the loader reports another shape
         else:
@@ -232,10 +233,11 @@ class Quantize(ConversionOps):
             )
         shares, settings = config.shares, config.settings
         if isinstance(tensor, Stored):
+            opened = tensor.matrix.of_type(self.quantizer.dtype)
             if shares is None:
-                return tensor.matrix
+                return opened
             mapped = config.device == CPU
-            return shares.take(path, whole_first(tensor.matrix, shares.share, mapped=mapped))
+            return shares.take(path, whole_first(opened, shares.share, mapped=mapped))
         if config.format is None or path in self.quantizer.kept:
             return None
         if shares is not None and isinstance(tensor, Unread) and not transposed:
