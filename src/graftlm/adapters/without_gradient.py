@@ -26,7 +26,7 @@ from graftlm.adapters.adapted import lora_modules, token_table
 from graftlm.models.probing import being_probed
 from graftlm.system.placement import placement_of
 
-__all__ = ["REASON", "without_gradient"]
+__all__ = ["REASON", "layer_of_experts", "without_gradient"]
 
 REASON = "its adapter would never learn: on text the logits do not depend on it"
 TOKENS = 8
@@ -73,9 +73,9 @@ def without_gradient(model: Any, adapter: str) -> tuple[list[str], str]:
         }
         if len(reached) == len(modules):
             break
-    groups = {_layer_of_experts(name) for name in reached}
+    groups = {layer_of_experts(name) for name in reached}
     return [
-        name for name in modules if name not in reached and _layer_of_experts(name) not in groups
+        name for name in modules if name not in reached and layer_of_experts(name) not in groups
     ], ""
 
 
@@ -95,7 +95,7 @@ def _as_in_training(model: Any) -> Iterator[None]:
         placement.set_rng_state(state)
 
 
-def _layer_of_experts(name: str) -> str:
+def layer_of_experts(name: str) -> str:
     """``layers.3.experts.7.up`` → ``layers.3.experts.*.up``; other names stay as they are."""
     numbers = list(NUMBER.finditer(name))
     if len(numbers) < 2:

@@ -60,8 +60,9 @@ def merge_to_folder(
     Returns:
         ``base``, ``onto``, ``out``, ``modules`` merged, ``bytes`` written, the ``largest_rounding``
         of a merged weight, ``update_kept``: the share of the update that remains after rounding,
-        ``weights_changed``: the share of the weights with an update whose stored value changed, and
-        whether the output head was ``untied`` from the embeddings.
+        ``weights_changed``: the share of the weights with an update whose stored value changed,
+        whether the output head was ``untied`` from the embeddings, and the layers ``left_out``
+        because their update has no effect.
 
     Raises:
         ConfigError: ``onto`` is unknown, or the base does not have these weights.
@@ -95,6 +96,7 @@ def merge_to_folder(
         "update_kept": merge.rounding.update_kept,
         "weights_changed": merge.rounding.weights_changed,
         "untied": merge.untied_head is not None,
+        "left_out": list(merge.left_out),
     }
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from graftlm.adapters.merging import Rounding
 from graftlm.config import ModelConfig
 from graftlm.errors import ArtifactError, ConfigError, near_matches
 from graftlm.exporting.merged_weights import Update, load_updates
+from graftlm.exporting.weights_read_directly import weights_read_directly
 from graftlm.frozen.formats import format_named, formats
 from graftlm.frozen.weight import FrozenWeight
 from graftlm.models.experts import ExpertWeight, expert_weights, rounded_experts
@@ -49,6 +51,7 @@ class Merge:
         fused: the fused experts of the model.
         joined: those of them that the checkpoint stores apart.
         untied_head: the weights of table and head if they must be untied.
+        left_out: the adapted layers without effect; see `weights_read_directly.py`.
         rows: the rows of table and head, if the adapter makes them longer; else 0.
         longer: the weights that get more rows.
     """
@@ -65,6 +68,7 @@ class Merge:
     settings: ModelConfig
     dtype: torch.dtype | None
     untied_head: tuple[str, str] | None
+    left_out: tuple[str, ...] = ()
     rows: int = 0
     longer: frozenset[str] = frozenset()
     rounding: Rounding = dataclasses.field(default_factory=Rounding)
@@ -83,10 +87,10 @@ class Merge:
                 continue
             if place == head:
                 continue  # written from the table's weight, which the base model shares
-            weight = self.base_weight(key)
-            yield key, self._merged(weight, place)
+            weight, dtype = self.base_weight(key), self._type_of(key)
+            yield key, self._merged(weight, place, dtype)
             if head is not None and place == table:
-                yield head, self._merged(weight, head)
+                yield head, self._merged(weight, head, dtype)
 
     def predicted_bytes(self) -> int:
         """Bytes that `tensors` will yield."""
@@ -104,15 +108,19 @@ class Merge:
         return total
 
     def base_weight(self, key: str) -> Tensor:
-        """The frozen weight as in training, in the checkpoint's layout."""
+        """The frozen weight as in training, in the checkpoint's layout.
+
+        One that is stored in a format is in the type that the run opened the folder in.
+        """
         place = self.places[key]
+        opened = None if self.settings.dtype == "auto" else getattr(torch, self.settings.dtype)
         weight = _read(self.weights[key])
         if place in self.fused:
-            fused = weight.weight.dequantize() if isinstance(weight, Stored) else weight
+            fused = weight.weight.dequantize(opened) if isinstance(weight, Stored) else weight
             return fused if isinstance(weight, Stored) else self._as_trained(fused, place)
         transposed = self.quantized.get(place, False)
         if isinstance(weight, Stored):
-            dense = weight.weight.dequantize()
+            dense = weight.weight.dequantize(opened)
         elif self.format is not None and place in self.quantized:
             if self.settings.dtype != "auto":
                 weight = weight.to(getattr(torch, self.settings.dtype))
@@ -130,8 +138,13 @@ class Merge:
             weight = weight.to(getattr(torch, self.settings.dtype))
         return rounded_experts(weight, self.fused[place].transposed, self.format, self.settings)
 
-    def _merged(self, weight: Tensor, place: str) -> Tensor:
-        dtype = self.dtype if weight.dtype.is_floating_point else None
+    def _type_of(self, key: str) -> torch.dtype | None:
+        """The type before it was stored of a weight in a format; ``None`` for the others."""
+        weight = _read(self.weights[key]) if self.weights[key].stored else None
+        return weight.weight.dtype if isinstance(weight, Stored) else None
+
+    def _merged(self, weight: Tensor, place: str, own: torch.dtype | None = None) -> Tensor:
+        dtype = (self.dtype or own) if weight.dtype.is_floating_point else None
         if place not in self.deltas:
             weight = padded(weight, self.rows if place in self.longer else 0)
             return weight.to(dtype) if dtype else weight
@@ -166,7 +179,13 @@ def prepare_merge(
     quantized = _quantized(model, weights, places, format)
     joined = joined_experts(model, shared)
     updates = load_updates(model, adapter)
-    deltas, untied = updates.by_name, updates.parted
+    left_out = _left_out(model, adapter, folder)
+    deltas = {
+        name: update
+        for name, update in updates.by_name.items()
+        if not {name, name.rpartition(".")[0]} & {*left_out}
+    }
+    untied = updates.parted
     whole = {name for key, name in places.items() if key not in shared} | joined.keys()
     needed = deltas.keys() | quantized.keys() | (fused.keys() if format is not None else set())
     followers = {name for name, update in deltas.items() if update.adapter.follows}
@@ -190,9 +209,28 @@ def prepare_merge(
         settings=settings.model if settings else ModelConfig(),
         dtype=dtype,
         untied_head=untied,
+        left_out=tuple(left_out),
         rows=updates.rows,
         longer=updates.longer,
     )
+
+
+def _left_out(model: PreTrainedModel, adapter: str | Path, folder: Path) -> list[str]:
+    """The layers whose update has no effect and is not merged; says which."""
+    names, failure = weights_read_directly(model, adapter, folder)
+    if names:
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        print(
+            f"NOTE: the update of {names[0]}{more} has no effect and is not merged: the model "
+            "reads the weight there itself and never asks the adapter",
+            file=sys.stderr,
+        )
+    if failure:
+        print(
+            f"NOTE: whether each layer of the adapter has an effect was not tried: {failure}",
+            file=sys.stderr,
+        )
+    return names
 
 
 def _quantized(
