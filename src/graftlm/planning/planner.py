@@ -23,7 +23,7 @@ from graftlm.planning.largest_batch import laid, stacked
 from graftlm.planning.ranks import peak_of_rank, share_of
 from graftlm.planning.source import Source
 from graftlm.planning.timeline import COMPONENTS
-from graftlm.planning.trace import BatchShape, Trace, trace_step
+from graftlm.planning.trace import BatchShape, Shortcuts, Trace, trace_step
 from graftlm.system.cards import Card
 from graftlm.system.placement import Placement
 from graftlm.training.batching import most_positions
@@ -144,6 +144,7 @@ class Planner:
         self.source, self.config, self.limit = source, config, limit
         self.placement, self.lengths = placement, sorted(lengths)
         self._traces: dict[tuple[Method, bool, Embeddings, BatchShape], Trace] = {}
+        self._shortcuts = Shortcuts(source.architecture, config)
 
     @functools.cached_property
     def _framework(self) -> Measured | None:
@@ -238,6 +239,7 @@ class Planner:
                 shape,
                 self.source.dtype(config),
                 self.placement.device,
+                self._shortcuts,
             )
         trace = self._traces[key]
         share, peak = 1, trace.peak

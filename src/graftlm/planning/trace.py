@@ -7,6 +7,8 @@ loss and optimiser. Only the tensors are fake. So the plan follows every change 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,13 +38,13 @@ from graftlm.training.step import train_step
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ["BatchShape", "Trace", "trace_in_full", "trace_step"]
+__all__ = ["BatchShape", "Shortcuts", "Trace", "trace_in_full", "trace_step"]
 
 MOST_CALLS = 5000
 """Maximum operator calls of a layer in a step; most layers make a few hundred."""
 CALLS_OF_EXPERT = 150
 """The same for each expert of the layer: the products of each are calls of their own."""
-SHORT_LENGTHS = (64, 128)
+SHORT_LENGTHS = (16, 32)
 """Row lengths at which a model with more calls is traced."""
 
 
@@ -86,12 +88,45 @@ class BatchShape:
         return Batch(ids, labels, mask, positions, self.rows * self.length)
 
 
+class Shortcuts:
+    """What the traces of one architecture and its adapters have in common.
+
+    Args:
+        architecture: the transformers config of the base model.
+        config: the adapter settings; method and batch do not count.
+
+    Attributes:
+        too_long: rows of this length or more are traced at two short lengths.
+    """
+
+    def __init__(self, architecture: PretrainedConfig, config: RunConfig) -> None:
+        self.too_long: float = math.inf
+        self._architecture, self._config = architecture, config
+
+    @functools.cached_property
+    def depths(self) -> tuple[int, int] | None:
+        """`shallow_depths` of the architecture."""
+        trust = self._config.model.trust_remote_code
+        return shallow_depths(
+            self._architecture, self._config.lora, lambda it: empty_model(it, trust)
+        )
+
+    @functools.cached_property
+    def most_calls(self) -> int:
+        """The calls of a layer above which the model reads its rows token by token."""
+        depth = None if self.depths is None else self.depths[1]
+        model = self._architecture if depth is None else with_depth(self._architecture, depth)
+        experts = experts_in_layer(model, self._config.model.trust_remote_code)
+        return MOST_CALLS + CALLS_OF_EXPERT * experts
+
+
 def trace_step(
     architecture: PretrainedConfig,
     config: RunConfig,
     shape: BatchShape,
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
+    shortcuts: Shortcuts | None = None,
 ) -> Trace:
     """Trace a training step in its steady state, in which the optimiser's moments exist.
 
@@ -103,30 +138,31 @@ def trace_step(
         shape: the batch of each forward pass, and their number.
         dtype: type of the unquantised weights.
         device: ``cpu`` or ``cuda``; the machine need not have it.
+        shortcuts: of earlier traces of the same architecture and adapter settings.
 
     Raises:
         ModelError: the step cannot be traced.
     """
+    known = shortcuts or Shortcuts(architecture, config)
 
     def with_layers(depth: int | None) -> Trace:
         model = architecture if depth is None else with_depth(architecture, depth)
-
-        experts = experts_in_layer(model, config.model.trust_remote_code)
-        most = MOST_CALLS + CALLS_OF_EXPERT * experts
 
         def with_length(length: int, most_calls: int | None = None) -> Trace:
             batch = dataclasses.replace(shape, length=length)
             return trace_in_full(model, config, batch, dtype, device, most_calls)
 
-        try:
-            return with_length(shape.length, most)
-        except TooManyCallsError:
-            return extrapolated(with_length, SHORT_LENGTHS, shape.length)
+        if shape.length <= SHORT_LENGTHS[1]:
+            return with_length(shape.length)
+        if shape.length < known.too_long:
+            try:
+                return with_length(shape.length, known.most_calls)
+            except TooManyCallsError:
+                known.too_long = shape.length
+        return extrapolated(with_length, SHORT_LENGTHS, shape.length)
 
     try:
-        depths = shallow_depths(
-            architecture, config.lora, lambda it: empty_model(it, config.model.trust_remote_code)
-        )
+        depths = known.depths
         if depths is None:
             return with_layers(None)
         return extrapolated(with_layers, depths, architecture.get_text_config().num_hidden_layers)
