@@ -1,7 +1,7 @@
-"""One GPU, measured: kernels, and training beside PEFT and PEFT + bitsandbytes, in turn.
+"""One GPU, measured: kernels, and training beside PEFT, PEFT + bitsandbytes and Unsloth, in turn.
 
-    python benchmarks/bench_gpu.py [--device cuda] [--models 270m,1b,8b] [--steps 20] [--repeats 3]
-                                   [--out DIR] [--quick]
+    python benchmarks/bench_gpu.py [--device cuda] [--models 270m,1b,8b,30b-a3b-8-layers]
+                                   [--steps 20] [--repeats 3] [--out DIR] [--quick]
 
 It needs no network: the weights are random, drawn here in the shapes of known models (written once
 into --out), and so are the rows. It works from a copied folder: `PYTHONPATH=src`.
@@ -37,9 +37,26 @@ MODELS: dict[str, dict[str, int]] = {
     "270m": {"hidden": 640, "inner": 2048, "layers": 18, "heads": 4, "groups": 1, "words": 262144},
     "1b": {"hidden": 2048, "inner": 8192, "layers": 16, "heads": 32, "groups": 8, "words": 128256},
     "8b": {"hidden": 4096, "inner": 14336, "layers": 32, "heads": 32, "groups": 8, "words": 128256},
+    "30b-a3b-8-layers": {
+        "hidden": 2048,
+        "inner": 768,
+        "layers": 8,
+        "heads": 32,
+        "groups": 4,
+        "words": 151936,
+        "experts": 128,
+    },
 }
-"""The shapes of Gemma-3-270M, Llama-3.2-1B and Llama-3.1-8B, as Llamas with random weights."""
-SIDES = ("graftlm-qlora", "graftlm-lora", "peft-qlora", "peft-lora")
+"""The shapes of Gemma-3-270M, Llama-3.2-1B and Llama-3.1-8B, with random weights, and of 8 layers
+of Qwen3-30B-A3B, whose 48 would be 61 GB to write."""
+SIDES = (
+    "graftlm-qlora",
+    "graftlm-lora",
+    "graftlm-compiled",
+    "peft-qlora",
+    "peft-lora",
+    "unsloth-qlora",
+)
 FIELDS = ("model", "side", "repeat", "tokens_per_second", "peak_gb", "first_loss", "last_loss")
 
 
@@ -183,7 +200,7 @@ def _wait(device: str) -> None:
 
 def random_model(name: str, folder: Path) -> Path:
     """A folder with random weights of this shape in bfloat16, and a byte tokenizer."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3MoeConfig
 
     from graftlm.planning.baseline_memory import byte_tokenizer
 
@@ -191,7 +208,15 @@ def random_model(name: str, folder: Path) -> Path:
     if (made / "config.json").exists():
         return made
     torch.manual_seed(0)
-    config = LlamaConfig(
+    experts: dict[str, Any] = {}
+    if "experts" in shape:
+        experts = {
+            "moe_intermediate_size": shape["inner"],
+            "num_experts": shape["experts"],
+            "num_experts_per_tok": 8,
+            "head_dim": 128,
+        }
+    config = (Qwen3MoeConfig if experts else LlamaConfig)(
         vocab_size=shape["words"],
         hidden_size=shape["hidden"],
         intermediate_size=shape["inner"],
@@ -200,11 +225,12 @@ def random_model(name: str, folder: Path) -> Path:
         num_key_value_heads=shape["groups"],
         max_position_embeddings=8192,
         tie_word_embeddings=name in ("270m", "1b"),
+        **experts,
     )
     previous = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
-        LlamaForCausalLM(config).save_pretrained(made)
+        AutoModelForCausalLM.from_config(config).save_pretrained(made)
     finally:
         torch.set_default_dtype(previous)
     byte_tokenizer().save_pretrained(made)
@@ -216,7 +242,8 @@ def one_run(asked: dict[str, Any]) -> dict[str, Any]:
     device, side, steps = asked["device"], asked["side"], asked["steps"]
     maker, method = side.split("-")
     torch.manual_seed(asked["seed"])
-    model = (_ours if maker == "graftlm" else _peft)(asked["model"], method, device)
+    make = {"graftlm": _ours, "peft": _peft, "unsloth": _unsloth}[maker]
+    model = make(asked["model"], method, device)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=2e-4, fused=True)
     step = _our_step if maker == "graftlm" else _their_step
@@ -245,9 +272,13 @@ def one_run(asked: dict[str, Any]) -> dict[str, Any]:
 def _ours(folder: str, method: str, device: str) -> Any:
     import graftlm
 
-    quantize = "nf4" if method == "qlora" else None
+    quantize = None if method == "lora" else "nf4"
     model, _ = graftlm.load_model(folder, quantize=quantize, device=device)
     graftlm.add_lora(model, graftlm.LoRAConfig(rank=16, alpha=32))
+    if method == "compiled":  # QLoRA with train.compile
+        from graftlm.training.compilation import compile_layers
+
+        compile_layers(model)
     return model.train()
 
 
@@ -267,6 +298,15 @@ def _peft(folder: str, method: str, device: str) -> Any:
     )
     config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     return get_peft_model(model, config).train()
+
+
+def _unsloth(folder: str, method: str, device: str) -> Any:
+    from unsloth import FastLanguageModel
+
+    model, _ = FastLanguageModel.from_pretrained(folder, load_in_4bit=True, dtype=torch.bfloat16)
+    linears = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    made = FastLanguageModel.get_peft_model(model, r=16, lora_alpha=32, target_modules=linears)
+    return made.train()
 
 
 def _our_step(model: Any, ids: Any, optimizer: Any, trained: list[Any]) -> float:
@@ -296,7 +336,7 @@ def planned(folder: Path, side: str, options: argparse.Namespace) -> float:
     from graftlm.config import ModelConfig, RunConfig, TrainConfig
     from graftlm.planning import make_plan
 
-    method = side.partition("-")[2]
+    method = side.partition("-")[2].replace("compiled", "qlora")
     train = TrainConfig(batch_size=options.batch, micro_batch_tokens=0)
     config = RunConfig(model=ModelConfig(name=str(folder)), train=train)
     config = config.model_copy(
@@ -326,7 +366,7 @@ def table(rows: list[dict[str, Any]], title: str, out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--models", default="270m,1b,8b")
+    parser.add_argument("--models", default="270m,1b,8b,30b-a3b-8-layers")
     parser.add_argument("--sides", default=",".join(SIDES))
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=3)
@@ -356,6 +396,10 @@ def main() -> None:
         measured: dict[str, list[float]] = {}
         for repeat in range(options.repeats):
             for side in options.sides.split(","):
+                maker = side.partition("-")[0]
+                if importlib.util.find_spec(maker) is None:
+                    print(f"{side} is left out: {maker} is not installed", file=sys.stderr)
+                    continue
                 row = {"model": name, "side": side, "repeat": repeat}
                 row |= _in_a_process(folder, side, repeat, options)
                 runs.append(row)
