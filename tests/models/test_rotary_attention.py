@@ -16,6 +16,7 @@ from graftlm.config import LoRAConfig
 from graftlm.kernels import implement, operators, withdraw
 from graftlm.models.rotary_attention import RotaryAttention, fuse_rotary
 from tests.oracles.model_families import FAMILIES, tiny_config, tiny_model
+from tests.oracles.tiny_architectures import tiny_model as tiny_architecture
 
 REPLACED = {"llama", "llama-tied", "qwen2", "qwen3", "mistral", "gemma2", "gemma3", "mixtral"}
 IDS = torch.arange(2 * 24).view(2, 24) % 90
@@ -43,6 +44,16 @@ def test_a_replaced_layer_has_the_same_bits_and_names(family: str, dtype: torch.
     assert all(torch.equal(after[name], before[name]) for name in before)
     assert [name for name, _ in model.named_modules()] == names
     assert fuse_rotary(model) == []
+
+
+@pytest.mark.parametrize("model_type", ["glm4_moe", "phi", "stablelm", "ernie4_5_moe"])
+def test_a_layer_that_turns_a_part_of_each_head(model_type: str) -> None:
+    model = tiny_architecture(model_type)
+    before = results(model)
+    replaced = fuse_rotary(model)
+    assert bool(replaced) == (model_type in ("glm4_moe",)), replaced
+    after = results(model)
+    assert all(torch.equal(after[name], before[name]) for name in before)
 
 
 @pytest.mark.parametrize("family", sorted(REPLACED))

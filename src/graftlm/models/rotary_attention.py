@@ -115,7 +115,13 @@ class RotaryAttention(nn.Module):
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding; where no kernel does it, the operations of transformers, to the bit."""
+    """Rotary embedding; where no kernel does it, the operations of transformers, to the bit.
+
+    Angles for the first part of a head turn that part (GLM).
+    """
+    turned = cos.shape[-1]
+    if turned < x.shape[-1]:
+        return torch.cat((_turned(x[..., :turned].contiguous(), cos, sin), x[..., turned:]), -1)
     if has_kernel(x, cos, sin):
         return rotary(x, cos, sin)
     half, y = x.shape[-1] // 2, x * cos.unsqueeze(1)
@@ -146,8 +152,11 @@ def _also(theirs: nn.Module) -> dict[str, Any] | None:
     first = wanted[0]["passed"]
     also = {name: first[name] for name in ALSO if name in first}
     ours = RotaryAttention(theirs, also).train(theirs.training)
-    found = _seen(ours)
-    return also if found is not None and _same(found, wanted) else None
+    if not _same(_seen(ours), wanted):
+        return None
+    # A layer that turns a part of each head is asked with angles for a half, too.
+    part = _seen(theirs, 2)
+    return also if part is None or _same(_seen(ours, 2), part) else None
 
 
 class _Seen(dict[str, Any]):
@@ -167,14 +176,17 @@ def _attend(
     return (5 * q).transpose(1, 2).contiguous(), None
 
 
-def _seen(layer: Any) -> list[_Seen] | None:
-    """What ``layer`` does with known numbers; ``None`` if it fails."""
+def _seen(layer: Any, parts: int = 1) -> list[_Seen] | None:
+    """What ``layer`` does with known numbers; ``None`` if it fails.
+
+    ``parts``: the angles are for one of so many parts of a head.
+    """
     training, found = layer.training, []
     try:
         for dtype in (torch.float32, torch.bfloat16):
             for mode in (True, False):
                 layer.train(mode)
-                found.append(_run(layer, dtype))
+                found.append(_run(layer, dtype, parts))
     except (TypeError, AttributeError, RuntimeError, ValueError, IndexError, KeyError):
         return None  # it uses its parts or its arguments in another way
     finally:
@@ -182,13 +194,14 @@ def _seen(layer: Any) -> list[_Seen] | None:
     return found
 
 
-def _run(layer: Any, dtype: torch.dtype) -> _Seen:
+def _run(layer: Any, dtype: torch.dtype, parts_of_head: int) -> _Seen:
     seed, size = torch.Generator().manual_seed(0), layer.head_dim
+    turned = size // parts_of_head
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, generator=seed).to(dtype)
 
-    x, angles = draw(2, 3, layer.q_proj.in_features), (draw(2, 3, size), draw(2, 3, size))
+    x, angles = draw(2, 3, layer.q_proj.in_features), (draw(2, 3, turned), draw(2, 3, turned))
     parts: dict[str, Any] = {"o_proj": nn.Identity()}
     for name in LINEARS[:3]:
         parts[name] = KnownOutput(x, draw(2, 3, getattr(layer, name).out_features))
