@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,11 @@ from safetensors.torch import load_file
 
 from graftlm.config import DataConfig, LoRAConfig, ModelConfig, RunConfig, TrainConfig
 from graftlm.errors import ConfigError, ModelError
-from graftlm.models import load_model
+from graftlm.frozen.experts import FrozenExperts
+from graftlm.models import load_model, load_weights
 from graftlm.models.host_layers import host_layers, layer_sizes, layers_on_host
 from graftlm.training import run
+from tests.oracles.model_families import tiny_model
 from tests.oracles.second_device import CARD, There, second_device
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*CUDA is not available.*:UserWarning")
@@ -46,6 +50,37 @@ def test_a_run_with_its_layers_on_the_host_is_the_same_run(
         for folder in (there.adapter, here.adapter)
     )
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_experts_in_four_bits_are_on_the_host_too(
+    tiny_tokenizer: Any, rows_file: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "mixture"
+    tiny_model("mixtral").save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    model, _ = load_model(folder, device="cpu")
+    stacks = [module for module in model.modules() if isinstance(module, FrozenExperts)]
+    held = sum(buffer.nbytes for stack in stacks for buffer in stack.buffers())
+    assert sum(layer_sizes(model)) > held > 0
+    with second_device():
+        there = run(request(folder, rows_file, tmp_path / "a", "none", "qlora"), progress=False)
+        here = run(request(folder, rows_file, tmp_path / "b", "layers", "qlora"), progress=False)
+    first, second = (
+        load_file(Path(one.adapter or "") / "adapter_model.safetensors") for one in (there, here)
+    )
+    assert first
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_tensors_from_before_are_let_go(tmp_path: Path) -> None:
+    tiny_model("mixtral").save_pretrained(tmp_path)
+    model = load_weights(tmp_path, device="cpu")
+    stacks = [module for module in model.modules() if isinstance(module, FrozenExperts)]
+    before = [weakref.ref(buffer) for stack in stacks for buffer in stack.buffers()]
+    with second_device():
+        layers_on_host(model, CARD)
+        gc.collect()
+        assert [ref for ref in before if ref() is not None] == []
 
 
 def test_one_layer_and_the_next_are_on_the_card_and_the_copies_run_ahead(

@@ -28,6 +28,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from graftlm._compat.tracing import in_backward_pass
 from graftlm.errors import ModelError
+from graftlm.frozen.experts import FrozenExperts
 from graftlm.frozen.stored_weight import StoredWeight
 from graftlm.system.transfers import Transfers
 
@@ -122,6 +123,9 @@ class HostLayers:
             flat = tensor.detach().contiguous().view(-1).view(torch.uint8)
             block[place.start : place.start + flat.numel()].copy_(flat)
             place.put(block)
+        for module in {module for module, _, _ in tensors}:
+            if isinstance(module, StoredWeight | FrozenExperts):
+                module.moved(lambda tensor: tensor)  # it lets go of the tensors from before
         self._places.append(places)
         self._blocks.append(block)
 
@@ -183,6 +187,9 @@ def _frozen_tensors(layer: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]
     for module in layer.modules():
         if isinstance(module, StoredWeight):
             for name, tensor in module.frozen.tensors().items():
+                yield module, name, tensor
+        elif isinstance(module, FrozenExperts):
+            for name, tensor in module.named_buffers(recurse=False):
                 yield module, name, tensor
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.ndim > 1 and not parameter.requires_grad:
