@@ -35,7 +35,7 @@ def with_adapters(name: str, storage: str, rank: int) -> tuple[AdaptersByRow, ob
     with torch.no_grad():
         for place, parameter in lora_parameters(model):
             if place.endswith("lora_B"):
-                parameter.normal_(std=0.01)
+                parameter.normal_(std=0.001)
     model.train(False)
     return AdaptersByRow(model), model
 

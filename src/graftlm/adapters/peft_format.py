@@ -91,11 +91,10 @@ def save_adapter(
         for name, module in adapted.items()
         for suffix, tensor in module.peft_state().items()
     }
-    content = safetensors.torch.save(
-        {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}, {"format": "pt"}
-    )
+    content = {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
     with atomic_write(Path(path) / WEIGHTS_NAME) as temporary:
-        temporary.write_bytes(content)
+        # Not by way of bytes: a table that trains whole would be twice in memory once more.
+        safetensors.torch.save_file(content, temporary, {"format": "pt"})
     write_json(Path(path) / CONFIG_NAME, adapter_config(model, base_name, adapter), sort_keys=True)
     if tokenizer is not None:
         save_tokenizer(tokenizer, path, alone=True)

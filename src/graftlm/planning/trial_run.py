@@ -140,14 +140,18 @@ def _measure(folder: Path) -> Measured:
     return_freed_memory()
 
     from graftlm.data.chat import template_name
+    from graftlm.data.new_tokens import add_tokens
     from graftlm.models import StoredTokenizer, load_tokenizer
     from graftlm.training import train
     from graftlm.training.adapted_model import adapted_model
+    from graftlm.training.new_tokens import with_rows_of
+    from graftlm.training.rank_probe import WIDER
     from graftlm.training.resolve import changed
 
     request = json.loads((folder / REQUEST).read_text(encoding="utf-8"))
     config = RunConfig.model_validate(request["config"])
     tokenizer = load_tokenizer(config.model.name, trust_remote_code=config.model.trust_remote_code)
+    config = with_rows_of(config, add_tokens(tokenizer, config.data.new_tokens))
     ids, template = tokenizer(_text())["input_ids"], template_name(tokenizer)
     with StoredTokenizer(tokenizer) as stored:
         del tokenizer
@@ -156,6 +160,9 @@ def _measure(folder: Path) -> Measured:
             config.lora.init == "eva"
         ):  # its ranks follow from rows; their sum is that of the request
             config = changed(config, "lora", init="default")
+        if config.lora.probe_ranks:  # its widest run
+            rank, alpha = WIDER * config.lora.rank, WIDER * config.lora.alpha
+            config = changed(config, "lora", rank=rank, alpha=alpha, probe_ranks=False)
         model = adapted_model(config)
         # The tiny model of the baseline has a smaller vocabulary than its tokenizer.
         known = model.get_input_embeddings().num_embeddings
@@ -167,7 +174,9 @@ def _measure(folder: Path) -> Measured:
             _rows(request, [i % known for i in ids], config.train),
             config.train.model_copy(update={**ONLY_STEPS, "steps": request["steps"]}),
             out=config.out,
-            data_config=config.data.model_copy(update={**ONLY_ROWS, "chat_template": template}),
+            data_config=config.data.model_copy(
+                update={**ONLY_ROWS, "new_tokens": (), "chat_template": template}
+            ),
             progress=False,
         )
     lines = (Path(config.out) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
