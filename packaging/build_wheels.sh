@@ -18,6 +18,10 @@ done
 export PATH="$work/env/bin:$PATH"
 build=("$work/env/bin/python" -m build --wheel --no-isolation --outdir "$work/out")
 CC="$work/cc" CXX="$work/c++" CMAKE_ARGS="-DCMAKE_AR=$work/ar -DCMAKE_RANLIB=$work/ranlib" "${build[@]}" .
+compgen -G "$work/out/*linux_x86_64.whl" > /dev/null || {
+    echo "the kernels do not compile, which a user would be spared: the errors are above" >&2
+    exit 1
+}
 auditwheel repair --plat manylinux_2_28_x86_64 --wheel-dir dist "$work"/out/*linux_x86_64.whl
 "${build[@]}" --config-setting=wheel.cmake=false --config-setting=wheel.py-api=py3 .
 cp "$work"/out/*-none-any.whl dist/

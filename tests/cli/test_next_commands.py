@@ -38,6 +38,9 @@ def test_graftlm_is_called_as_this_machine_can(
     assert program() == called
     said = summary(result(tmp_path), "my runs/first")
     assert f"next:   {called} merge 'my runs/first' --out merged" in said
+    said = summary(result(tmp_path), "run", ["ollama"])
+    assert f"next:   {called} export run --to ollama --out ollama" in said
+    assert "merge" not in said
     said = summary(result(tmp_path, finished=False, adapter=None), "my runs/first")
     assert f"{called} train --resume --out 'my runs/first'" in said
 

@@ -108,7 +108,11 @@ def train(
 
         result = run(settings, resume=resume)
         page = group.from_main(lambda: report(Path(settings.out)))
-        say(dataclasses.asdict(result), as_json, summary(result, settings.out) + page)
+        say(
+            dataclasses.asdict(result),
+            as_json,
+            summary(result, settings.out, settings.train.export_to) + page,
+        )
     if not result.finished:
         raise typer.Exit(1)
 
@@ -161,7 +165,7 @@ def report(out: Path) -> str:
         return ""
 
 
-def summary(result: RunResult, out: str) -> str:
+def summary(result: RunResult, out: str, export_to: Sequence[str] = ()) -> str:
     """The summary of a finished or stopped run in a few lines."""
     folder = shlex.quote(out)
     lines = [
@@ -178,8 +182,9 @@ def summary(result: RunResult, out: str) -> str:
     if result.finished:
         kept = f" (weights of step {result.kept_step}, the best evaluation)"
         lines.append(f"result: {result.adapter}{kept if result.kept_step != result.steps else ''}")
-        if result.method != "full":
-            lines.append(f"next:   {program()} merge {folder} --out merged")
+        exports = [f"export {folder} --to {form} --out {form}" for form in export_to]
+        next_ = exports or [f"merge {folder} --out merged"] * (result.method != "full")
+        lines += [f"next:   {program()} {words}" for words in next_]
     else:
         lines.append(f"stopped at step {result.steps}; {program()} train --resume --out {folder}")
     return "\n".join(lines)
