@@ -5,7 +5,8 @@
 Each row of the batch has an adapter of its own (`adapters/by_row.py`): the base's products are
 computed once for all rows, each update for its own row. Beside it stand eight passes of one row,
 with that row's adapter alone. Both take turns; a line gives the medians, their ratio, and the
-largest difference of the logits, as a share of their spread. One token a row is a step of decoding
+largest difference of the logits, as a share of their spread (in 16 bits the order of sums alone
+changes them, so that the default is float32). One token a row is a step of decoding
 without a cache; more are a prompt.
 """
 
@@ -26,9 +27,11 @@ from graftlm.adapters.by_row import AdaptersByRow
 COUNT = 8
 
 
-def with_adapters(name: str, storage: str, rank: int) -> tuple[AdaptersByRow, object]:
+def with_adapters(name: str, storage: str, dtype: str, rank: int) -> tuple[AdaptersByRow, object]:
     """The base with `COUNT` adapters of random values."""
-    model, _ = graftlm.load_model(name, quantize=None if storage == "none" else storage)
+    model, _ = graftlm.load_model(
+        name, quantize=None if storage == "none" else storage, dtype=dtype
+    )
     torch.manual_seed(0)
     for number in range(COUNT):
         graftlm.add_lora(model, graftlm.LoRAConfig(rank=rank), name=f"a{number}")
@@ -53,11 +56,12 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--model", default="gemma-3-270m")
     options.add_argument("--format", default="nf4", choices=["nf4", "int8", "none"])
+    options.add_argument("--dtype", default="float32")
     options.add_argument("--rank", type=int, default=16)
     options.add_argument("--tokens", type=int, nargs="+", default=[1, 16, 64])
     options.add_argument("--rounds", type=int, default=5)
     asked = options.parse_args()
-    by_row, model = with_adapters(asked.model, asked.format, asked.rank)
+    by_row, model = with_adapters(asked.model, asked.format, asked.dtype, asked.rank)
     if not by_row.together:
         raise SystemExit("this model does not take rows of different adapters together")
     names = [f"a{number}" for number in range(COUNT)]

@@ -11,6 +11,8 @@ import torch
 
 import graftlm
 from graftlm.adapters.peft_config import read_config
+from graftlm.cli._settings import overrides
+from graftlm.cli.plan import _rank_probe
 from graftlm.config import RunConfig, parse_override, recorded_config
 from graftlm.errors import ConfigError
 from graftlm.planning.trace import BatchShape, trace_step
@@ -84,6 +86,9 @@ def test_auto_is_a_word_of_the_rank(tiny_llama: Path, rows_file: Path, tmp_path:
     assert config.lora.probe_ranks
     assert config.lora.rank == 16
     assert parse_override("lora.rank=auto") == (["lora", "rank"], "auto")
+    assert overrides({"rank": "auto"}, []) == [(["lora", "rank"], "auto")]
+    assert overrides({"rank": "8"}, []) == [(["lora", "rank"], 8)]
+    assert _rank_probe(config) == {"steps": 24, "passes": 3, "rows": 48, "widest": 32}
 
 
 @pytest.mark.parametrize(
