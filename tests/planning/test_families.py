@@ -18,6 +18,7 @@ from graftlm.models.streaming import linear_layers, unquantized_names
 from graftlm.planning import trace
 from graftlm.planning.extrapolate import shallow_depths
 from graftlm.planning.trace import BatchShape, trace_in_full, trace_step
+from tests.oracles.tiny_architectures import tiny_config
 
 COMMON = {
     "vocab_size": 260,
@@ -149,6 +150,22 @@ def test_a_scan_over_the_row_is_continued_from_short_rows(monkeypatch: pytest.Mo
     assert continued.cost.calls == pytest.approx(whole.cost.calls, rel=0.02)
     assert continued.resident == pytest.approx(whole.resident, rel=0.01)
     assert continued.trainable_parameters == whole.trainable_parameters
+
+
+def test_blocks_of_tokens_are_continued_from_whole_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gated delta rule pads each row to 64 tokens, so that 16 and 32 are alike."""
+    arguments = (
+        tiny_config("qwen3_next"),
+        RunConfig(method="full"),
+        BatchShape(1, 320),
+        torch.float32,
+    )
+    whole = trace_in_full(*arguments)
+    monkeypatch.setattr(trace, "MOST_CALLS", 100)
+    monkeypatch.setattr(trace, "CALLS_OF_EXPERT", 0)
+    continued = trace_step(*arguments)
+    assert continued.peak.nbytes == pytest.approx(whole.peak.nbytes, rel=0.1)
+    assert continued.cost.calls == pytest.approx(whole.cost.calls, rel=0.1)
 
 
 def test_dense_layers_before_experts_are_kept() -> None:

@@ -81,7 +81,7 @@ class RotaryAttention(nn.Module):
     def forward(
         self,
         hidden_states: Tensor,
-        position_embeddings: tuple[Tensor, Tensor],
+        position_embeddings: tuple[Tensor, Tensor] | None,
         attention_mask: Tensor | None = None,
         past_key_values: Any = None,
         **kwargs: Any,
@@ -95,7 +95,8 @@ class RotaryAttention(nn.Module):
         if hasattr(self, "q_norm"):
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (B, H, L, d)
-        q, k = (_turned(t, *position_embeddings) for t in (q, k))
+        if position_embeddings is not None:  # a model may have no positions (Granite 4)
+            q, k = (_turned(t, *position_embeddings) for t in (q, k))
         if past_key_values is not None:
             k, v = past_key_values.update(k, v, self.layer_idx)
         name = attention_of(self.config) or "eager"
@@ -154,9 +155,10 @@ def _also(theirs: nn.Module) -> dict[str, Any] | None:
     ours = RotaryAttention(theirs, also).train(theirs.training)
     if not _same(_seen(ours), wanted):
         return None
-    # A layer that turns a part of each head is asked with angles for a half, too.
-    part = _seen(theirs, 2)
-    return also if part is None or _same(_seen(ours, 2), part) else None
+    # A layer that turns a part of each head, or none, is asked with such angles, too.
+    others = ((_seen(theirs, parts), parts) for parts in (2, 0))
+    same = (wanted is None or _same(_seen(ours, parts), wanted) for wanted, parts in others)
+    return also if all(same) else None
 
 
 class _Seen(dict[str, Any]):
@@ -179,7 +181,7 @@ def _attend(
 def _seen(layer: Any, parts: int = 1) -> list[_Seen] | None:
     """What ``layer`` does with known numbers; ``None`` if it fails.
 
-    ``parts``: the angles are for one of so many parts of a head.
+    ``parts``: the angles are for one of so many parts of a head; 0: there are none.
     """
     training, found = layer.training, []
     try:
@@ -196,12 +198,14 @@ def _seen(layer: Any, parts: int = 1) -> list[_Seen] | None:
 
 def _run(layer: Any, dtype: torch.dtype, parts_of_head: int) -> _Seen:
     seed, size = torch.Generator().manual_seed(0), layer.head_dim
-    turned = size // parts_of_head
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, generator=seed).to(dtype)
 
-    x, angles = draw(2, 3, layer.q_proj.in_features), (draw(2, 3, turned), draw(2, 3, turned))
+    x, angles = draw(2, 3, layer.q_proj.in_features), None
+    if parts_of_head:
+        turned = size // parts_of_head
+        angles = draw(2, 3, turned), draw(2, 3, turned)
     parts: dict[str, Any] = {"o_proj": nn.Identity()}
     for name in LINEARS[:3]:
         parts[name] = KnownOutput(x, draw(2, 3, getattr(layer, name).out_features))

@@ -46,6 +46,8 @@ CALLS_OF_EXPERT = 150
 """The same for each expert of the layer: the products of each are calls of their own."""
 SHORT_LENGTHS = (16, 32)
 """Row lengths at which a model with more calls is traced."""
+BLOCKS = (64, 128)
+"""The same for one that reads its rows in blocks, of 64 tokens in most (gated delta rule)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +161,11 @@ def trace_step(
                 return with_length(shape.length, known.most_calls)
             except TooManyCallsError:
                 known.too_long = shape.length
-        return extrapolated(with_length, SHORT_LENGTHS, shape.length)
+        first, second = map(with_length, SHORT_LENGTHS)
+        tokens = SHORT_LENGTHS[1] - SHORT_LENGTHS[0]
+        if second.cost.calls - first.cost.calls < tokens:  # it reads blocks, and pads to one
+            return extrapolated(with_length, BLOCKS, shape.length)
+        return first.continued(second, (shape.length - SHORT_LENGTHS[0]) / tokens)
 
     try:
         depths = known.depths
