@@ -168,6 +168,33 @@ def test_each_failure_has_its_exit_code_and_debug_raises_it(
         ending.exit_code_of(work, debug=True)
 
 
+def test_threads_that_the_tokenizer_cannot_start(tiny_llama: Path) -> None:
+    """Rust panics by an exception that is none of Python's; here it is a real one."""
+    code = (
+        "import os, resource, sys; os.environ['RAYON_NUM_THREADS'] = '4000'\n"
+        "from graftlm.cli import ending\n"
+        "def work():\n"
+        "    from tokenizers import Tokenizer\n"
+        "    t = Tokenizer.from_file(sys.argv[1])\n"
+        "    used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "    resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20),) * 2)\n"
+        "    t.encode_batch(['a'] * 8)\n"
+        "sys.exit(ending.exit_code_of(work, debug=False))\n"
+    )
+    command = [sys.executable, "-c", code, str(tiny_llama / "tokenizer.json")]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TOKENIZERS_PARALLELISM": "true"},
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "error: memory ran out." in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_json_has_no_nan(capsys: pytest.CaptureFixture[str]) -> None:
     _shared.say({"loss": float("nan"), "deep": [{"x": float("inf")}, 1.5]}, True, "")
     assert json.loads(capsys.readouterr().out) == {"loss": None, "deep": [{"x": None}, 1.5]}

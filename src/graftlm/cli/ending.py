@@ -27,7 +27,9 @@ _DEVICE_OUT_OF_MEMORY = "out of memory"
 _OUT_OF_MEMORY = (
     *("can't allocate memory", "bad_alloc", "not enough memory", "Cannot allocate"),
     *("cannot allocate memory", "failed to map segment", "can't start new thread"),
+    "thread pool has not been initialized",
 )
+_PANIC = "PanicException"
 _STOPPED = (130, -signal.SIGINT)
 """What the library under the command line exits with after Ctrl-C."""
 _SMALLER = (
@@ -98,6 +100,11 @@ def exit_code_of(work: Callable[[], object], debug: bool) -> int:
         if debug:
             raise
         return _failure(error)
+    except BaseException as error:
+        # A library in Rust panics by a class that is no `Exception`.
+        if debug or type(error).__name__ != _PANIC:
+            raise
+        return _failure(error)
     return 0
 
 
@@ -127,7 +134,7 @@ def _out_of_memory(error: BaseException | None) -> bool:
     return False
 
 
-def _failure(error: Exception) -> int:
+def _failure(error: BaseException) -> int:
     if isinstance(error, EndedByAnotherRank):
         return error.exit_code
     if _out_of_memory(error) and not isinstance(error, ResourceError):
