@@ -39,10 +39,7 @@ def needs_whole(config: RunConfig) -> str | None:
     reads = {
         f"lora.init={lora.init} reads them": lora.init not in DRAWN,
         f"lora.variant={lora.variant} reads their norms": lora.variant != "lora",
-        "lora.modules_to_save trains some of them": bool(lora.modules_to_save),
-        "lora.trainable_token_indices trains rows of the table": bool(lora.trainable_token_indices),
         "data.new_tokens makes the table longer": bool(config.data.new_tokens),
-        f"lora.bias={lora.bias} trains biases": lora.bias != "none" or lora.lora_bias,
         "lora.target_parameters puts experts elsewhere": bool(lora.target_parameters),
         "model.embeddings=int8 compares logits": config.model.embeddings == "int8",
     }
