@@ -22,6 +22,7 @@ from tests.studio.browser import Walk, pages, studio
 
 DISHES = ("phở", "bún chả", "bánh mì", "cà phê sữa", "chè")
 CITIES = ("Hà Nội", "Huế", "Đà Nẵng", "Sài Gòn")
+PROOF = "studio-proof-vi-light-1280.png"
 VIEWS = ("rows", "plan", "train", "runs/don-hang", "compare", "chat", "export")
 
 
@@ -117,6 +118,7 @@ def pictures(context: Any, link: str, images: Path) -> None:
             page.wait_for_selector("main h1")
             page.wait_for_timeout(2500)
             if view == "chat":
+                page.locator("input[type=number]").first.fill("24")
                 page.fill("textarea", "Cho tôi 4 phở giao đến Huế")
                 page.click("#send")
                 page.wait_for_selector(".turn.assistant >> nth=1")
@@ -155,6 +157,7 @@ def main() -> None:
         ):
             user = User(context, server.link)
             way(user, rows, asked.steps)
+            user.page.screenshot(path=asked.images / PROOF, full_page=True)
             print(f"{user.clicks} clicks, {user.keys} keys; console: {user.complaints}")
             pictures(context, server.link, asked.images)
     print(f"pictures: {squeeze(asked.images) / 1e6:.2f} MB")
