@@ -37,7 +37,9 @@ def test_every_setting_with_a_flag_has_a_parameter() -> None:
 def test_a_flag_sets_the_setting_it_names(parameter: str) -> None:
     name = flags.FLAGS[parameter]
     assert declared(name) is not None
-    value = {"method": "lora", "learning_rate": "auto", "rank": "8"}.get(parameter, GIVEN[kind_of(parameter)])
+    value = {"method": "lora", "learning_rate": "auto", "rank": "8"}.get(
+        parameter, GIVEN[kind_of(parameter)]
+    )
     changed = load_run_config(None, flags.overrides({parameter: value}, [])).model_dump()
     for key in name.split("."):
         changed = changed[key]
