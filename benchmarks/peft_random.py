@@ -57,7 +57,7 @@ def drawn(family: str, draw: random.Random) -> dict[str, Any]:
     targets += [end for end in ends if chance(0.15)]
     options: dict[str, Any] = {
         "r": draw.choice([1, 2, 4, 8]),
-        "lora_alpha": draw.choice([1, 4, 6, 16]),
+        "lora_alpha": draw.choice([0.5, 1, 4, 6, 16]),
         "use_rslora": chance(0.3),
         "use_dora": chance(0.2),
         "bias": draw.choice(["none", "none", "none", "lora_only", "all"]),
@@ -76,7 +76,7 @@ def drawn(family: str, draw: random.Random) -> dict[str, Any]:
         targets = "all-linear"
     options["target_modules"] = targets
     if form == "list" and chance(0.2):
-        options["layers_to_transform"] = draw.choice([0, [1], [0, 1]])
+        options["layers_to_transform"] = draw.choice([0, [1], [0, 1], []])
     if chance(0.15):
         options["exclude_modules"] = [draw.choice(layers)]
     if chance(0.3):
@@ -86,6 +86,8 @@ def drawn(family: str, draw: random.Random) -> dict[str, Any]:
     if chance(0.25):
         rows = draw.sample(range(250), draw.randint(1, 5))
         options["trainable_token_indices"] = draw.choice([rows, {ends[0]: rows, ends[1]: rows}])
+    if chance(0.05):
+        options["layer_replication"] = [[0, 2], [1, 2]]
     if family == "mixtral" and chance(0.4):
         names = ["experts.gate_up_proj", "experts.down_proj"]
         options["target_parameters"] = draw.sample(names, draw.randint(1, 2))
