@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -89,3 +91,19 @@ def test_the_limit_is_gone_after_the_block() -> None:
     time.sleep(0.1)
     with pytest.raises(TookTooLongError), time_limit(0.05):
         time.sleep(5)
+
+
+def test_a_profiler_goes_on_after_a_limit_in_a_thread() -> None:
+    """A request to raise that was taken back made Python 3.11 repeat a watched call for ever."""
+    code = """
+import sys, threading
+from graftlm.system.time_limit import time_limit
+def work():
+    with time_limit(60):
+        pass
+for _ in range(3):
+    worker = threading.Thread(target=work); worker.start(); worker.join()
+sys.setprofile(lambda *_: None)
+work()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -65,10 +65,20 @@ def _by_thread(seconds: float) -> Iterator[None]:
         timer.cancel()
         with lock:
             ended = True
-        _raise_in(worker, None)  # one that was sent and has not come yet
+        _next_steps()  # where one that was sent and has not come yet is raised
 
 
-def _raise_in(thread: int, error: type[BaseException] | None) -> None:
-    """Let a thread raise ``error`` at its next step of Python; ``None`` takes one back."""
-    sent = None if error is None else ctypes.py_object(error)
+def _raise_in(thread: int, error: type[BaseException]) -> None:
+    """Let a thread raise ``error`` at its next step of Python.
+
+    Sending None would take one back, but Python 3.11 then asks at every step for ever whether there
+    is one, and does not end a call that a profiler watches.
+    """
+    sent = ctypes.py_object(error)
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), sent)
+
+
+def _next_steps() -> None:
+    """Steps of Python at which a sent exception comes: the start of a call, the end of a round."""
+    for _ in range(2):
+        pass

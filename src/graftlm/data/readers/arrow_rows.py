@@ -56,26 +56,36 @@ def _rows(name: str, batches: Iterable[pa.RecordBatch]) -> Iterator[Raw]:
 
 def _as_python(batch: pa.RecordBatch) -> list[dict[str, Any]]:
     """The rows of a batch; values without a Python type become text or a `RowError`."""
-    try:
-        rows: list[dict[str, Any]] = batch.to_pylist()
-    except (ValueError, OverflowError, pa.ArrowException):
-        columns = {
-            column: _values(column, batch.column(i)) for i, column in enumerate(batch.schema.names)
-        }
-        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    return rows
+    if not any(_in_nanoseconds(field.type) for field in batch.schema):
+        try:
+            return list(batch.to_pylist())
+        except (ValueError, OverflowError, pa.ArrowException):
+            pass  # column by column, to see which
+    columns = {
+        column: _values(column, batch.column(i)) for i, column in enumerate(batch.schema.names)
+    }
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def _values(column: str, values: pa.Array) -> list[Any]:
     """A column's values; text if Python has no type for them, such as times in nanoseconds."""
-    try:
-        return list(values.to_pylist())
-    except (ValueError, OverflowError, pa.ArrowException) as error:
+    problem = "Python has no times in nanoseconds"
+    if not _in_nanoseconds(values.type):
         try:
-            return list(values.cast(pa.string()).to_pylist())
-        except pa.ArrowException:
-            problem = RowError(f"the column {column} ({values.type}) cannot be read: {error}")
-            return [problem] * len(values)
+            return list(values.to_pylist())
+        except (ValueError, OverflowError, pa.ArrowException) as error:
+            problem = str(error)
+    try:
+        return list(values.cast(pa.string()).to_pylist())
+    except pa.ArrowException:
+        said = RowError(f"the column {column} ({values.type}) cannot be read: {problem}")
+        return [said] * len(values)
+
+
+def _in_nanoseconds(kind: pa.DataType) -> bool:
+    """Whether values are, or hold, such times: Arrow reads them as pandas does where that is."""
+    inner = (kind.field(i).type for i in range(kind.num_fields))
+    return getattr(kind, "unit", "") == "ns" or any(map(_in_nanoseconds, inner))
 
 
 def without_nulls(value: Any) -> Any:
