@@ -45,7 +45,8 @@ def write_llama(folder: Path, layers_a_shard: int, alike: bool = False, **sizes:
             kind = name.replace(f".{_layer(name)}.", ".0.", 1) if alike else name
             if kind not in made:
                 made[kind] = (torch.randn(shapes[name]) * 0.02).bfloat16()
-            tensors[name] = made[kind] if alike else made.pop(kind)
+            # A file keeps no two names of one tensor.
+            tensors[name] = made[kind].clone() if alike else made.pop(kind)
         save_file(tensors, folder / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(names, file)
     index = {"metadata": {}, "weight_map": weight_map}
