@@ -18,13 +18,6 @@ import sys
 import time
 from pathlib import Path
 
-SIZES = {
-    "hidden_size": 2048,
-    "intermediate_size": 5632,
-    "num_hidden_layers": 22,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 4,
-}
 PEFT = """
 import sys, torch
 from peft import PeftModel
@@ -57,7 +50,7 @@ def main() -> None:
 
 def _make(base: Path, adapter: Path) -> None:
     import torch
-    from random_llama import write_llama  # type: ignore[import-not-found]
+    from random_llama import ONE_BILLION, write_llama  # type: ignore[import-not-found]
 
     from graftlm.adapters import add_lora, lora_parameters
     from graftlm.adapters.peft_format import save_adapter
@@ -65,7 +58,7 @@ def _make(base: Path, adapter: Path) -> None:
     from graftlm.models import load_model
 
     base.mkdir(parents=True, exist_ok=True)
-    write_llama(base, layers_a_shard=6, alike=True, **SIZES)
+    write_llama(base, layers_a_shard=6, alike=True, **ONE_BILLION)
     model, _ = load_model(base, quantize=None)
     add_lora(model, LoRAConfig(rank=16))
     with torch.no_grad():

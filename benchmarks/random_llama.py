@@ -6,6 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+ONE_BILLION = {
+    "hidden_size": 2048,
+    "intermediate_size": 5632,
+    "num_hidden_layers": 22,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+}
+"""Sizes of a Llama of 1.1 billion weights (TinyLlama's)."""
+
 
 def write_llama(folder: Path, layers_a_shard: int, alike: bool = False, **sizes: Any) -> None:
     """Write the model, a shard at a time.

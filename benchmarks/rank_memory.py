@@ -14,15 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from random_llama import write_llama
+from random_llama import ONE_BILLION, write_llama
 
-SIZES = {
-    "hidden_size": 2048,
-    "intermediate_size": 5632,
-    "num_hidden_layers": 22,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 4,
-}
 LENGTH = 128
 PLACES = ((1, "none"), (2, "ddp"), (2, "fsdp"), (4, "fsdp"))
 
@@ -41,7 +34,7 @@ def memory(work: Path, method: str = "qlora") -> bool:
     """A row for each number of processes; whether all predictions are within a tenth."""
     model, rows = work / "llama-1b", work / "long.jsonl"
     model.mkdir()
-    write_llama(model, 1, alike=True, **SIZES)
+    write_llama(model, 1, alike=True, **ONE_BILLION)
     line = json.dumps({"prompt": "p" * 20, "completion": "c" * 60}) + "\n"
     rows.write_text(line * 16)
     print(

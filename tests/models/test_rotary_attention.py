@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +17,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention
 from graftlm.adapters import add_lora
 from graftlm.config import LoRAConfig
 from graftlm.kernels import implement, operators, withdraw
+from graftlm.models import load_model
 from graftlm.models.rotary_attention import RotaryAttention, fuse_rotary
 from tests.oracles.model_families import FAMILIES, tiny_config, tiny_model
 from tests.oracles.tiny_architectures import tiny_model as tiny_architecture
@@ -161,3 +165,25 @@ def test_adapters_find_the_layers_by_name() -> None:
     adapted = [name for name, p in model.named_parameters() if p.requires_grad]
     assert len(adapted) == 2 * 2 * 2
     assert all("self_attn" in name for name in adapted)
+
+
+def test_transformers_still_records_the_weights_of_attention(tiny_llama: Path) -> None:
+    """It finds the layers by their class."""
+    ids, found = torch.tensor([[1, 2, 3]]), []
+    for replaced in ((), ("rotary",)):
+        model, _ = load_model(tiny_llama, quantize=None, replacements=replaced)
+        model.set_attn_implementation("eager")
+        found.append(model(ids, output_attentions=True).attentions)
+        assert len(found[-1]) == model.config.num_hidden_layers
+    for ours, theirs in zip(*found, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_replaced_layer_is_copied_and_pickled(tiny_llama: Path) -> None:
+    model, _ = load_model(tiny_llama, quantize=None, replacements=("rotary",))
+    ids = torch.tensor([[1, 2, 3]])
+    for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        layer = again.model.layers[0].self_attn
+        assert isinstance(layer, RotaryAttention)
+        assert isinstance(layer, LlamaAttention)
+        assert torch.equal(again(ids).logits, model(ids).logits)

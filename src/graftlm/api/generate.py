@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Union, overload
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, overload
 
 from graftlm.api.opening import in_llama_cpp, run_named
 from graftlm.data import render_prompt, stop_tokens
@@ -37,12 +37,18 @@ if TYPE_CHECKING:
         seed: int
 
 
-__all__ = ["Layout", "Opened", "Prompt", "generate"]
+__all__ = ["Layout", "Opened", "Prompt", "generate", "require_layout"]
 
 Layout = Literal["auto", "chat", "plain"]
 Message = dict[str, Any]
 Prompt = Union[str, Sequence[Message]]  # noqa: UP007 - evaluated on Python 3.10
 """A text, or the messages of a conversation."""
+
+
+def require_layout(asked: str) -> None:
+    """Refuse a form of a prompt that there is not, before a model is loaded for it."""
+    if asked not in get_args(Layout):
+        raise ConfigError(f"format {asked!r}: expected auto, chat or plain")
 
 
 class Opened:
@@ -99,8 +105,7 @@ class Opened:
         Raises:
             ConfigError: there is no such form.
         """
-        if asked not in ("auto", "chat", "plain"):
-            raise ConfigError(f"format {asked!r}: expected auto, chat or plain")
+        require_layout(asked)
         plain = self.plain if asked == "auto" else asked == "plain"
         return "plain" if plain else "chat"
 
@@ -168,8 +173,10 @@ def generate(
 
     Raises:
         DataError: a prompt leaves no room for an answer, or the template refuses it.
+        ConfigError: there is no such ``format``.
         ModelError: the model cannot be opened.
     """
+    require_layout(format)
     alone = isinstance(prompt, str) or (len(prompt) > 0 and isinstance(prompt[0], dict))
     prompts: Sequence[Any] = [prompt] if alone else prompt
     opened = Opened(model, adapter, quantize, device, tokenizer)

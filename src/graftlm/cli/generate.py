@@ -22,8 +22,6 @@ from graftlm.cli._shared import (
 
 __all__ = ["generate"]
 
-LAYOUTS = ("auto", "chat", "plain")
-
 
 def generate(
     model: ModelArgument,
@@ -52,14 +50,11 @@ def generate(
 
     A .gguf file is run by llama.cpp where `llama-cpp-python` is installed.
     """
-    from graftlm.api.generate import Opened
+    from graftlm.api.generate import Opened, require_layout
     from graftlm.models.decoding.choice import Sampling
     from graftlm.models.decoding.row import Ask
 
-    if layout not in LAYOUTS:
-        from graftlm.errors import ConfigError
-
-        raise ConfigError(f"--format {layout!r}: expected {', '.join(LAYOUTS)}")
+    require_layout(layout)
     opened = Opened(model, adapter, quantize, device)
     form = opened.layout(layout)
     ids = opened.tokens(prompt, form)

@@ -31,7 +31,7 @@ from graftlm.kernels.products import draw
 from graftlm.kernels.reference import attention as reference
 from graftlm.system import fast_bfloat16
 
-__all__ = ["attention", "skips_blocks"]
+__all__ = ["attention", "require_result", "skips_blocks"]
 
 
 def skips_blocks(q: Tensor) -> bool:
@@ -99,9 +99,12 @@ def _covers(blocks: Sequence[int], queries: int, keys: int) -> bool:
     return whole and growing and list(starts) == ends[:-1] and (len(stops) < 2 or queries == keys)
 
 
-def _check_backward(dy: Tensor, *rest: Any) -> None:
-    q, k, v, mask, y, lse, scale, blocks = rest
-    _check(q, k, v, mask, scale, blocks)
+def require_result(dy: Tensor, q: Tensor, y: Tensor, lse: Tensor) -> None:
+    """Check what a backward pass gets of its forward pass.
+
+    Raises:
+        ModelError: the shapes or types are not those that the forward pass gives for ``q``.
+    """
     if not (dy.shape == y.shape == q.shape and y.dtype == q.dtype and lse.shape == q.shape[:-1]):
         raise ModelError(
             f"y is {tuple(y.shape)} of {y.dtype}, its gradient {tuple(dy.shape)} and lse "
@@ -110,14 +113,10 @@ def _check_backward(dy: Tensor, *rest: Any) -> None:
         )
 
 
-def _fake(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return reference.empty_result(q)
-
-
-def _fake_backward(
-    dy: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+def _check_backward(dy: Tensor, *rest: Any) -> None:
+    q, k, v, mask, y, lse, scale, blocks = rest
+    _check(q, k, v, mask, scale, blocks)
+    require_result(dy, q, y, lse)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -206,7 +205,7 @@ _attention_backward = Operator(
     family="attention",
     check=_check_backward,
     reference=reference.backward,
-    fake=_fake_backward,
+    fake=reference.empty_slopes,
     cases=_backward_cases,
     flops=_backward_flops,
     workspace=_backward_workspace,
@@ -217,7 +216,7 @@ _attention = Operator(
     family="attention",
     check=_check,
     reference=reference.forward,
-    fake=_fake,
+    fake=reference.empty_result,
     cases=_cases,
     gradient=_gradient,
     keep=_keep,

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from graftlm.errors import ModelError
+from graftlm.kernels.attention import require_result
 from graftlm.kernels.operator import Case, Operator
 from graftlm.kernels.products import draw
 from graftlm.kernels.reference import attention as reference
@@ -73,12 +74,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, scale: float, borders: Tensor, windo
 def _check_backward(dy: Tensor, *rest: Any) -> None:
     q, k, v, y, lse, scale, borders, window = rest
     _check(q, k, v, scale, borders, window)
-    if not (dy.shape == y.shape == q.shape and y.dtype == q.dtype and lse.shape == q.shape[:-1]):
-        raise ModelError(
-            f"y is {tuple(y.shape)} of {y.dtype}, its gradient {tuple(dy.shape)} and lse "
-            f"{tuple(lse.shape)}: expected what the forward pass gives for q, {tuple(q.shape)} of "
-            f"{q.dtype}"
-        )
+    require_result(dy, q, y, lse)
 
 
 def _blocks(borders: Tensor, window: int, q: Tensor) -> tuple[Tensor | None, list[int]]:
@@ -116,16 +112,6 @@ def _reference_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     mask, blocks = _blocks(borders, window, q)
     return reference.backward(dy, q, k, v, mask, y, lse, scale, blocks)
-
-
-def _fake(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return reference.empty_result(q)
-
-
-def _fake_backward(
-    dy: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -207,7 +193,7 @@ _sequence_attention_backward = Operator(
     family="attention",
     check=_check_backward,
     reference=_reference_backward,
-    fake=_fake_backward,
+    fake=reference.empty_slopes,
     cases=_backward_cases,
     flops=_backward_flops,
     workspace=_backward_workspace,
@@ -218,7 +204,7 @@ _sequence_attention = Operator(
     family="attention",
     check=_check,
     reference=_reference,
-    fake=_fake,
+    fake=reference.empty_result,
     cases=_cases,
     gradient=_gradient,
     keep=_keep,

@@ -8,11 +8,13 @@ is what can be replaced. The attention in the middle is still the one that the m
 
 Equal means: for the same projections, angles, cache and other arguments, the layer passes the same
 bits to the attention function and to the cache as the original, in float32 and in bfloat16, in
-training and in evaluation.
+training and in evaluation. A replaced layer is also of the original's class: by it transformers
+finds the layers whose attention weights `output_attentions` asks for.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
 from typing import Any
@@ -65,6 +67,8 @@ class RotaryAttention(nn.Module):
 
     def __init__(self, theirs: nn.Module, also: dict[str, Any]) -> None:
         super().__init__()
+        kind: Any = type(theirs)
+        self.__class__ = _also_a(kind)
         for name, value in vars(theirs).items():
             if name not in vars(self):
                 setattr(self, name, value)
@@ -77,6 +81,10 @@ class RotaryAttention(nn.Module):
         self.eager = getattr(
             sys.modules[type(theirs).__module__], "eager_attention_forward", _no_eager
         )
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Copy and pickle by the original's class: the joint one has no name in a module."""
+        return _empty, (type(self).__mro__[2],), self.__dict__
 
     def forward(
         self,
@@ -115,6 +123,17 @@ class RotaryAttention(nn.Module):
         return self.o_proj(y.reshape(*shape[:-2], -1).contiguous()), weights
 
 
+@functools.cache
+def _also_a(kind: type[nn.Module]) -> type[RotaryAttention]:
+    """Our layer as one of ``kind``, too."""
+    return type(RotaryAttention.__name__, (RotaryAttention, kind), {})
+
+
+def _empty(kind: Any) -> RotaryAttention:
+    cls = _also_a(kind)
+    return cls.__new__(cls)
+
+
 def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding; where no kernel does it, the operations of transformers, to the bit.
 
@@ -137,7 +156,7 @@ def _is_attention(module: nn.Module) -> bool:
     children = {name for name, _ in module.named_children()}
     return (
         children in (set(LINEARS), {*LINEARS, *NORMS})
-        and type(module) is not RotaryAttention
+        and not isinstance(module, RotaryAttention)
         and not [*module.parameters(recurse=False), *module.buffers(recurse=False)]
         and isinstance(getattr(module, "head_dim", None), int)
         and hasattr(module, "config")

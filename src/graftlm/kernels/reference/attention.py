@@ -11,6 +11,7 @@ A position that attends to nothing has lse = −∞, a result of zero and no gra
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ __all__ = [
     "backward",
     "blocks_of",
     "empty_result",
+    "empty_slopes",
     "factors",
     "forward",
     "part",
@@ -68,11 +70,18 @@ def backward(
     return gradients
 
 
-def empty_result(q: Tensor) -> tuple[Tensor, Tensor]:
+def empty_result(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     """Empty tensors for y, with positions before heads in memory for the next layer, and lse."""
     rows, heads, length, size = q.shape
     y = q.new_empty(rows, length, heads, size).transpose(1, 2)
     return y, q.new_empty(rows, heads, length, dtype=torch.float32)
+
+
+def empty_slopes(
+    dy: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Empty tensors for the gradients of q, k and v."""
+    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
 
 def blocks_of(numbers: Sequence[int]) -> list[Block]:
