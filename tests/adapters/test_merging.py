@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from graftlm.adapters import add_lora, lora_modules, lora_parameters, merge_adapters, merge_in_place
-from graftlm.adapters.merging import merge_weight
+from graftlm.adapters.merging import round_once
 from graftlm.config import LoRAConfig
 from graftlm.frozen.linear import FrozenLinear
 from graftlm.frozen.nf4.frozen_nf4 import FrozenNF4
@@ -66,7 +66,7 @@ def test_a_merged_weight_is_the_float64_sum_rounded_once(
     draw = torch.Generator().manual_seed(seed)
     weight = torch.randn(9, 5, generator=draw).to(dtype)
     delta = torch.randn(9, 5, generator=draw) * scale
-    merged, rounding = merge_weight(weight, delta)
+    merged, rounding = round_once(weight, weight.float() + delta, delta)
     truth = weight.double() + delta.double()
     # Half a unit in the last place of the result, and one of the float32 sum.
     unit = torch.finfo(dtype).eps * truth.abs().clamp(min=torch.finfo(dtype).tiny)
@@ -93,7 +93,7 @@ def test_the_share_that_survives_rounding_is_that_of_a_float64_projection(
     weight = torch.randn(33, 20, generator=draw).bfloat16()
     delta = torch.randn(33, 20, generator=draw) * scale
     delta[0] = 0
-    merged, rounding = merge_weight(weight, delta)
+    merged, rounding = round_once(weight, weight.float() + delta, delta)
     change, exact = merged.double() - weight.double(), delta.double()
     kept = float((change * exact).sum() / exact.square().sum())
     assert rounding.update_kept == pytest.approx(kept, rel=1e-5, abs=1e-9)
@@ -103,7 +103,9 @@ def test_the_share_that_survives_rounding_is_that_of_a_float64_projection(
 def test_only_weights_with_an_update_count_as_changed() -> None:
     weight, delta = torch.full((4, 4), 1.001), torch.zeros(4, 4)
     delta[0] = 0.5
-    _, rounding = merge_weight(weight, delta, torch.bfloat16)  # rounds the other rows too
+    _, rounding = round_once(
+        weight, weight.float() + delta, delta, torch.bfloat16
+    )  # rounds the other rows too
     assert rounding.weights_changed == 1
 
 

@@ -40,8 +40,8 @@ __all__ = [
     "merge_adapters",
     "merge_in_place",
     "merge_part",
-    "merge_weight",
     "part_of",
+    "round_once",
 ]
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -112,20 +112,6 @@ class MergeReport:
         return text
 
 
-@torch.no_grad()
-def merge_weight(
-    weight: Tensor, delta: Tensor, dtype: torch.dtype | None = None
-) -> tuple[Tensor, Rounding]:
-    """``weight + delta`` in float32, rounded once; and the effect of the rounding.
-
-    Args:
-        weight: the frozen weight, any floating-point type.
-        delta: float32 of the same shape.
-        dtype: the type of the result; the weight's by default.
-    """
-    return _rounded(weight, weight.float() + delta, delta, dtype)
-
-
 def merge_part(
     adapters: Sequence[Adapter],
     base: nn.Module,
@@ -147,7 +133,7 @@ def merge_part(
         delta = delta_of(adapters, base, tensor)
     else:
         delta = exact - tensor.float()
-    return _rounded(tensor, exact, delta, dtype)
+    return round_once(tensor, exact, delta, dtype)
 
 
 def exact_part(adapters: Sequence[Adapter], base: nn.Module, part: str, tensor: Tensor) -> Tensor:
@@ -177,9 +163,18 @@ def part_of(base: nn.Module, part: str) -> tuple[nn.Module, str]:
     return base.get_submodule(parent), leaf
 
 
-def _rounded(
-    weight: Tensor, exact: Tensor, delta: Tensor, dtype: torch.dtype | None
+@torch.no_grad()
+def round_once(
+    weight: Tensor, exact: Tensor, delta: Tensor, dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Rounding]:
+    """``exact`` in its stored type, and the effect of the rounding.
+
+    Args:
+        weight: the frozen tensor, any floating-point type.
+        exact: the merged tensor in float32.
+        delta: what the merge changes, float32.
+        dtype: the type of the result; that of ``weight`` by default.
+    """
     rounded = exact.to(dtype or weight.dtype)
     widened = rounded.float()
     largest = float((widened - exact).abs().max()) if weight.numel() else 0.0
