@@ -85,7 +85,7 @@ def way(user: User, rows: Path, steps: int) -> dict[str, float]:
     user.click("#to-chat")
     user.type("Câu hỏi của bạn", "Cho tôi 4 phở giao đến Huế")
     user.click("#send")
-    page.wait_for_selector(".turn.assistant >> nth=1")
+    page.wait_for_selector(".took >> nth=1")
     reached("answered")
     user.click('nav a[href="#/export"]')
     page.wait_for_selector("#export")
@@ -121,7 +121,7 @@ def pictures(context: Any, link: str, images: Path) -> None:
                 page.locator("input[type=number]").first.fill("24")
                 page.fill("textarea", "Cho tôi 4 phở giao đến Huế")
                 page.click("#send")
-                page.wait_for_selector(".turn.assistant >> nth=1")
+                page.wait_for_selector(".took >> nth=1")
             name = f"studio-{view.partition('/')[0]}-{language}-{theme}-{width}.png"
             page.screenshot(path=images / name, full_page=True)
             assert walk.fits(), name

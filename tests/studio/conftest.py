@@ -23,6 +23,32 @@ HOST = "127.0.0.1:7860"
 MakeRun = Callable[..., Path]
 
 
+@pytest.fixture(scope="session")
+def letters_llama(tiny_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama that writes letters, one a token, and never ends by itself."""
+    import string
+
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=260, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=20_000,
+        bos_token_id=256, eos_token_id=257, tie_word_embeddings=False,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    letters = tiny_tokenizer.convert_tokens_to_ids(list(string.ascii_lowercase))
+    with torch.no_grad():
+        kept = model.lm_head.weight[letters].clone()
+        model.lm_head.weight.zero_()
+        model.lm_head.weight[letters] = kept
+    folder = tmp_path_factory.mktemp("models") / "letters"
+    model.save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
     made = Place(tmp_path / "runs")

@@ -94,7 +94,7 @@ def test_the_whole_way(
         walk.fill("Longest answer in tokens", "4")
         walk.fill("Your question", "say 7")
         walk.press("Enter")
-        page.wait_for_selector(".turn.assistant >> nth=1")
+        page.wait_for_selector(".took >> nth=1")
         finished_view()
 
         walk.see("export")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import bz2
 import gzip
 import io
@@ -11,13 +12,14 @@ import socket
 import stat
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
 from graftlm.errors import ConfigError
 from graftlm.studio.app import create_app
-from graftlm.studio.guard import HEADERS
+from graftlm.studio.guard import HEADERS, Guard
 from graftlm.studio.place import Place, kept_token
 from graftlm.studio.runs import Runs
 from graftlm.studio.serve import hosts_of
@@ -206,6 +208,19 @@ def test_archive_that_unpacks_to_more_than_the_limit_is_refused(
     assert client.put(f"/api/uploads/{name}", content=bomb[:-10]).status_code in (400, 413)
     assert list(place.uploads.iterdir()) == []
     assert client.put(f"/api/uploads/{name}", content=packed(kind, b"a,b\n")).status_code == 200
+
+
+def test_client_that_takes_no_answer_is_given_up() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def never(message: Any) -> None:
+        await asyncio.Event().wait()
+
+    guard = Guard(app, {HOST}, TOKEN, take_seconds=0.01)
+    scope = {"type": "http", "path": "/", "headers": [(b"host", HOST.encode())]}
+    with pytest.raises(asyncio.TimeoutError):
+        asyncio.run(guard(scope, never, never))  # type: ignore[arg-type]
 
 
 def test_large_request_is_refused(client: TestClient) -> None:

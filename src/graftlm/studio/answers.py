@@ -2,71 +2,89 @@
 
     python -m graftlm.studio.answers RUN
 
-Each line of stdin is a question as JSON, each line of stdout its two answers. The base is the same
-model with its adapters switched off, so it costs no memory; a full fine-tune has its base loaded
-beside it. The process ends when stdin closes.
+    stdin     {"number": 1, "base": [turns], "tuned": [turns], …}     a question
+              {"stop": 1}                                             stop its answers
+    stdout    {"number": 1, "side": "base", "text": "Hel"}            a piece of an answer
+              {"number": 1, "side": "base", "reason": "stop", "tokens": 9, "seconds": 1.2}
+              {"number": 1, "done": true}                             both are complete
+              {"number": 1, "error": "…"}                             there will be no more
+
+Each is a line of JSON. The process ends when stdin closes.
 """
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import json
 import os
 import sys
+import threading
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from graftlm.adapters import disable_adapters
-from graftlm.adapters.adapter_folder import base_of
-from graftlm.adapters.open_model import open_model
-from graftlm.data import render_prompt, stop_tokens
-from graftlm.data.prompt_format import format_in
 from graftlm.errors import GraftLMError
-from graftlm.models import generate_text
-from graftlm.training.run_folder import result_folder
+from graftlm.serve.engine import Piece
+from graftlm.studio.sides import Side, open_sides
 
-__all__ = ["main"]
+__all__ = ["Answering", "main"]
+
+Tell = Callable[[dict[str, Any]], None]
 
 
-class Pair:
-    """A run's tune and its base."""
+class Answering:
+    """The answers to one question on their way.
 
-    def __init__(self, run: Path) -> None:
-        whole = result_folder(run, "full")
-        self._full = whole.is_dir()
-        if self._full:
-            self._tuned, self._tokenizer = open_model(str(whole), None, None, "auto")
-            base = json.loads((run / "summary.json").read_text(encoding="utf-8"))["model"]
-            self._base, _ = open_model(base, None, None, "auto")
-        else:
-            self._tuned, self._tokenizer = open_model(base_of(run), str(run), None, "auto")
-            self._base = self._tuned
-        self._plain = format_in(self._tokenizer.chat_template) is not None
+    Args:
+        sides: who answers.
+        question: the conversation of each side, and how to answer.
+        tell: is called with each line, in the threads of the engines.
 
-    def answers(self, question: dict[str, Any]) -> dict[str, Any]:
-        """The text, tokens and seconds of both."""
-        off = contextlib.nullcontext() if self._full else disable_adapters(self._base)
-        with off:
-            base = self._answer(self._base, question, "base")
-        return {"base": base, "tuned": self._answer(self._tuned, question, "tuned")}
+    Raises:
+        GraftLMError: a side cannot be asked this; neither is.
+    """
 
-    def _answer(self, model: Any, question: dict[str, Any], side: str) -> dict[str, Any]:
-        turns = question[side]
-        # A model that was trained on plain prompts is asked each message by itself.
-        asked = turns[-1]["content"] if self._plain else turns
-        started = time.perf_counter()
-        answer = generate_text(
-            model,
-            self._tokenizer,
-            [render_prompt(asked, self._tokenizer)],
-            max_new_tokens=question["max_new_tokens"],
-            temperature=question["temperature"],
-            seed=question["seed"],
-            stop=stop_tokens(self._tokenizer),
-        )[0]
-        seconds = time.perf_counter() - started
-        return {"text": answer.text, "tokens": answer.tokens, "seconds": seconds}
+    def __init__(self, sides: Mapping[str, Side], question: Mapping[str, Any], tell: Tell) -> None:
+        self.number: int = question["number"]
+        self._tell = tell
+        self._left = len(sides)
+        self._lock = threading.Lock()
+        self._started = time.perf_counter()
+        asks = {name: side.ask(question[name], question) for name, side in sides.items()}
+        self._cancel = [
+            side.engine.submit(asks[name], functools.partial(self._deliver, name))
+            for name, side in sides.items()
+        ]
+
+    def stop(self) -> None:
+        """Stop what is not complete; nothing more is told of it."""
+        for cancel in self._cancel:
+            cancel()
+
+    def _deliver(self, name: str, piece: Piece) -> None:
+        if piece.error is not None:
+            self._say(error=_reason(piece.error))
+            return
+        if piece.text:
+            self._say(side=name, text=piece.text)
+        if piece.reason is not None:
+            seconds = time.perf_counter() - self._started
+            self._say(side=name, reason=piece.reason, tokens=piece.tokens, seconds=seconds)
+            with self._lock:
+                self._left -= 1
+                done = self._left == 0
+            if done:
+                self._say(done=True)
+
+    def _say(self, **line: Any) -> None:
+        self._tell({"number": self.number, **line})
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, GraftLMError):
+        return str(error)
+    return f"the answer could not be written: {type(error).__name__}: {error}"
 
 
 def main(run: Path) -> None:
@@ -74,15 +92,30 @@ def main(run: Path) -> None:
     # Libraries may print: their output goes to stderr, and the answers to the pipe alone.
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as pipe:
         os.dup2(2, 1)
-        pair: Pair | None = None
+        lock = threading.Lock()
+
+        def tell(line: dict[str, Any]) -> None:
+            with lock:
+                pipe.write(json.dumps(line) + "\n")
+                pipe.flush()
+
+        sides: dict[str, Side] = {}
+        answering: Answering | None = None
         for line in sys.stdin:
+            asked = json.loads(line)
+            if "stop" in asked:
+                if answering is not None and answering.number == asked["stop"]:
+                    answering.stop()
+                continue
             try:
-                pair = pair or Pair(run)
-                said = pair.answers(json.loads(line))
+                sides = sides or open_sides(run)
+                answering = Answering(sides, asked, tell)
             except GraftLMError as error:
-                said = {"error": str(error)}
-            pipe.write(json.dumps(said) + "\n")
-            pipe.flush()
+                tell({"number": asked["number"], "error": str(error)})
+        if answering is not None:
+            answering.stop()
+        for engine in {side.engine for side in sides.values()}:
+            engine.close()
 
 
 if __name__ == "__main__":

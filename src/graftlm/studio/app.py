@@ -10,7 +10,8 @@
     GET    /api/runs                 the runs              POST /api/runs/stop
     GET    /api/runs/curves?run=…    curves of one or more runs
     GET    /api/runs/samples?run=…   answers at evaluations
-    GET    /api/chat                 the model held warm   POST /api/chat      ask; DELETE: let go
+    GET    /api/chat                 the model held warm   DELETE /api/chat    let it go
+    POST   /api/chat                 ask: lines of JSON, as the answers are written
 
 All but the page need the token; see `guard.py`.
 """
@@ -18,13 +19,14 @@ All but the page need the token; see `guard.py`.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Collection
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import Body, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
@@ -72,7 +74,7 @@ def create_app(
     @contextlib.asynccontextmanager
     async def life(_app: FastAPI) -> AsyncIterator[None]:
         yield
-        talk.close()  # it holds a model; the jobs go on
+        await talk.close()  # it holds a model; the jobs go on
 
     app = FastAPI(lifespan=life, docs_url=None, redoc_url=None, openapi_url=None)
     app.mount("/assets", StaticFiles(directory=ASSETS), name="assets")
@@ -173,12 +175,14 @@ def create_app(
         return talk.state()
 
     @app.post("/api/chat")
-    def ask(question: Question) -> dict[str, Any]:
-        return talk.ask(runs.folder(question.run), question)
+    async def ask(question: Question) -> StreamingResponse:
+        folder = await run_in_threadpool(runs.folder, question.run)
+        lines = _lines(talk.answers(folder, question))
+        return StreamingResponse(lines, media_type="application/x-ndjson")
 
     @app.delete("/api/chat")
-    def let_go() -> dict[str, Any]:
-        talk.close()
+    async def let_go() -> dict[str, Any]:
+        await talk.close()
         return talk.state()
 
     return Guard(app, hosts, token, still_seconds)
@@ -186,3 +190,13 @@ def create_app(
 
 def _in_short(job: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in job.items() if name not in ("result", "said")}
+
+
+async def _lines(said: AsyncGenerator[dict[str, Any], None]) -> AsyncIterator[bytes]:
+    """What is said, a line of JSON each. An error is the last: the status is sent already."""
+    try:
+        async with contextlib.aclosing(said):
+            async for one in said:
+                yield json.dumps(one).encode() + b"\n"
+    except GraftLMError as error:
+        yield json.dumps({"error": str(error)}).encode() + b"\n"

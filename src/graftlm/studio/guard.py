@@ -7,6 +7,7 @@
 | /api without the token                   | 401    |
 | a body over the limit                    | 413    |
 | a body that stands still                 | 408    |
+| who does not take an answer              | none   |
 
 The token is in the `Authorization` header, not in a cookie: a browser sends cookies of 127.0.0.1 to
 every port, and with requests that other pages cause. The page itself holds no secret and needs no
@@ -46,6 +47,7 @@ HEADERS = {
 
 _MOST_BYTES = 1 << 20
 _STILL_SECONDS = 20.0
+_TAKE_SECONDS = 60.0
 
 
 class Guard:
@@ -56,14 +58,20 @@ class Guard:
         hosts: the ``name:port`` that the server answers to.
         token: the token of the API.
         still_seconds: how long a body may stand still.
+        take_seconds: in which a client has to take each piece of an answer.
     """
 
     def __init__(
-        self, app: App, hosts: Collection[str], token: str, still_seconds: float = _STILL_SECONDS
+        self,
+        app: App,
+        hosts: Collection[str],
+        token: str,
+        still_seconds: float = _STILL_SECONDS,
+        take_seconds: float = _TAKE_SECONDS,
     ) -> None:
         self._app, self._hosts = app, frozenset(hosts)
         self._token = token.encode()
-        self._still_seconds = still_seconds
+        self._still_seconds, self._take_seconds = still_seconds, take_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer or refuse one request."""
@@ -73,7 +81,7 @@ class Guard:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
             return
-        sent = _with_headers(send)
+        sent = _with_headers(self._patient(send))
         headers = {name.lower(): value for name, value in scope["headers"]}
         problem = self._problem(scope["path"], headers)
         if problem is not None:
@@ -122,6 +130,14 @@ class Guard:
             return message
 
         return bounded
+
+    def _patient(self, send: Send) -> Send:
+        """Gives up a client that stands still; the chat would wait for it for ever."""
+
+        async def sent(message: Message) -> None:
+            await asyncio.wait_for(send(message), self._take_seconds)
+
+        return sent
 
 
 def _with_headers(send: Send) -> Send:

@@ -1,16 +1,17 @@
 """The chat: one process that holds a model warm and answers as the base and as the tune.
 
-Only one run is held at a time. The process ends with the server, or when the page lets it go.
+Only one run is held at a time, and one question is answered at a time. Who no longer listens to an
+answer stops it. The process ends with the server, or when the page lets it go.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import shlex
-import subprocess
 import sys
-import threading
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +22,10 @@ from graftlm.studio.place import Place
 
 __all__ = ["Question", "Talk"]
 
+PROGRAM = (sys.executable, "-m", "graftlm.studio.answers")
+"""Starts the process; the run's folder is its last word."""
+_LONGEST_LINE = 1 << 20
+_END_SECONDS = 10.0
 _Text = Annotated[str, pydantic.StringConstraints(max_length=100_000)]
 
 
@@ -48,79 +53,101 @@ class Question(pydantic.BaseModel):
 
 
 class Talk:
-    """The process of the chat, started at the first question."""
+    """The process of the chat, started at the first question.
+
+    Args:
+        place: the studio's folders.
+    """
 
     def __init__(self, place: Place) -> None:
         self._place = place
-        self._lock = threading.Lock()
-        self._process: subprocess.Popen[str] | None = None
+        self._lock = asyncio.Lock()
+        self._process: asyncio.subprocess.Process | None = None
         self._folder: Path | None = None
+        self._number = 0
 
     def state(self) -> dict[str, Any]:
         """Which run is held warm, if any."""
-        alive = self._process is not None and self._process.poll() is None
+        alive = self._process is not None and self._process.returncode is None
         return {"run": self._folder.name if alive and self._folder else None}
 
-    def ask(self, folder: Path, question: Question) -> dict[str, Any]:
-        """Both answers, and the command that asks the tune the same.
+    async def answers(
+        self, folder: Path, question: Question
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """Both answers piece by piece, as `answers.py` tells them; closing this stops them.
+
+        The first thing said is the ``command`` that asks the tune the same, and whether the model
+        has to be loaded (``loading``).
 
         Raises:
             GraftLMError: the process cannot open the model, or ended before it answered.
         """
         command = ["graftlm", "chat", str(folder), "--temperature", f"{question.temperature:g}"]
         command += ["--max-new-tokens", str(question.max_new_tokens)]
-        with self._lock:
-            self._open(folder)
-            answer = self._exchange(question.model_dump_json(exclude={"run"}))
-        return answer | {"command": shlex.join(command)}
+        async with self._lock:
+            process, loading = await self._open(folder)
+            self._number += 1
+            number, done = self._number, False
+            yield {"command": shlex.join(command), "loading": loading}
+            self._send(process, question.model_dump(exclude={"run"}) | {"number": number})
+            try:
+                while not done:
+                    said = await self._said(process)
+                    if said.pop("number") != number:
+                        continue  # of an answer that was stopped
+                    if "error" in said:
+                        raise GraftLMError(said["error"])
+                    done = "done" in said
+                    yield said
+            finally:
+                if not done:
+                    self._send(process, {"stop": number})
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """End the process, which frees the model's memory."""
         process, self._process, self._folder = self._process, None, None
         if process is None:
             return
-        process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    pipe.close()
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            process.kill()
+        with contextlib.suppress(asyncio.TimeoutError):  # its last words wait for a slow page
+            await asyncio.wait_for(process.wait(), _END_SECONDS)
 
-    def _open(self, folder: Path) -> None:
-        if self.state()["run"] is not None and self._folder == folder:
-            return
-        self.close()
-        self._folder = folder
+    async def _open(self, folder: Path) -> tuple[asyncio.subprocess.Process, bool]:
+        """The process of a run, and whether it has just been started."""
+        process = self._process
+        if process is not None and self._folder == folder and process.returncode is None:
+            return process, False
+        await self.close()
         with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "graftlm.studio.answers", str(folder)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
+            process = await asyncio.create_subprocess_exec(
+                *PROGRAM,
+                str(folder),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
                 stderr=log,
-                text=True,
-                encoding="utf-8",
+                limit=_LONGEST_LINE,
                 cwd=self._place.work,
                 start_new_session=True,  # Ctrl-C ends the server, which then ends it
             )
+        self._process, self._folder = process, folder
+        return process, True
 
-    def _exchange(self, line: str) -> dict[str, Any]:
-        process = self._process
-        assert process is not None
+    @staticmethod
+    def _send(process: asyncio.subprocess.Process, line: dict[str, Any]) -> None:
         assert process.stdin is not None
+        process.stdin.write(json.dumps(line).encode() + b"\n")
+
+    async def _said(self, process: asyncio.subprocess.Process) -> dict[str, Any]:
         assert process.stdout is not None
-        said = ""
-        with contextlib.suppress(BrokenPipeError, ValueError):  # it has ended; the log says why
-            process.stdin.write(line + "\n")
-            process.stdin.flush()
-            said = process.stdout.readline()
-        if not said:
-            self.close()
+        line = await process.stdout.readline()
+        if not line:
+            if process is self._process:
+                await self.close()
             log = self._log.read_text(encoding="utf-8", errors="replace").strip()
             raise GraftLMError(f"the chat ended: {printable(log[-2000:]) or 'it was let go'}")
-        answer: dict[str, Any] = json.loads(said)
-        if "error" in answer:
-            raise GraftLMError(answer["error"])
-        return answer
+        said: dict[str, Any] = json.loads(line)
+        return said
 
     @property
     def _log(self) -> Path:

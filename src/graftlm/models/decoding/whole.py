@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 
 from graftlm.errors import DataError
 from graftlm.models.capabilities import capabilities
-from graftlm.models.decoding.decoder import Decoder
+from graftlm.models.decoding.decoder import Decoder, UseAdapters
 from graftlm.models.decoding.ends import end_tokens, room_after
 from graftlm.models.decoding.row import Ask, Row
 from graftlm.models.generate import continue_ids
@@ -23,10 +24,12 @@ class WholeAnswers:
     Args:
         model: a causal language model, in evaluation mode.
         tokenizer: the model's.
+        use_adapters: makes a row use its adapter, as of `Decoder`.
     """
 
-    def __init__(self, model: Any, tokenizer: Any) -> None:
+    def __init__(self, model: Any, tokenizer: Any, use_adapters: UseAdapters | None = None) -> None:
         self.model, self.tokenizer = model, tokenizer
+        self._use_adapters = use_adapters
         self.ends = frozenset(end_tokens(model, tokenizer))
         self._rows: deque[Row] = deque()
 
@@ -57,7 +60,9 @@ class WholeAnswers:
         if not waiting:
             return []
         row = waiting[0]
-        with torch.inference_mode():
+        use = self._use_adapters
+        adapter = contextlib.nullcontext() if use is None else use([row.ask.adapter], 1)
+        with torch.inference_mode(), adapter:
             [ids] = continue_ids(
                 self.model,
                 [row.ask.ids],
@@ -93,8 +98,13 @@ class WholeAnswers:
         self._rows.clear()
 
 
-def writer_for(model: Any, tokenizer: Any) -> Decoder | WholeAnswers:
-    """What writes the answers of ``model``: row by row if it can."""
+def writer_for(
+    model: Any,
+    tokenizer: Any,
+    use_adapters: UseAdapters | None = None,
+    mixed: bool = True,
+) -> Decoder | WholeAnswers:
+    """What writes the answers of ``model``: row by row if it can; arguments as of `Decoder`."""
     if capabilities(model).continues_rows:
-        return Decoder(model, tokenizer)
-    return WholeAnswers(model, tokenizer)
+        return Decoder(model, tokenizer, use_adapters=use_adapters, mixed=mixed)
+    return WholeAnswers(model, tokenizer, use_adapters)

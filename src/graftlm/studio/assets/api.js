@@ -19,7 +19,7 @@ export class Refused extends Error {
   }
 }
 
-export async function api(method, path, body) {
+async function ask(method, path, body, signal) {
   let answer;
   try {
     answer = await fetch(`/api/${path}`, {
@@ -27,12 +27,38 @@ export async function api(method, path, body) {
       headers: { ...authorization(), ...(body ? { "content-type": "application/json" } : {}) },
       body: body ? JSON.stringify(body) : undefined,
       cache: "no-store",
+      signal,
     });
   } catch {
     throw new Refused(0, "");
   }
   if (!answer.ok) throw new Refused(answer.status, await reason(answer));
-  return answer.json();
+  return answer;
+}
+
+export async function api(method, path, body) {
+  return (await ask(method, path, body)).json();
+}
+
+// The lines of an answer as they come. The signal breaks it off; the server notices that.
+export async function* stream(method, path, body, signal) {
+  const answer = await ask(method, path, body, signal);
+  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  try {
+    for (;;) {
+      const piece = await reader.read();
+      if (piece.done) return;
+      const lines = (rest + piece.value).split("\n");
+      rest = lines.pop();
+      for (const line of lines) yield JSON.parse(line);
+    }
+  } catch (error) {
+    if (error instanceof SyntaxError) throw error;
+    throw new Refused(0, "");
+  } finally {
+    reader.cancel().catch(() => {}); // it has been broken off already
+  }
 }
 
 async function reason(answer) {
