@@ -6,11 +6,17 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from graftlm.serve.app import application
+from graftlm.serve.engine import Engine, Writer
+from graftlm.serve.guard import Limits
+from graftlm.serve.server import server_for
+from graftlm.serve.voices import Voice
 
 TEMPLATE = (
     "{% if tools %}[{{ tools | tojson }}]{% endif %}"
@@ -63,6 +69,29 @@ def adapters(chat_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     return found
 
 
+@contextlib.contextmanager
+def started(
+    writer: Writer, voices: Mapping[str, Voice], limits: Limits | None = None, **keywords: Any
+) -> Iterator[int]:
+    """The port of a server of these voices."""
+    limits = limits or Limits()
+    engine = Engine(writer)
+    app = application(engine, voices, limits=limits, **keywords)
+    server = server_for(app, "127.0.0.1", 0, limits)
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        try:
+            yield int(listening.getsockname()[1])
+        finally:
+            server.should_exit = True
+            thread.join()
+            engine.close()
+
+
 Serve = Callable[..., contextlib.AbstractContextManager[int]]
 
 
@@ -70,30 +99,12 @@ Serve = Callable[..., contextlib.AbstractContextManager[int]]
 def serve(chat_llama: Path, adapters: dict[str, str]) -> Serve:
     """Serve with these keywords of `application`; gives the port."""
     from graftlm.cli.serve import _opened
-    from graftlm.serve.app import application
-    from graftlm.serve.engine import Engine
-    from graftlm.serve.guard import Limits
-    from graftlm.serve.server import server_for
 
     @contextlib.contextmanager
     def run(limits: Limits | None = None, **keywords: Any) -> Iterator[int]:
         writer, voices, positions = _opened(str(chat_llama), adapters, None, "cpu", 32)
-        limits = limits or Limits()
-        engine = Engine(writer)
-        app = application(engine, voices, limits=limits, positions=positions, **keywords)
-        server = server_for(app, "127.0.0.1", 0, limits)
-        with socket.socket() as listening:
-            listening.bind(("127.0.0.1", 0))
-            thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
-            thread.start()
-            while not server.started:
-                time.sleep(0.01)
-            try:
-                yield int(listening.getsockname()[1])
-            finally:
-                server.should_exit = True
-                thread.join()
-                engine.close()
+        with started(writer, voices, limits, positions=positions, **keywords) as port:
+            yield port
 
     return run
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
-import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -16,14 +13,11 @@ import pytest
 
 from graftlm.data.templates import template_text
 from graftlm.models.decoding.row import Ask, Row
-from graftlm.serve.app import application
-from graftlm.serve.engine import Engine
-from graftlm.serve.guard import Limits
-from graftlm.serve.server import server_for
 from graftlm.serve.tool_calls import TaggedCalls, WholeCalls, reader_for
 from graftlm.serve.voices import TokenizerVoice
 from tests.oracles.byte_tokenizer import byte_tokenizer
 from tests.oracles.chat_families import FAMILIES
+from tests.serve.conftest import started
 
 TOOLS: Any = [
     {
@@ -96,23 +90,14 @@ def answer() -> Answer:
         tokenizer.chat_template = template
         writer = Scripted(tokenizer)
         writer.text = text
-        engine = Engine(writer)
-        app = application(engine, {"m": TokenizerVoice.of(tokenizer, None)})
-        server = server_for(app, "127.0.0.1", 0, Limits())
-        with socket.socket() as listening:
-            listening.bind(("127.0.0.1", 0))
-            thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
-            thread.start()
-            while not server.started:
-                time.sleep(0.01)
-            url = f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
-            try:
-                with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
-                    yield client, writer
-            finally:
-                server.should_exit = True
-                thread.join()
-                engine.close()
+        voices = {"m": TokenizerVoice.of(tokenizer, None)}
+        with (
+            started(writer, voices) as port,
+            openai.OpenAI(
+                base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0
+            ) as client,
+        ):
+            yield client, writer
 
     return serve
 

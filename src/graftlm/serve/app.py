@@ -20,10 +20,10 @@ from starlette.types import ASGIApp
 from graftlm.errors import GraftLMError, printable
 from graftlm.models.decoding.row import Ask
 from graftlm.serve.engine import Engine, Piece
+from graftlm.serve.forms import forms_asked
 from graftlm.serve.guard import Guard, Limits
 from graftlm.serve.replies import ChatReply, Reply, event
 from graftlm.serve.requests import ChatRequest, CompletionRequest, RefusedError, parsed
-from graftlm.serve.structured import constraints
 from graftlm.serve.tool_calls import reader_for
 from graftlm.serve.voices import Voice
 
@@ -95,12 +95,7 @@ class _Endpoint:
             ids = await run_in_threadpool(voice.chat, asked.messages, asked.offered)
         except GraftLMError as error:
             raise RefusedError(400, str(error), parameter="messages") from error
-        offered = asked.offered
-        if offered and asked.schema_of_answer is not None:
-            raise RefusedError(
-                400, "response_format: not together with tools", parameter="response_format"
-            )
-        read = reader_for(voice.template, offered) if offered else None
+        read = reader_for(voice.template, asked.offered) if asked.offered else None
         reply = ChatReply(asked.model, len(ids), read)
         return await self._answer(request, asked, voice, [ids], reply)
 
@@ -133,11 +128,7 @@ class _Endpoint:
             raise RefusedError(400, f"prompt: 1 to {self.limits.requests} of them")
         for ids in prompts:
             longest = min(longest, self._room(ids))
-        schema = asked.schema_of_answer
-        try:
-            forms = await run_in_threadpool(constraints, schema, voice.constraint, len(prompts))
-        except GraftLMError as error:
-            raise RefusedError(400, str(error), parameter="response_format") from error
+        forms = await run_in_threadpool(forms_asked, asked, voice, len(prompts))
         asks = [
             Ask(ids, longest, asked.sampling, voice.stop, asked.stops, voice.adapter, form)
             for ids, form in zip(prompts, forms, strict=True)

@@ -38,6 +38,10 @@ class LlamaVoice:
         """What keeps an answer to a grammar."""
         return self._words.constraint(grammar)
 
+    def term(self, text: str) -> str:
+        """How a grammar writes a text that may be a token of its own."""
+        return self._words.term(text)
+
     def chat(self, messages: Sequence[Mapping[str, Any]], tools: Any) -> tuple[int, ...]:
         """By the file's chat template.
 

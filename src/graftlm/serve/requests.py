@@ -144,13 +144,24 @@ class _Request(BaseModel):
         )
 
 
+class _Named(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    name: str
+
+
+class _NamedTool(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    type: Literal["function"]
+    function: _Named
+
+
 class ChatRequest(_Request):
     """`/v1/chat/completions`."""
 
     messages: list[dict[str, Any]] = Field(min_length=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
     tools: list[dict[str, Any]] | None = None
-    tool_choice: Literal["auto", "none"] | None = None
+    tool_choice: Literal["auto", "none", "required"] | _NamedTool | None = None
     parallel_tool_calls: bool | None = None
 
     @property
@@ -162,6 +173,23 @@ class ChatRequest(_Request):
     def offered(self) -> list[dict[str, Any]] | None:
         """The tools that the template is given."""
         return None if self.tool_choice == "none" else self.tools or None
+
+    @property
+    def must_call(self) -> bool:
+        """Whether the answer has to be a call.
+
+        Raises:
+            RefusedError: there is no tool.
+        """
+        must = self.tool_choice not in (None, "auto", "none")
+        if must and not self.tools:
+            raise RefusedError(400, "tool_choice: there are no tools", parameter="tool_choice")
+        return must
+
+    @property
+    def to_call(self) -> str | None:
+        """The function that the answer has to call; ``None``: any."""
+        return self.tool_choice.function.name if isinstance(self.tool_choice, _NamedTool) else None
 
 
 class CompletionRequest(_Request):

@@ -1,6 +1,6 @@
-"""Answers along a JSON schema, by llguidance (`response_format`).
+"""Answers along a grammar, by llguidance: a JSON schema (`response_format`) or a forced tool call.
 
-At each step the library says which tokens keep the answer a beginning of a text of the schema. All
+At each step the library says which tokens keep the answer a beginning of a text of the grammar. All
 others get the probability 0; where the text is complete, the end token is allowed. Spaces are
 those of Python's `json.dumps`, so that an answer cannot go on with white space for ever.
 """
@@ -10,19 +10,21 @@ from __future__ import annotations
 import importlib.util
 import json
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from graftlm.errors import DataError, ResourceError
-from graftlm.models.decoding.constraint import Constraint
 from graftlm.models.llama_cpp import LlamaCpp
 
-__all__ = ["NOT_INSTALLED", "JsonConstraint", "Words", "constraints", "grammar_of"]
+__all__ = ["NOT_INSTALLED", "WRITTEN", "GrammarConstraint", "Words", "checked", "grammar_of"]
 
-NOT_INSTALLED = "response_format needs llguidance on the server: pip install 'graftlm[serve]'"
+NOT_INSTALLED = (
+    "response_format and a tool_choice that forces a call need llguidance on the server: "
+    "pip install 'graftlm[serve]'"
+)
 WRITTEN: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
@@ -33,33 +35,25 @@ def grammar_of(schema: dict[str, Any]) -> str:
         DataError: the schema is wrong, or has a part that cannot be followed.
         ResourceError: llguidance is not installed.
     """
+    return checked(f"start: %json {json.dumps({**schema, 'x-guidance': WRITTEN})}")
+
+
+def checked(lark: str) -> str:
+    """A grammar in Lark, in the form that constraints take.
+
+    Raises:
+        DataError: a JSON schema in it is wrong, or has a part that cannot be followed.
+        ResourceError: llguidance is not installed.
+    """
     if importlib.util.find_spec("llguidance") is None:
         raise ResourceError(NOT_INSTALLED)
     from llguidance import LLMatcher
 
-    try:
-        grammar: str = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=WRITTEN)
-        problem = LLMatcher.validate_grammar(grammar)
-    except ValueError as error:
-        problem = str(error)
+    grammar: str = LLMatcher.grammar_from_lark(lark)
+    problem = LLMatcher.validate_grammar(grammar)
     if problem and not problem.startswith("WARNING"):
         raise DataError(f"the JSON schema cannot be followed: {problem.splitlines()[0]}")
     return grammar
-
-
-def constraints(
-    schema: dict[str, Any] | None, made: Callable[[str], Constraint], count: int
-) -> Sequence[Constraint | None]:
-    """What keeps each of ``count`` answers to ``schema``, if there is one.
-
-    Raises:
-        DataError: the schema or the tokenizer does not allow it.
-        ResourceError: llguidance is not installed.
-    """
-    if schema is None:
-        return [None] * count
-    grammar = grammar_of(schema)
-    return [made(grammar) for _ in range(count)]
 
 
 class Words:
@@ -84,7 +78,7 @@ class Words:
             try:
                 return from_tokenizer(tokenizer, eos_token=sorted(ends))
             except ValueError as error:
-                raise DataError(f"response_format: with this tokenizer, {error}") from error
+                raise DataError(f"with this tokenizer, {error}") from error
 
         return cls(make)
 
@@ -100,17 +94,30 @@ class Words:
 
         return cls(make)
 
-    def constraint(self, grammar: str) -> JsonConstraint:
+    def constraint(self, grammar: str) -> GrammarConstraint:
         """A constraint at the beginning of an answer."""
         from llguidance import LLMatcher
 
+        return GrammarConstraint(LLMatcher(self._words(), grammar, log_level=0))
+
+    def term(self, text: str) -> str:
+        """How a grammar writes ``text``: as a token of its own, if it is one; else as letters.
+
+        llguidance takes an added token such as ``<tool_call>`` for a special one, which is no text.
+        """
+        words = self._words()
+        tokens = words.tokenize_str(text)
+        alone = len(tokens) == 1 and words.is_special_token(tokens[0])
+        return text if alone else json.dumps(text)
+
+    def _words(self) -> Any:
         with self._lock:
             if self._made is None:
                 self._made = self._make()
-        return JsonConstraint(LLMatcher(self._made, grammar, log_level=0))
+            return self._made
 
 
-class JsonConstraint:
+class GrammarConstraint:
     """One answer on its way along a grammar."""
 
     def __init__(self, matcher: Any) -> None:
@@ -133,4 +140,4 @@ class JsonConstraint:
 
     def _require_sound(self) -> None:
         if self._matcher.is_error():
-            raise DataError(f"the JSON schema cannot be followed: {self._matcher.get_error()}")
+            raise DataError(f"the form cannot be followed: {self._matcher.get_error()}")

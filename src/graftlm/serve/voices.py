@@ -45,6 +45,9 @@ class Voice(Protocol):
     def constraint(self, grammar: str) -> Constraint:
         """What keeps an answer to a grammar."""
 
+    def term(self, text: str) -> str:
+        """How a grammar writes a text that may be a token of its own."""
+
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerVoice:
@@ -76,6 +79,10 @@ class TokenizerVoice:
     def constraint(self, grammar: str) -> Constraint:
         """What keeps an answer to a grammar."""
         return self.words.constraint(grammar)
+
+    def term(self, text: str) -> str:
+        """How a grammar writes a text that may be a token of its own."""
+        return self.words.term(text)
 
     def chat(self, messages: Sequence[Mapping[str, Any]], tools: Any) -> tuple[int, ...]:
         """By the chat template, as in training.
