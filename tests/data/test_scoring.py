@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graftlm.data.scoring import RowScore, score, total
+from graftlm.data.scoring import RowScore, score, settled, total
 from graftlm.errors import DataError
 
 EXPECTED = '{"intent":"booking","name":null,"people":4,"time":"19:30"}'
@@ -92,3 +92,26 @@ def test_total_adds_up_rows_and_weighs_every_field_alike():
 def test_total_of_nothing_is_an_error():
     with pytest.raises(DataError, match="no rows"):
         total([])
+
+
+pieces = st.sampled_from(
+    ["{", "}", '"a"', ": ", "1", ", ", " ", "\n", "x", '"', "[", "]", '{"a": 1}']
+)
+
+
+@settings(derandomize=True, deadline=None, max_examples=300)
+@given(st.lists(pieces, max_size=8).map("".join), st.lists(pieces, max_size=8).map("".join))
+def test_a_settled_score_is_that_of_every_longer_text(text, more):
+    if settled(text):
+        assert score(text + more, '{"a": 1}') == score(text, '{"a": 1}')
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", False), (" \n", False), ('{"a": 1}', False), ('{"a": 1} \n', False), ('{"a": ', False),
+        ("Sure", True), ("[", True), ('{"a": 1} {', True), ('{"a": 1}\nSo', True),
+    ],
+)  # fmt: skip
+def test_score_is_settled_by_text_that_is_no_object_or_follows_one(text, expected):
+    assert settled(text) is expected

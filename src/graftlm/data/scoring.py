@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from graftlm.errors import DataError
 
-__all__ = ["RowScore", "TotalScore", "score", "total"]
+__all__ = ["RowScore", "TotalScore", "score", "settled", "total"]
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,16 @@ def score(predicted_text: str, expected_text: str) -> RowScore:
     )
     exact = parses and right == len(expected) == len(predicted or {})
     return RowScore(exact, right, len(expected), parses)
+
+
+def settled(predicted_text: str) -> bool:
+    """Whether no further text can change the score of a prediction, whatever is expected.
+
+    So it is where the text begins with anything but an object, or goes on after one.
+    """
+    start = predicted_text.lstrip()
+    found, rest = _first_object(start)
+    return bool(rest.strip()) if found is not None else not start.startswith("{") and start != ""
 
 
 def total(scores: Iterable[RowScore]) -> TotalScore:

@@ -17,7 +17,7 @@ from typing import Any
 from graftlm.adapters.adapter_tokenizer import adapter_tokenizer
 from graftlm.adapters.peft_format import load_adapter
 from graftlm.config import DataConfig, Method, ModelConfig, RunConfig, TrainConfig
-from graftlm.data.scoring import TotalScore, score, total
+from graftlm.data.scoring import TotalScore, score, settled, total
 from graftlm.data.tokenise import render_prompt
 from graftlm.demo.requests import generate_rows
 from graftlm.files import atomic_write
@@ -108,15 +108,16 @@ def run_demo(
             seed=settings.seed,
         ),
     )
-    say(f"before training: answering {len(heldout)} held-out messages")
-    before = _answers(config, None, heldout)
+    said = f"{shown} to the end, the others until their score is settled"
+    say(f"before training: answering {len(heldout)} held-out messages, {said}")
+    before = _answers(config, None, heldout, shown)
     release_freed_memory()
     say(f"training: {settings.method}, {settings.steps} steps of {settings.batch_size} rows")
     training = run(config)
     if not training.finished or training.adapter is None:
         raise KeyboardInterrupt
-    say(f"after training: answering the same {len(heldout)} messages")
-    after = _answers(config, Path(training.adapter), heldout)
+    say(f"after training: answering the same {len(heldout)} messages, {said}")
+    after = _answers(config, Path(training.adapter), heldout, shown)
     return DemoResult(
         rows=[
             {**row, "before": first, "after": second}
@@ -129,8 +130,14 @@ def run_demo(
     )
 
 
-def _answers(config: RunConfig, result: Path | None, rows: Sequence[dict[str, str]]) -> list[str]:
-    """The model's greedy answers; ``result`` is an adapter, or a whole model for ``full``."""
+def _answers(
+    config: RunConfig, result: Path | None, rows: Sequence[dict[str, str]], shown: int
+) -> list[str]:
+    """The model's greedy answers; ``result`` is an adapter, or a whole model for ``full``.
+
+    A model that has hardly been trained does not stop by itself. Only the first ``shown`` answers
+    are written to their end then; another one ends where no further text can change its score.
+    """
     whole_model = result is not None and config.method == "full"
     model, tokenizer = load_model(
         str(result) if whole_model else config.model.name,
@@ -144,7 +151,8 @@ def _answers(config: RunConfig, result: Path | None, rows: Sequence[dict[str, st
     longest = max(len(tokenizer(row["completion"]).input_ids) for row in rows) + 8
     # All at once: a row that is complete makes room for the next one.
     prompts = [render_prompt(row["prompt"], tokenizer) for row in rows]
-    found = generate_text(model, tokenizer, prompts, max_new_tokens=longest)
+    enough = [None if number < shown else settled for number in range(len(rows))]
+    found = generate_text(model, tokenizer, prompts, max_new_tokens=longest, enough=enough)
     return [answer.text for answer in found]
 
 

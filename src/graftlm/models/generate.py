@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -45,6 +45,7 @@ def generate_text(
     temperature: float = 0.0,
     seed: int = 0,
     stop: Iterable[int] = (),
+    enough: Sequence[Callable[[str], bool] | None] | None = None,
 ) -> list[Answer]:
     """Continue each of ``prompts`` (token ids), several at a time.
 
@@ -56,6 +57,8 @@ def generate_text(
         temperature: 0 chooses the most probable token each time.
         seed: the seed for sampling, if the temperature is above 0; prompt n has seed + n.
         stop: additional tokens that end an answer, such as a chat template's.
+        enough: for each prompt, what tells from the text so far that the rest does not matter. A
+            model that is continued by transformers writes the answer to its end.
 
     Raises:
         DataError: a prompt is as long as the model's maximum length.
@@ -74,7 +77,13 @@ def generate_text(
         return [_answer(tokenizer, ids, end) for ids in new]
     ends = frozenset(stop)
     asks = [
-        Ask(tuple(prompt), max_new_tokens, Sampling(temperature, seed=seed + n), ends)
+        Ask(
+            tuple(prompt),
+            max_new_tokens,
+            Sampling(temperature, seed=seed + n),
+            ends,
+            enough=None if enough is None else enough[n],
+        )
         for n, prompt in enumerate(prompts)
     ]
     with Decoder(model, tokenizer, prefix_bytes=0) as decoder:

@@ -172,3 +172,21 @@ def test_rows_that_cannot_mix_take_turns(tiny_tokenizer: Any) -> None:
         rows = decoder.run(asks)
     assert all(len(names) == 1 for names in passes)
     assert [row.new for row in rows] == [theirs(model, p, 4) for p in prompts()]
+
+
+def test_answer_ends_where_there_is_enough_and_the_others_go_on(tiny_tokenizer: Any) -> None:
+    model = built("llama")
+    given = [list(prompt) for prompt in prompts()[:3]]
+    whole = generate_text(model, tiny_tokenizer, given, max_new_tokens=20)
+
+    def enough(text: str) -> bool:
+        return len(text) >= 3
+
+    cut = generate_text(
+        model, tiny_tokenizer, given, max_new_tokens=20, enough=[None, enough, enough]
+    )
+    assert cut[0] == whole[0]
+    for one, all_of_it in zip(cut[1:], whole[1:], strict=True):
+        assert one.ids == all_of_it.ids[: len(one.ids)]
+        assert len(one.ids) < len(all_of_it.ids)
+        assert not one.stopped

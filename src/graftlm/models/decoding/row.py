@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ class Ask:
         stop_texts: texts that end the answer and are not part of it.
         adapter: whose answer it is; ``None``: of the model as it is.
         constraint: which tokens may come; it follows this answer only.
+        enough: tells from the text so far that the rest of the answer does not matter.
     """
 
     ids: tuple[int, ...]
@@ -37,6 +39,7 @@ class Ask:
     stop_texts: tuple[str, ...] = ()
     adapter: str | None = None
     constraint: Constraint | None = None
+    enough: Callable[[str], bool] | None = None
 
 
 class Row:
@@ -47,7 +50,7 @@ class Row:
         new: the tokens so far, without one that ended the answer.
         text: the text so far.
         tokens: tokens generated, the end token included.
-        reason: ``stop`` or ``length`` when the answer is complete, else ``None``.
+        reason: ``stop``, ``length`` or ``enough`` when the answer is complete, else ``None``.
         reused: tokens of the prompt whose keys and values were known already.
         error: what went wrong, if the row could not be continued.
         piece: the text that the last step added.
@@ -89,5 +92,7 @@ class Row:
                 self.reason = "stop"
             elif self.tokens >= self.room:
                 self.reason = "length"
+            elif self.ask.enough is not None and self.ask.enough(self.text):
+                self.reason = "enough"
         if self.reason is not None:
             self.piece += self._text.end()
