@@ -82,8 +82,8 @@ def test_the_ladder_never_changes_the_update_and_only_descends(
 def test_what_is_recommended_fits_or_says_what_would(
     asked: Setting, methods: tuple, embeddings: tuple, limit: int
 ) -> None:
-    found = recommend(asked, methods, limit, at_once(asked), predictor(limit), embeddings)
     rungs = ladder(asked, methods, at_once(asked), embeddings)
+    found = recommend(rungs, limit, predictor(limit))
     if found.missing:
         assert not any(predictor(limit)(rung).fits for rung in rungs)
         enough = limit + found.missing
@@ -100,8 +100,8 @@ def test_what_is_recommended_fits_or_says_what_would(
 def taken(limit: int, *embeddings: Embeddings) -> Setting:
     asked = Setting("lora", False, None, 100)
     methods = ("lora", "qlora")
-    found = recommend(asked, methods, limit, ROWS * 100, predictor(limit), embeddings)
-    return found.option.setting
+    rungs = ladder(asked, methods, ROWS * 100, embeddings)
+    return recommend(rungs, limit, predictor(limit)).option.setting
 
 
 def test_lora_where_it_fits_qlora_where_it_does_not_then_smaller() -> None:
@@ -126,14 +126,18 @@ def test_embeddings_in_8_bits_come_before_4_bit_weights_and_before_recomputing()
 
 
 def test_what_a_model_cannot_have_is_passed_over() -> None:
+    tried: list[Setting] = []
+
     def without_int8(setting: Setting) -> Option | None:
+        tried.append(setting)
         return None if setting.embeddings == "int8" else predictor(10_300)(setting)
 
     asked = Setting("lora", False, None, 100)
     methods = ("lora", "qlora")
-    found = recommend(asked, methods, 10_300, ROWS * 100, without_int8, ("keep", "int8"))
+    rungs = ladder(asked, methods, ROWS * 100, ("keep", "int8"))
+    found = recommend(rungs, 10_300, without_int8)
     assert found.option.setting == Setting("qlora", False, None, 100)
-    assert len(found.tried) == 2
+    assert tried == rungs[:3]
 
 
 def test_the_sentence_names_8_bits_only_where_the_plan_chose_them() -> None:
@@ -141,9 +145,10 @@ def test_the_sentence_names_8_bits_only_where_the_plan_chose_them() -> None:
     for embeddings, named in ((("int8",), False), (("keep", "int8"), True)):
         limit = 11_200 if named else 10_100
         methods = ("full", "lora", "qlora")
-        found = recommend(asked, methods, limit, ROWS * 100, predictor(limit), embeddings)
+        rungs = ladder(asked, methods, ROWS * 100, embeddings)
+        found = recommend(rungs, limit, predictor(limit))
         assert found.option.embeddings == "int8"
-        assert len(found.tried) > 1
+        assert found.option.setting != rungs[0]
         assert ("lose hardly anything" in found.why) is named
 
 

@@ -27,7 +27,7 @@ from graftlm.planning.planner import (
     Setting,
     as_setting,
 )
-from graftlm.planning.recommend import Recommendation, recommend
+from graftlm.planning.recommend import Recommendation, ladder, recommend
 from graftlm.planning.source import Source, source_of
 from graftlm.planning.verify import Verified, verified
 from graftlm.system.placement import DEVICES, Placement, candidates
@@ -184,7 +184,8 @@ def make_plan(
     allowed: tuple[Embeddings, ...] = ("keep", "int8") if embeddings == "auto" else (embeddings,)
     offloads = config.model.offload == "auto" and not placement.runs_on_cpu
     at_once = planner.at_once(asked)
-    chosen = recommend(asked, methods, limit, at_once, predict, allowed, offloads, engines)
+    settings = ladder(asked, methods, at_once, allowed, offloads, engines)
+    chosen = recommend(settings, limit, predict)
     options: dict[Any, Option] = {}
     for option in filter(None, made.values()):
         # A long row is not cut into parts, so that settings may differ and their batches not.

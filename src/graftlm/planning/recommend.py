@@ -21,7 +21,7 @@ frozen weights in shares (FSDP2), which loses nothing but time.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from graftlm.config import Embeddings, format_size
 from graftlm.planning.planner import ROOM, Distributed, Method, Option, Setting
@@ -45,13 +45,11 @@ class Recommendation:
         option: the option to run or, if ``missing`` is positive, the one closest to fitting.
         why: the reason in one sentence.
         missing: missing bytes of memory; 0 if the option fits.
-        tried: every option that was predicted, in order.
     """
 
     option: Option
     why: str
     missing: int
-    tried: tuple[Option, ...]
 
 
 def ladder(
@@ -70,23 +68,18 @@ def ladder(
         at_once: the requested positions of a pass.
         embeddings: the allowed storage of embeddings, best first; ``full`` always keeps them.
         offloads: whether layers may be put into host memory.
-        engines: how several processes may share the work, best first.
+        engines: how several processes may share the work, best first. FSDP2 needs frozen weights
+            to share: full training has none, and those in host memory have a place.
     """
     preferred: Sequence[Method] = [method for method in methods if method != "full"]
     if not preferred:
         preferred, embeddings = methods, ("keep",)
-    rungs = dict.fromkeys(_rungs(asked, preferred, at_once, embeddings, offloads))
     return [
         dataclasses.replace(rung, distributed=engine)
-        for rung in rungs
+        for rung in dict.fromkeys(_rungs(asked, preferred, at_once, embeddings, offloads))
         for engine in engines
-        if engine != "fsdp" or _can_be_sharded(rung)
+        if engine != "fsdp" or (rung.method != "full" and rung.offload == "none")
     ]
-
-
-def _can_be_sharded(setting: Setting) -> bool:
-    """Whether frozen weights are left to share: full training has none, offloading has a place."""
-    return setting.method != "full" and setting.offload == "none"
 
 
 def _rungs(
@@ -96,55 +89,42 @@ def _rungs(
     embeddings: Sequence[Embeddings],
     offloads: bool,
 ) -> Iterator[Setting]:
-    def rung(
-        method: Method, checkpointing: bool, tokens: int | None, length: int, held: Embeddings
-    ) -> Setting:
-        return Setting(method, checkpointing, tokens, length, held, offload)
-
-    offload = asked.offload
-    last, tokens, length = methods[-1], at_once // 2, asked.max_length
+    change, last, tokens = dataclasses.replace, methods[-1], at_once // 2
     halved = asked.micro_batch_tokens is None and tokens >= LEAST_AT_ONCE
     for checkpointing in (asked.gradient_checkpointing, True):
         for method in methods:
             for held in embeddings:
-                setting = rung(method, checkpointing, asked.micro_batch_tokens, length, held)
+                setting = change(
+                    asked, method=method, gradient_checkpointing=checkpointing, embeddings=held
+                )
                 yield setting
                 if halved and method == last:
-                    yield dataclasses.replace(setting, micro_batch_tokens=tokens)
-    at_least = asked.micro_batch_tokens
+                    yield change(setting, micro_batch_tokens=tokens)
+    smallest = change(asked, method=last, gradient_checkpointing=True)
     while tokens >= LEAST_AT_ONCE:
-        yield from (rung(last, True, tokens, length, held) for held in embeddings)
-        at_least, tokens = tokens, tokens // 2
+        smallest = change(smallest, micro_batch_tokens=tokens)
+        yield from (change(smallest, embeddings=held) for held in embeddings)
+        tokens //= 2
     if offloads and last != "full":
-        offload = "layers"
-        yield from (rung(last, True, at_least, length, held) for held in embeddings)
-    while length > SHORTEST:
-        length = max(SHORTEST, length // 2)
-        yield from (rung(last, True, at_least, length, held) for held in embeddings)
+        smallest = change(smallest, offload="layers")
+        yield from (change(smallest, embeddings=held) for held in embeddings)
+    while smallest.max_length > SHORTEST:
+        smallest = change(smallest, max_length=max(SHORTEST, smallest.max_length // 2))
+        yield from (change(smallest, embeddings=held) for held in embeddings)
 
 
 def recommend(
-    asked: Setting,
-    methods: Sequence[Method],
-    limit: int,
-    at_once: int,
-    predict: Callable[[Setting], Option | None],
-    embeddings: Sequence[Embeddings],
-    offloads: bool = False,
-    engines: Sequence[Distributed] = ("none",),
+    settings: Iterable[Setting], limit: int, predict: Callable[[Setting], Option | None]
 ) -> Recommendation:
-    """Try the settings of the `ladder` in order until one fits in ``limit`` bytes.
+    """Try ``settings`` (a `ladder`) in order until one fits in ``limit`` bytes.
 
     A setting for which ``predict`` returns ``None`` does not suit the model and is skipped.
     """
     tried: list[Option] = []
-    for setting in ladder(asked, methods, at_once, embeddings, offloads, engines):
-        option = predict(setting)
-        if option is None:
-            continue
+    for option in filter(None, map(predict, settings)):
         tried.append(option)
         if option.fits:
-            return Recommendation(option, _why(asked, tried, limit), 0, tuple(tried))
+            return Recommendation(option, _why(tried, limit), 0)
     nearest = min(tried, key=lambda option: option.predicted_peak_bytes)
     missing = int(nearest.predicted_peak_bytes / MARGIN) + 1 - limit
     why = (
@@ -153,7 +133,7 @@ def recommend(
         f"{format_size(missing)} more memory would do (--memory {needed(nearest)}), "
         f"or a smaller model"
     )
-    return Recommendation(nearest, why, missing, tuple(tried))
+    return Recommendation(nearest, why, missing)
 
 
 def needed(option: Option) -> str:
@@ -162,8 +142,9 @@ def needed(option: Option) -> str:
     return f"{megabytes / 1000:g}GB" if megabytes >= 1000 else f"{megabytes}MB"
 
 
-def _why(asked: Setting, tried: Sequence[Option], limit: int) -> str:
-    chosen, given = tried[-1], format_size(limit)
+def _why(tried: Sequence[Option], limit: int) -> str:
+    """Why the last of ``tried`` is taken; the first is the request."""
+    asked, chosen, given = tried[0], tried[-1], format_size(limit)
     peak = format_size(chosen.predicted_peak_bytes)
     if len(tried) == 1:
         return f"{_named(chosen)} needs {peak}, which leaves room in {given}"
@@ -173,7 +154,7 @@ def _why(asked: Setting, tried: Sequence[Option], limit: int) -> str:
             chosen.micro_batch_tokens != asked.micro_batch_tokens
         ),
         "8 bits for the embeddings and the output head lose hardly anything": (
-            chosen.embeddings != tried[0].embeddings
+            chosen.embeddings != asked.embeddings
         ),
         f"rows longer than {chosen.max_length} tokens are dropped or cut": (
             chosen.max_length != asked.max_length
