@@ -46,9 +46,9 @@ def test_what_is_chosen_is_for_the_device_that_the_run_is_on(
         planned.append(settings["device"])
         return made(*arguments, **settings)
 
-    module = importlib.import_module("graftlm.planning.choose")
+    module = importlib.import_module("graftlm.planning.decide")
     monkeypatch.setattr(module, "make_plan", recorded)
-    chosen = choose(request(tiny_llama, asked), limit=8 * GIGABYTE)
+    chosen, _ = choose(request(tiny_llama, asked), limit=8 * GIGABYTE)
     assert chosen.device == device
     assert planned[-1] == device.partition(":")[0]
 

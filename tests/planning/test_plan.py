@@ -150,12 +150,12 @@ def test_lengths_of_the_data_decide_not_the_limit_on_them(tiny_llama: Path) -> N
 
 def test_auto_takes_what_fits_and_refuses_what_cannot(tiny_llama: Path) -> None:
     auto = run_of(tiny_llama).model_copy(update={"method": "auto"})
-    chosen = choose(auto.model_copy(update={"memory": "8GB"}))
+    chosen, _ = choose(auto.model_copy(update={"memory": "8GB"}))
     assert chosen.method == "lora"
     with pytest.raises(ResourceError, match=r"nothing fits in 100 MB: .* more memory would do"):
         choose(auto.model_copy(update={"memory": "100MB"}))
     asked = run_of(tiny_llama).model_copy(update={"method": "full", "memory": "8GB"})
-    assert choose(asked) == with_method(asked, "full")
+    assert choose(asked)[0] == with_method(asked, "full")
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def test_checkpointing_is_taken_where_it_is_needed(small_model: Path) -> None:
     )
     between = f"{(without + with_it) // 2_000_000}MB"
     for memory, wanted in (("100GB", False), (between, True)):
-        chosen = choose(auto.model_copy(update={"memory": memory}))
+        chosen, _ = choose(auto.model_copy(update={"memory": memory}))
         assert chosen.train.gradient_checkpointing is wanted
         assert chosen.method == "lora"
         assert chosen.train.batch_size == 8
@@ -298,21 +298,23 @@ def test_embeddings_in_8_bits_are_taken_where_they_make_lora_fit(small_model: Pa
     kept, coded = lora_peak(asked, "keep"), lora_peak(asked, "int8")
     assert kept - coded == pytest.approx(2 * 4096 * 512, rel=0.05)  # a byte less for each weight
     asked = asked.model_copy(update={"memory": limit_over((kept + coded) / 2)})
-    chosen = choose(asked)
+    chosen, _ = choose(asked)
     assert (chosen.method, chosen.model.embeddings) == ("lora", "int8")
-    by_hand = choose(asked.model_copy(update={"method": "lora"}))  # what keeps the update is first
+    by_hand, _ = choose(
+        asked.model_copy(update={"method": "lora"})
+    )  # what keeps the update is first
     assert (by_hand.model.embeddings, by_hand.train.micro_batch_tokens) == ("keep", 64)
     said = asked.model.model_copy(update={"embeddings": "keep"})
-    chosen = choose(asked.model_copy(update={"model": said}))
+    chosen, _ = choose(asked.model_copy(update={"model": said}))
     assert (chosen.method, chosen.model.embeddings) == ("qlora", "keep")
-    assert choose(asked.model_copy(update={"memory": "100GB"})).model.embeddings == "keep"
+    assert choose(asked.model_copy(update={"memory": "100GB"}))[0].model.embeddings == "keep"
 
 
 def test_embeddings_that_are_adapted_are_never_put_in_8_bits(small_model: Path) -> None:
     lora = LoRAConfig(targets=("embed_tokens", "q_proj"))
     asked = run_of(small_model).model_copy(update={"method": "auto", "lora": lora})
     short = limit_over(lora_peak(asked, "keep") - 1_000_000)
-    chosen = choose(asked.model_copy(update={"memory": short}))
+    chosen, _ = choose(asked.model_copy(update={"memory": short}))
     assert (chosen.method, chosen.model.embeddings) == ("qlora", "keep")
 
 

@@ -8,8 +8,7 @@ import pytest
 
 from graftlm.config import RunConfig, validate
 from graftlm.errors import ConfigError
-from graftlm.planning import Option, Plan, make_plan
-from graftlm.planning.choose import decision
+from graftlm.planning import Option, Plan, choose, make_plan
 from graftlm.planning.cost import Cost
 from graftlm.planning.extrapolate import Trace
 from graftlm.planning.ranks import peak_of_rank
@@ -76,8 +75,9 @@ def test_auto_takes_replicas_where_they_fit_and_shares_where_not(large_layers: P
     assert "by DDP" in chosen.why
     assert "by FSDP2" in chosen.why
     assert "distributed=fsdp" in tight.command
-    made = decision(_settings(large_layers, method="lora"), limit=int(between / 0.92), processes=4)
-    assert (made.config.distributed, made.why) == ("fsdp", chosen.why)
+    lora = _settings(large_layers, method="lora")
+    made, why = choose(lora, limit=int(between / 0.92), processes=4)
+    assert (made.distributed, why) == ("fsdp", chosen.why)
 
 
 def test_a_named_engine_is_kept_and_rows_are_divided(large_layers: Path) -> None:

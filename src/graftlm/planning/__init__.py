@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from graftlm.planning.choose import choose
-from graftlm.planning.decide import decide, run
+from graftlm.planning.decide import choose, decide, run
 from graftlm.planning.plan import Plan, make_plan, row_lengths
 from graftlm.planning.planner import Option
 from graftlm.planning.trial_run import Measured, run_trial

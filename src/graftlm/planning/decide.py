@@ -1,7 +1,8 @@
-"""Plans the open settings of a request in a separate process; and `run`, which uses this.
+"""Decides the open settings of a request by a plan: `run` and `graftlm train` with ``auto``.
 
-Planning leaves a traced model and its libraries in memory. In the run's own process they would
-count towards the memory that the plan has to keep small.
+`choose` plans in this process, `decide` in a separate one. Planning leaves a traced model and its
+libraries in memory. In the run's own process they would count towards the memory that the plan has
+to keep small.
 """
 
 from __future__ import annotations
@@ -13,17 +14,27 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from graftlm.config import RunConfig, validate
-from graftlm.errors import GraftLMError, TrainingError, error_in, record_of
-from graftlm.planning.choose import decision
+from graftlm.config import RunConfig, contradictions, validate
+from graftlm.errors import (
+    ConfigError,
+    GraftLMError,
+    ResourceError,
+    TrainingError,
+    error_in,
+    record_of,
+)
+from graftlm.planning.plan import make_plan
 from graftlm.system import available_memory
 from graftlm.system.child import ask, end_with_parent
+from graftlm.system.devices import say_once
+from graftlm.system.placement import DEVICES, candidates, placement_for
 from graftlm.system.processes import joined_processes
 from graftlm.training import RunResult
 from graftlm.training import run as run_decided
 from graftlm.training.hooks import Callback
+from graftlm.training.resolve import needs_plan
 
-__all__ = ["decide", "run"]
+__all__ = ["choose", "decide", "run"]
 
 
 def run(
@@ -123,10 +134,78 @@ def answer() -> None:
     end_with_parent()
     try:
         request = validate(RunConfig, asked["config"])
-        made = decision(
+        chosen, why = choose(
             request, asked["lengths"], limit=asked["limit"], processes=asked["processes"]
         )
-        said = {"config": made.config.model_dump(mode="json"), "why": made.why}
+        said = {"config": chosen.model_dump(mode="json"), "why": why}
     except GraftLMError as error:
         said = record_of(error)
     print(json.dumps(said))
+
+
+def choose(
+    config: RunConfig, lengths: Sequence[int] = (), *, limit: int | None = None, processes: int = 1
+) -> tuple[RunConfig, str]:
+    """The request with nothing left open that a plan decides, and why it is so.
+
+    ``method: auto`` leaves all choices to the plan; ``gradient_checkpointing: auto`` leaves this
+    one, and ``distributed: auto`` DDP or FSDP2. The plan chooses the size of a micro-batch unless
+    `micro_batch_tokens` is set, and the storage of the embeddings unless `embeddings` is set.
+
+    Args:
+        config: the request.
+        lengths: tokens of each row; by default every row is as long as ``max_length``.
+        limit: bytes available to each process, if the request names no limit; by default the free
+            memory.
+        processes: how many train together.
+
+    Raises:
+        ResourceError: nothing fits; the message gives the missing memory and the cheapest change.
+    """
+    if problems := contradictions(config):
+        raise ConfigError(problems)
+    if config.device == "auto" and candidates():
+        return _on_the_best_device(config, lengths, limit, processes)
+    placement = placement_for(config.device)
+    available = limit if placement.runs_on_cpu else placement.free_memory()
+    plan = make_plan(
+        config,
+        device=DEVICES[not placement.runs_on_cpu],
+        memory=available if config.memory == "unlimited" else config.memory,
+        methods=("lora", "qlora") if config.method == "auto" else (config.method,),
+        lengths=lengths,
+        only_recommended=True,
+        processes=processes,
+    )
+    found = plan.recommendation
+    if found.missing:
+        raise ResourceError(f"{found.why}.")
+    chosen, train = found.option.setting, config.train
+    # A plan changes embeddings, offloading and engine only where they are left to it.
+    as_asked = (
+        train.gradient_checkpointing in ("auto", chosen.gradient_checkpointing)
+        and train.micro_batch_tokens in (None, chosen.micro_batch_tokens)
+        and config.data.max_length == chosen.max_length
+    )
+    if config.method != "auto" and not as_asked:
+        raise ResourceError(f"as asked it does not fit: {found.why}. Run: {plan.command}")
+    return chosen.applied(config), found.why
+
+
+def _on_the_best_device(
+    config: RunConfig, lengths: Sequence[int], limit: int | None, processes: int
+) -> tuple[RunConfig, str]:
+    """`choose` for the first accelerator that the request fits on, else for the CPU."""
+    for placement in candidates():
+        there = config.model_copy(update={"device": str(placement.first)})
+        try:
+            chosen = choose(there, lengths, processes=processes)
+        except ResourceError as error:
+            say_once(f"device: not {placement.name}: {error}")
+        else:
+            say_once(f"device: {placement.name}, where the run fits by plan")
+            return chosen
+    here = config.model_copy(update={"device": "cpu"})
+    if not needs_plan(here, processes):
+        return here, ""
+    return choose(here, lengths, limit=limit, processes=processes)
