@@ -5,7 +5,6 @@ import torch
 from transformers import Gemma3TextConfig, LlamaConfig, PretrainedConfig
 
 from graftlm.config import LoRAConfig, RunConfig, TrainConfig
-from graftlm.models.load import empty_model
 from graftlm.planning.extrapolate import shallow_depths, with_depth
 from graftlm.planning.trace import BatchShape, trace_in_full, trace_step
 
@@ -30,7 +29,7 @@ GEMMA = Gemma3TextConfig(
 
 
 def depths(architecture: PretrainedConfig, lora: LoRAConfig) -> tuple[int, int] | None:
-    return shallow_depths(architecture, lora, empty_model)
+    return shallow_depths(architecture, RunConfig(lora=lora))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ from graftlm.config import LoRAConfig, RunConfig
 from graftlm.errors import ModelError
 from graftlm.frozen.linear import FrozenLinear
 from graftlm.frozen.nf4.frozen_nf4 import FrozenNF4
-from graftlm.models.load import empty_model
 from graftlm.models.streaming import linear_layers, unquantized_names
 from graftlm.planning import trace
 from graftlm.planning.extrapolate import shallow_depths
@@ -170,10 +169,10 @@ def test_blocks_of_tokens_are_continued_from_whole_blocks(monkeypatch: pytest.Mo
 
 def test_dense_layers_before_experts_are_kept() -> None:
     deep = architecture("DeepseekV3Config", num_hidden_layers=10, first_k_dense_replace=1)
-    assert shallow_depths(deep, LoRAConfig(), empty_model) == (2, 3)
+    assert shallow_depths(deep, RunConfig()) == (2, 3)
     arguments = deep, RunConfig(method="full"), BatchShape(1, 32), torch.float32
     continued, whole = trace_step(*arguments), trace_in_full(*arguments)
     assert continued.weight_bytes == whole.weight_bytes
     assert continued.peak.nbytes == pytest.approx(whole.peak.nbytes, rel=0.01)
     later = architecture("DeepseekV3Config", num_hidden_layers=18, first_k_dense_replace=3)
-    assert shallow_depths(later, LoRAConfig(), empty_model) == (4, 5)
+    assert shallow_depths(later, RunConfig()) == (4, 5)

@@ -13,10 +13,11 @@ from graftlm.adapters.lora_experts import LoRAExperts
 from graftlm.config import RunConfig, validate
 from graftlm.frozen.modules import stored_weights
 from graftlm.models import load_model
-from graftlm.planning import make_plan
-from graftlm.planning.fused_experts import experts_in_layer, fused_experts
+from graftlm.planning import make_plan, trace
+from graftlm.planning.fused_experts import fused_experts
 from graftlm.planning.source import Source
 from graftlm.planning.trace import BatchShape, trace_step
+from graftlm.planning.tracker import TooManyCallsError
 from tests.oracles.mixtures import tiny_mixture
 
 BOTH = ["experts.gate_up_proj", "experts.down_proj"]
@@ -91,5 +92,16 @@ def test_a_model_without_experts_has_no_word_on_them(tiny_llama: Path) -> None:
 
     architecture = load_config(tiny_llama)
     assert fused_experts(architecture, settings([])) is None
-    assert experts_in_layer(architecture) == 0
-    assert experts_in_layer(tiny_mixture("qwen3_moe").config) == 4
+
+
+@pytest.mark.parametrize("method", ["full", "qlora"])
+def test_a_model_of_many_experts_is_not_taken_for_one_that_reads_token_by_token(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings([]).model_copy(update={"method": method})
+    arguments = tiny_mixture("qwen3_moe").config, config, BatchShape(2, 24), torch.float32
+    monkeypatch.setattr(trace, "MOST_CALLS", 0)
+    assert trace.trace_in_full(*arguments, bounded=True).cost.calls > 0
+    monkeypatch.setattr(trace, "CALLS_OF_EXPERT", 1)
+    with pytest.raises(TooManyCallsError):
+        trace.trace_in_full(*arguments, bounded=True)

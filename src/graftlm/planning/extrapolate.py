@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from graftlm.config import LoRAConfig
+from graftlm.config import LoRAConfig, RunConfig
+from graftlm.errors import ModelError
+from graftlm.models.assemble import empty_model
 from graftlm.planning.cost import Cost
 from graftlm.planning.timeline import COMPONENTS, Peak
 
@@ -83,20 +85,15 @@ def extrapolated(trace: Callable[[int], Trace], sizes: tuple[int, int], size: in
     return trace(first).continued(trace(second), (size - first) / (second - first))
 
 
-def shallow_depths(
-    architecture: PretrainedConfig, lora: LoRAConfig, build: Callable[[PretrainedConfig], nn.Module]
-) -> tuple[int, int] | None:
+def shallow_depths(architecture: PretrainedConfig, config: RunConfig) -> tuple[int, int] | None:
     """Two depths to trace instead of the model's own; ``None``: trace the model itself.
 
-    Args:
-        architecture: the transformers config.
-        lora: the adapter settings. If they name layers by number, the model itself is traced.
-        build: makes the model of a config on the meta device.
+    Settings of adapters that name layers by number are traced with the model itself.
     """
     depth = depth_of(architecture)
-    if depth is None or depth < WORTHWHILE * (2 * SHALLOWEST + 1) or _names_layers(lora):
+    if depth is None or depth < WORTHWHILE * (2 * SHALLOWEST + 1) or _names_layers(config.lora):
         return None
-    kinds = _kinds(architecture, build)
+    kinds = _kinds(architecture, config)
     if kinds is None:
         return None
     start, period = _repetition(kinds)
@@ -106,8 +103,8 @@ def shallow_depths(
     if depth < WORTHWHILE * (first + second):
         return None
     try:  # a model may count its layers from the end
-        cut = _kinds(with_depth(architecture, second), build)
-    except (ValueError, IndexError, KeyError, TypeError, AttributeError):
+        cut = _kinds(with_depth(architecture, second), config)
+    except (ModelError, AttributeError):
         return None
     return (first, second) if cut == kinds[:second] else None
 
@@ -130,10 +127,10 @@ def depth_of(architecture: PretrainedConfig) -> int | None:
     return depth if isinstance(depth, int) else None
 
 
-def _kinds(architecture: PretrainedConfig, build: Any) -> list[Any] | None:
+def _kinds(architecture: PretrainedConfig, config: RunConfig) -> list[Any] | None:
     """The kind of each layer: its class, its shapes, and its entries in the config's lists."""
-    depth = depth_of(architecture)
-    lists = (m for m in build(architecture).modules() if isinstance(m, nn.ModuleList))
+    depth, model = depth_of(architecture), empty_model(architecture, config.model.trust_remote_code)
+    lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))
     layers = next((layers for layers in lists if len(layers) == depth), None)
     if layers is None:
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import TYPE_CHECKING
 
 from graftlm.adapters.names import matching, pattern_value
@@ -13,7 +14,7 @@ from graftlm.models.experts import expert_weights
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ["FusedExperts", "experts_in_layer", "fused_experts", "largest_experts"]
+__all__ = ["FusedExperts", "fused_experts"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,22 +67,10 @@ def fused_experts(architecture: PretrainedConfig, config: RunConfig) -> FusedExp
     }
     return FusedExperts(
         matrices=sum(weight.shape[0] for weight in weights.values()),
-        weights=sum(w.shape[0] * w.shape[1] * w.shape[2] for w in weights.values()),
+        weights=sum(math.prod(weight.shape) for weight in weights.values()),
         stored=config.model.weight_format,
         adapted=sum(update[name] for name in wanted),
         if_adapted=sum(update.values()),
         router=any(entry.endswith(".weight") for entry in lora.target_parameters),
         names=tuple(dict.fromkeys(".".join(name.split(".")[-2:]) for name in weights)),
     )
-
-
-def experts_in_layer(architecture: PretrainedConfig, trust_remote_code: bool = False) -> int:
-    """The largest number of fused experts in a layer; 0 if there are none."""
-    weights = expert_weights(empty_model(architecture, trust_remote_code))
-    return max((weight.shape[0] for weight in weights.values()), default=0)
-
-
-def largest_experts(architecture: PretrainedConfig, trust_remote_code: bool = False) -> int:
-    """The number of weights of the largest fused parameter; 0 if there is none."""
-    weights = expert_weights(empty_model(architecture, trust_remote_code))
-    return max((w.shape[0] * w.shape[1] * w.shape[2] for w in weights.values()), default=0)

@@ -12,10 +12,11 @@ import torch
 from graftlm.config import RunConfig
 from graftlm.errors import ModelError
 from graftlm.models import resolve
+from graftlm.models.assemble import empty_model
+from graftlm.models.experts import expert_weights
 from graftlm.models.load import load_config, pick_dtype
 from graftlm.models.prequantized import take_quantization
 from graftlm.models.safetensors_file import Checkpoint
-from graftlm.planning.fused_experts import largest_experts
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -81,8 +82,9 @@ class Source:
             ]
         if qlora and "expert" in " ".join(text.to_dict()):
             # The parts of fused experts are all read, stacked and joined before they are stored.
-            fused = largest_experts(self.architecture, config.model.trust_remote_code)
-            sizes.append(2 * fused * dtype.itemsize)
+            empty = empty_model(self.architecture, config.model.trust_remote_code)
+            fused = (math.prod(weight.shape) for weight in expert_weights(empty).values())
+            sizes += [2 * size * dtype.itemsize for size in fused]
         if config.model.embeddings == "int8":
             # While the first of table and head becomes codes. If untied: both originals and the
             # codes of the head; later only both codes.

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from graftlm._compat.experts import is_experts
 from graftlm._compat.tracing import FakeTensorMode
 from graftlm.adapters.adapter import Adapter
 from graftlm.config import RunConfig
 from graftlm.data.batch import IGNORED, Batch
 from graftlm.errors import GraftLMError, ModelError
 from graftlm.frozen.modules import stored_weights
-from graftlm.models.load import empty_model
 from graftlm.planning import fake_model
 from graftlm.planning.extrapolate import (
     Trace,
@@ -29,7 +29,6 @@ from graftlm.planning.extrapolate import (
     shallow_depths,
     with_depth,
 )
-from graftlm.planning.fused_experts import experts_in_layer
 from graftlm.planning.tracker import TooManyCallsError, Tracker
 from graftlm.system.placement import Placement
 from graftlm.training.next_token import NextToken
@@ -43,7 +42,7 @@ __all__ = ["BatchShape", "Shortcuts", "Trace", "trace_in_full", "trace_step"]
 MOST_CALLS = 5000
 """Maximum operator calls of a layer in a step; most layers make a few hundred."""
 CALLS_OF_EXPERT = 150
-"""The same for each expert of the layer: the products of each are calls of their own."""
+"""The same for each expert: the products of each are calls of their own."""
 SHORT_LENGTHS = (16, 32)
 """Row lengths at which a model with more calls is traced."""
 BLOCKS = (64, 128)
@@ -108,18 +107,7 @@ class Shortcuts:
     @functools.cached_property
     def depths(self) -> tuple[int, int] | None:
         """`shallow_depths` of the architecture."""
-        trust = self._config.model.trust_remote_code
-        return shallow_depths(
-            self._architecture, self._config.lora, lambda it: empty_model(it, trust)
-        )
-
-    @functools.cached_property
-    def most_calls(self) -> int:
-        """The calls of a layer above which the model reads its rows token by token."""
-        depth = None if self.depths is None else self.depths[1]
-        model = self._architecture if depth is None else with_depth(self._architecture, depth)
-        experts = experts_in_layer(model, self._config.model.trust_remote_code)
-        return MOST_CALLS + CALLS_OF_EXPERT * experts
+        return shallow_depths(self._architecture, self._config)
 
 
 def trace_step(
@@ -150,15 +138,15 @@ def trace_step(
     def with_layers(depth: int | None) -> Trace:
         model = architecture if depth is None else with_depth(architecture, depth)
 
-        def with_length(length: int, most_calls: int | None = None) -> Trace:
+        def with_length(length: int, bounded: bool = False) -> Trace:
             batch = dataclasses.replace(shape, length=length)
-            return trace_in_full(model, config, batch, dtype, device, most_calls)
+            return trace_in_full(model, config, batch, dtype, device, bounded=bounded)
 
         if shape.length <= SHORT_LENGTHS[1]:
             return with_length(shape.length)
         if shape.length < known.too_long:
             try:
-                return with_length(shape.length, known.most_calls)
+                return with_length(shape.length, bounded=True)
             except TooManyCallsError:
                 known.too_long = shape.length
         first, second = map(with_length, SHORT_LENGTHS)
@@ -190,18 +178,23 @@ def trace_in_full(
     shape: BatchShape,
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
-    most_calls: int | None = None,
+    *,
+    bounded: bool = False,
 ) -> Trace:
     """`trace_step` without extrapolation.
 
     Raises:
-        TooManyCallsError: the step called more than ``most_calls`` operators a layer.
+        TooManyCallsError: the step is ``bounded``, and calls so many operators that the model
+            reads its rows token by token.
     """
     device = Placement.on(device).first
     depth = depth_of(architecture)
-    tracker = Tracker(device, None if most_calls is None else most_calls * (depth or 1))
+    tracker = Tracker(device)
     with FakeTensorMode(allow_non_fake_inputs=True), tracker:
         model = fake_model.build(architecture, config, dtype, device)
+        if bounded:
+            experts = sum(m.num_experts for m in model.modules() if is_experts(m))
+            tracker.most_calls = MOST_CALLS * (depth or 1) + CALLS_OF_EXPERT * experts
         _claim_model(tracker, model)
         parameters = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, fused=True)

@@ -11,6 +11,7 @@ in place here: outside a recomputed forward pass, a backward pass makes hardly a
 from __future__ import annotations
 
 import functools
+import math
 import weakref
 from typing import Any
 
@@ -36,15 +37,17 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Args:
         device: the planned device; this machine need not have it.
-        most_calls: raise `TooManyCallsError` when the step has called so many operators.
+
+    Attributes:
+        most_calls: raise `TooManyCallsError` when the step has called more operators.
     """
 
-    def __init__(self, device: torch.device, most_calls: int | None = None) -> None:
+    def __init__(self, device: torch.device) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.timeline = Timeline()
         self.cost = Cost()
         self._values = StepValues(device)
-        self._device, self._most_calls = device, most_calls
+        self._device, self.most_calls = device, math.inf
         self._seen: Any = WeakIdKeyDictionary()
         self._part, self._module = "setup", ""
 
@@ -120,7 +123,7 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.timeline.died(temporary, self.phase)
         if self._part != "setup":
             self.cost.add(func, args, kwargs, result)
-            if self._most_calls is not None and self.cost.calls > self._most_calls:
+            if self.cost.calls > self.most_calls:
                 raise TooManyCallsError
         return result
 
