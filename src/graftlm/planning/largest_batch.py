@@ -5,31 +5,56 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from collections.abc import Sequence
 
+from graftlm.config import RunConfig
 from graftlm.data.batch import rounded_length
 from graftlm.planning.trace import BatchShape
 from graftlm.training.batching import end_to_end, parts, room_of
 
-__all__ = ["laid", "stacked"]
+__all__ = ["laid", "largest_batch", "stacked"]
 
 SAMPLED = 64
 """How many batches, from the shortest rows to the longest, are laid out to measure the parts."""
 
 
+def largest_batch(
+    config: RunConfig,
+    lengths: Sequence[int],
+    batch_size: int,
+    at_once: int | None,
+    most: int | None,
+    end_to_end: bool,
+) -> BatchShape:
+    """The largest micro-batch of a run, and how many make a step.
+
+    Args:
+        config: the run.
+        lengths: tokens of each row of the data; if none is known, all are of the maximum length.
+        batch_size: rows of a batch in one process.
+        at_once: maximum tokens in a part; ``None``: a whole batch.
+        most: the maximum length that the model can read; ``None`` if it has no limit.
+        end_to_end: whether rows are laid end to end, and not stacked.
+    """
+    length, sequences = config.data.max_length, 1
+    kept = sorted(n for n in lengths if n <= length)
+    if config.data.packing:
+        sequences = max(2, round(length / statistics.fmean(kept or [length])))
+        kept = []
+    if end_to_end and at_once is not None:
+        shape = laid(kept or [length], batch_size, at_once, most, sequences)
+    else:
+        shape = stacked(kept or [length], batch_size, at_once, most, sequences)
+    passes = shape.passes * config.train.gradient_accumulation_steps
+    return dataclasses.replace(shape, passes=passes)
+
+
 def laid(
     lengths: Sequence[int], batch_size: int, at_once: int, most: int | None, sequences: int
 ) -> BatchShape:
-    """Rows end to end.
-
-    Args:
-        lengths: tokens of each row, sorted.
-        batch_size: rows of a batch.
-        at_once: maximum tokens in a part; a longer row is a part of its own.
-        most: the maximum length that the model can read; ``None`` if it has no limit.
-        sequences: the number of sequences in each row.
-    """
+    """Rows end to end. ``lengths`` are sorted; each row has ``sequences`` sequences."""
     rows = _rows(lengths, batch_size)
     batches = _batches(rows, batch_size)
     filled = [

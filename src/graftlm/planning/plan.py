@@ -15,7 +15,7 @@ from graftlm.config import (
     overrides,
     parse_size,
 )
-from graftlm.errors import ConfigError, ModelError, TargetError
+from graftlm.errors import ConfigError
 from graftlm.planning.data_sheet import card_of
 from graftlm.planning.fused_experts import FusedExperts, fused_experts
 from graftlm.planning.planner import (
@@ -24,13 +24,13 @@ from graftlm.planning.planner import (
     Method,
     Option,
     Planner,
-    Setting,
     as_setting,
 )
 from graftlm.planning.recommend import Recommendation, ladder, recommend
 from graftlm.planning.source import Source, source_of
 from graftlm.planning.verify import Verified, verified
 from graftlm.system.placement import DEVICES, Placement, candidates
+from graftlm.training.recompute import require_card
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -144,6 +144,7 @@ def make_plan(
     if not _leads_to(device, config.device):
         config = config.model_copy(update={"device": device})
     placement = Placement.on(device)
+    require_card(config, placement)
     sheet = card_of(card, placement)
     if memory is None and card is not None and sheet is not None:
         memory = int(sheet.memory)
@@ -151,43 +152,22 @@ def make_plan(
     if memory is None and placement.runs_on_cpu:
         limit //= processes
     source = Source(architecture) if architecture is not None else source_of(config)
-    planner = Planner(source, config, limit, placement, lengths, sheet, processes)
+    planner = Planner(source, config, limit, placement, lengths, sheet, processes, progress)
     engines = engines_of(config, processes)
-    embeddings = config.model.embeddings
-    asks_to_recompute = config.train.gradient_checkpointing is True
-    made: dict[Setting, Option | None] = {}
-
-    def predict(setting: Setting) -> Option | None:
-        """The option, or ``None`` if ``auto`` embeddings in 8 bits do not suit the model.
-
-        A model that cannot recompute its activations does without, unless that was asked for.
-        """
-        if not asks_to_recompute and not source.can_recompute:
-            setting = dataclasses.replace(setting, gradient_checkpointing=False)
-        if setting not in made:
-            said = f"{setting.method}, embeddings {setting.embeddings}, {setting.max_length} long"
-            progress(said)
-            try:
-                made[setting] = planner.option(setting)
-            except (ModelError, TargetError):
-                if embeddings != "auto" or setting.embeddings == "keep":
-                    raise
-                made[setting] = None
-        return made[setting]
-
     for method in () if only_recommended else methods:
         for checkpointing in (False, True):
             setting = as_setting(config, method, checkpointing)
             for engine in engines if method != "full" else engines[:1]:
-                predict(dataclasses.replace(setting, distributed=engine))
-    asked = as_setting(config, methods[0], asks_to_recompute)
-    allowed: tuple[Embeddings, ...] = ("keep", "int8") if embeddings == "auto" else (embeddings,)
+                planner.option(dataclasses.replace(setting, distributed=engine))
+    asked = as_setting(config, methods[0], config.train.gradient_checkpointing is True)
+    allowed: tuple[Embeddings, ...] = ("keep", "int8")
+    if config.model.embeddings != "auto":
+        allowed = (config.model.embeddings,)
     offloads = config.model.offload == "auto" and not placement.runs_on_cpu
-    at_once = planner.at_once(asked)
-    settings = ladder(asked, methods, at_once, allowed, offloads, engines)
-    chosen = recommend(settings, limit, predict)
+    settings = ladder(asked, methods, planner.at_once(asked), allowed, offloads, engines)
+    chosen = recommend(settings, limit, planner.option)
     options: dict[Any, Option] = {}
-    for option in filter(None, made.values()):
+    for option in filter(None, planner.options.values()):
         # A long row is not cut into parts, so that settings may differ and their batches not.
         key = option.method, option.gradient_checkpointing, option.embeddings, option.offload
         options.setdefault((*key, option.distributed, option.rows, option.length), option)

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import statistics
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from graftlm.adapters import add_lora, count_parameters
 from graftlm.config import Embeddings, RunConfig
 from graftlm.distributed.groups import group_sizes
 from graftlm.distributed.loading import needs_whole
-from graftlm.errors import ModelError
+from graftlm.errors import ModelError, TargetError
 from graftlm.models.capabilities import capabilities
 from graftlm.models.host_layers import layer_sizes
 from graftlm.planning.baseline_memory import framework_memory
 from graftlm.planning.calibration import Calibration, calibrate
 from graftlm.planning.data_sheet import UNCERTAIN, speed_of
 from graftlm.planning.fake_model import without_tensors
-from graftlm.planning.largest_batch import laid, stacked
+from graftlm.planning.largest_batch import largest_batch
 from graftlm.planning.ranks import peak_of_rank, share_of
 from graftlm.planning.source import Source
 from graftlm.planning.timeline import COMPONENTS
@@ -49,8 +48,6 @@ Offload = Literal["none", "layers"]
 Distributed = Literal["none", "ddp", "fsdp"]
 METHODS: tuple[Method, ...] = ("full", "lora", "qlora")
 
-Seconds = tuple[float | None, float | None]
-"""A time and its uncertainty."""
 SLOTS = 2
 """Layers on the card at once, if the others are in host memory; see `models/host_layers.py`."""
 ROOM = 0.08
@@ -72,18 +69,16 @@ class Setting:
     def applied(self, config: RunConfig) -> RunConfig:
         """``config`` with this setting in it. What a plan leaves on the card stays ``auto``."""
         offload = "layers" if self.offload == "layers" else config.model.offload
-        config = changed(
+        engine = config.distributed if self.distributed == "none" else self.distributed
+        config = config.model_copy(update={"method": self.method, "distributed": engine})
+        config = changed(config, "data", max_length=self.max_length)
+        config = changed(config, "model", embeddings=self.embeddings, offload=offload)
+        return changed(
             config,
             "train",
             gradient_checkpointing=self.gradient_checkpointing,
             micro_batch_tokens=self.micro_batch_tokens,
         )
-        config = changed(config, "data", max_length=self.max_length)
-        config = changed(config, "model", embeddings=self.embeddings, offload=offload)
-        update: dict[str, str] = {"method": self.method}
-        if self.distributed != "none":
-            update["distributed"] = self.distributed
-        return config.model_copy(update=update)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,6 +123,10 @@ class Planner:
         lengths: tokens of each row of the data, if known.
         card: the data sheet of the device.
         processes: how many train the model together; the limit is that of each.
+        progress: is called with a description of the current work.
+
+    Attributes:
+        options: what was predicted, in order; ``None``: the setting does not suit the model.
     """
 
     def __init__(
@@ -139,10 +138,12 @@ class Planner:
         lengths: Sequence[int] = (),
         card: Card | None = None,
         processes: int = 1,
+        progress: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self.card, self.processes = card, processes
+        self.card, self.processes, self.progress = card, processes, progress
         self.source, self.config, self.limit = source, config, limit
-        self.placement, self.lengths = placement, sorted(lengths)
+        self.placement, self.lengths = placement, lengths
+        self.options: dict[Setting, Option | None] = {}
         self._traces: dict[tuple[Method, bool, Embeddings, BatchShape], Trace] = {}
         self._shortcuts = Shortcuts(source.architecture, config)
 
@@ -156,40 +157,29 @@ class Planner:
             return calibrate()
         return None if self.card is None else speed_of(self.card)
 
-    def _layer_sizes(self, config: RunConfig) -> list[int]:
-        """Bytes of each layer that would lie in host memory."""
-        model = without_tensors(self.source.architecture, config, self.source.dtype(config))
-        sizes = layer_sizes(model.requires_grad_(False))
-        if not sum(sizes):
-            raise ModelError(f"model.offload=layers: {type(model).__name__} has no such layers")
-        return sizes
+    def _model(self, config: RunConfig) -> Any:
+        return without_tensors(self.source.architecture, config, self.source.dtype(config))
 
-    def _groups(self, config: RunConfig) -> list[int]:
-        """Bytes of the frozen tensors that are gathered together."""
-        dtype = self.source.dtype(config)
-        return group_sizes(without_tensors(self.source.architecture, config, dtype), dtype)
+    def _seconds(self, trace: Trace, moved: float) -> tuple[float | None, float | None]:
+        """The time to compute a step, and its uncertainty, if the device's speed is known.
 
-    def _seconds(self, trace: Trace) -> Seconds:
-        """The time to compute a step. Processes on a CPU share its cores; exchange is not in it."""
+        Processes on a CPU share its cores; what they exchange is not in it. To a card ``moved``
+        bytes cross the link while it computes.
+        """
         if not self._speed:
             return None, None
         seconds, uncertainty = self._speed.seconds(trace.cost)
-        times = self.processes if self.placement.runs_on_cpu else 1
-        return times * seconds, times * uncertainty
-
-    def _with_transfers(self, seconds: Seconds, nbytes: float) -> Seconds:
-        """The time of a step if ``nbytes`` cross the link to the card while it computes."""
-        if self.card is None or seconds[0] is None or seconds[1] is None:
-            return None, None
-        crossing = nbytes / self.card.link
-        return max(seconds[0], crossing), max(seconds[1], UNCERTAIN * crossing)
+        if self.card is None:
+            return self.processes * seconds, self.processes * uncertainty
+        crossing = moved / self.card.link
+        return max(seconds, crossing), max(uncertainty, UNCERTAIN * crossing)
 
     @functools.cached_property
     def _end_to_end(self) -> bool:
         """Whether rows are laid end to end. Assumes that the model keeps them apart, as most do."""
         if not self.placement.rows_end_to_end:
             return False
-        can = capabilities(without_tensors(self.source.architecture, self.config))
+        can = capabilities(self._model(self.config))
         return can.attends_by_blocks and can.takes_positions
 
     @property
@@ -204,33 +194,43 @@ class Planner:
 
     def shape(self, setting: Setting) -> BatchShape:
         """The largest possible micro-batch of ``setting``, in the run's layout."""
-        most, train = most_positions(self.source.architecture), self.config.train
-        kept = [length for length in self.lengths if length <= setting.max_length]
-        sequences = 1
-        if self.config.data.packing:
-            mean = statistics.fmean(kept) if kept else setting.max_length
-            sequences = max(2, round(setting.max_length / mean))
-        if sequences > 1 or not kept:
-            kept = [setting.max_length]
-        at_once = self.placement.positions_at_once(setting.micro_batch_tokens)
-        if at_once is not None and self._end_to_end:
-            shape = laid(kept, self._rows, at_once, most, sequences)
-        else:
-            shape = stacked(kept, self._rows, at_once, most, sequences)
-        passes = shape.passes * train.gradient_accumulation_steps
-        return dataclasses.replace(shape, passes=passes)
+        return largest_batch(
+            setting.applied(self.config),
+            self.lengths,
+            self._rows,
+            self.placement.positions_at_once(setting.micro_batch_tokens),
+            most_positions(self.source.architecture),
+            self._end_to_end,
+        )
 
     def _trainable(self, config: RunConfig, trace: Trace) -> int:
         """What trains in the run; with `lora.rank: auto` the trace is of a wider probe."""
         if config.method == "full" or not config.lora.probe_ranks:
             return trace.trainable_parameters
-        model = without_tensors(self.source.architecture, config, self.source.dtype(config))
+        model = self._model(config)
         add_lora(model, planned_tokens(config, model))
         return count_parameters(model).trainable
 
-    def option(self, setting: Setting) -> Option:
-        """Predict ``setting``."""
-        shape, config = self.shape(setting), setting.applied(self.config)
+    def option(self, setting: Setting) -> Option | None:
+        """Predict a setting, once; ``None`` if ``auto`` embeddings do not go into 8 bits.
+
+        A model that cannot recompute its activations does without, unless that was asked for.
+        """
+        asks_to_recompute = self.config.train.gradient_checkpointing is True
+        if not asks_to_recompute and not self.source.can_recompute:
+            setting = dataclasses.replace(setting, gradient_checkpointing=False)
+        if setting not in self.options:
+            said = f"{setting.method}, embeddings {setting.embeddings}, {setting.max_length} long"
+            self.progress(said)
+            try:
+                self.options[setting] = self._predicted(setting)
+            except (ModelError, TargetError):
+                if self.config.model.embeddings != "auto" or setting.embeddings == "keep":
+                    raise
+                self.options[setting] = None
+        return self.options[setting]
+
+    def _trace(self, setting: Setting, config: RunConfig, shape: BatchShape) -> Trace:
         key = setting.method, setting.gradient_checkpointing, setting.embeddings, shape
         if key not in self._traces:
             self._traces[key] = trace_step(
@@ -241,35 +241,38 @@ class Planner:
                 self.placement.device,
                 self._shortcuts,
             )
-        trace = self._traces[key]
-        share, peak = 1, trace.peak
+        return self._traces[key]
+
+    def _predicted(self, setting: Setting) -> Option:
+        shape, config = self.shape(setting), setting.applied(self.config)
+        trace = self._trace(setting, config, shape)
+        share, peak, moved = 1, trace.peak, 0.0
         if self.processes > 1:
             sharded = setting.distributed == "fsdp"
             share = self.processes if sharded and needs_whole(config) is None else 1
-            peak = peak_of_rank(
-                trace,
-                self.processes,
-                self._groups(config) if sharded else (),
-                keeps_buffer=not self.placement.runs_on_cpu,
-            )
+            groups = group_sizes(self._model(config), self.source.dtype(config)) if sharded else ()
+            on_card = not self.placement.runs_on_cpu
+            peak = peak_of_rank(trace, self.processes, groups, keeps_buffer=on_card)
         components, peak_at = dict(peak.components), peak.place
         if self._framework:  # a GPU receives the finished model
             base = components["framework"] = self._framework.resident_bytes
             weights = trace.weight_bytes + self.source.loading_bytes(config)
-            loaded = base + share_of(weights, share)
-            loading = max(self._framework.loading_peak_bytes, loaded)
+            loading = max(self._framework.loading_peak_bytes, base + share_of(weights, share))
             if loading > sum(components.values()):
                 held = ("framework", "weights", "quantization_state")
                 components = {name: components.get(name, 0) for name in held}
                 components["temporary"] = max(0, loading - sum(components.values()))
                 peak_at = "loading"
-        seconds = self._seconds(trace)
         if setting.offload == "layers":
-            sizes = self._layer_sizes(config)
+            model = self._model(config).requires_grad_(False)
+            sizes = layer_sizes(model)
+            if not sum(sizes):
+                raise ModelError(f"model.offload=layers: {type(model).__name__} has no such layers")
             # Both slots hold codes and scales alike.
             stored = sum(components.pop(name, 0) for name in ("weights", "quantization_state"))
             components["weights"] = stored - sum(sizes) + SLOTS * max(sizes)
-            seconds = self._with_transfers(seconds, 2 * sum(sizes) * shape.passes)
+            moved = 2 * sum(sizes) * shape.passes
+        seconds, uncertainty = self._seconds(trace, moved)
         total = sum(components.values())
         return Option(
             **dataclasses.asdict(setting),
@@ -279,8 +282,8 @@ class Planner:
             components={name: components.get(name, 0) for name in COMPONENTS},
             peak_at=peak_at,
             trainable_parameters=self._trainable(config, trace),
-            seconds_per_step=seconds[0],
-            seconds_uncertainty=seconds[1],
+            seconds_per_step=seconds,
+            seconds_uncertainty=uncertainty,
             fits=total <= self.limit * (1 - ROOM),
         )
 

@@ -14,7 +14,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from graftlm.planning.extrapolate import Trace
-from graftlm.planning.timeline import Peak
+from graftlm.planning.timeline import COMPONENTS, Peak
 
 __all__ = ["peak_of_rank", "share_of"]
 
@@ -46,19 +46,13 @@ def peak_of_rank(
         *inner, outermost = groups
         largest = max(inner, default=0)
         gathered = outermost + COPIES * largest + keeps_buffer * max(largest, outermost)
-    peaks = [
-        _adjusted(peak, trace, processes if groups else 1, gathered)
-        for peak in trace.peaks.values()
-    ]
-    return max(peaks, key=lambda peak: peak.nbytes)
 
+    def of_rank(peak: Peak) -> Peak:
+        held = {name: peak.components.get(name, 0) for name in COMPONENTS}
+        held["gradients"] = max(held["gradients"], GRADIENT * trace.trainable_parameters)
+        held["temporary"] += gathered
+        for name in ("weights", "quantization_state") if groups else ():
+            held[name] = share_of(held[name], processes)
+        return dataclasses.replace(peak, components=held)
 
-def _adjusted(peak: Peak, trace: Trace, shares: int, gathered: int) -> Peak:
-    components = dict(peak.components)
-    components["gradients"] = max(
-        components.get("gradients", 0), GRADIENT * trace.trainable_parameters
-    )
-    for name in ("weights", "quantization_state"):
-        components[name] = share_of(components.get(name, 0), shares)
-    components["temporary"] = components.get("temporary", 0) + gathered
-    return dataclasses.replace(peak, components=components)
+    return max(map(of_rank, trace.peaks.values()), key=lambda peak: peak.nbytes)
