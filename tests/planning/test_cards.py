@@ -10,13 +10,10 @@ from graftlm.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from graftlm.errors import ConfigError
 from graftlm.models.host_layers import layer_sizes
 from graftlm.planning import make_plan
-from graftlm.planning.data_sheet import card_of, speed_of
+from graftlm.planning.calibration import speed_of
 from graftlm.planning.fake_model import without_tensors
 from graftlm.planning.planner import Option
 from graftlm.system.cards import CARDS, card_named
-from graftlm.system.placement import Placement
-
-GPU = Placement.on("cuda")
 
 
 def llama(layers: int = 2) -> LlamaConfig:
@@ -88,9 +85,12 @@ def test_a_card_is_found_by_what_its_driver_calls_it() -> None:
         assert card is not None
         assert card.name == name
     assert card_named("NVIDIA T400") is None
-    assert card_of(None, GPU) is None
-    with pytest.raises(ConfigError, match="expected one of T4, RTX 4090"):
-        card_of("A1000", GPU)
+    for device, name, said in (
+        ("cuda", "A1000", "expected one of T4, RTX 4090"),
+        ("cpu", "A100", "a plan for cpu has no use for it"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            make_plan(RunConfig(), architecture=llama(), device=device, card=name)
 
 
 def test_layers_in_host_memory_leave_two_of_them_on_the_card_and_take_the_links_time() -> None:

@@ -1,7 +1,8 @@
-"""The speed of this machine: products by family and type, memory, and the time of a call.
+"""The speed of a device: products by family and type, memory, and the time of a call.
 
-It is measured once (about three seconds) and cached, unless another program used the processor
-during the measurement. The time of a planned step is
+That of this machine is measured once (about three seconds) and cached, unless another program used
+the processor during the measurement. That of a GPU is by its data sheet, until one has been
+measured. The time of a planned step is
 
     t = Σ_kind flops_kind / rate_kind + bytes / bandwidth + calls · t_call
 """
@@ -20,12 +21,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from graftlm.cache import cache_folder, forget, once, said_damaged
+from graftlm.cache import kept
 from graftlm.files import write_json
 from graftlm.planning.cost import Cost
 from graftlm.system import cpu_flags, versions
+from graftlm.system.cards import Card
 
-__all__ = ["Calibration", "calibrate"]
+__all__ = ["Calibration", "calibrate", "speed_of"]
 
 VERSION = 8
 """Increase it when this measurement changes."""
@@ -37,12 +39,20 @@ FILE = "calibration.json"
 QUIET = 0.8
 """The figures are cached only if the products got at least this share of processor time."""
 
+ARITHMETIC, BANDWIDTH = 0.6, 0.8
+"""Shares of a data sheet that a GPU reaches: usual ones for products of some thousand rows, not
+measured with graftlm."""
+CALL_SECONDS = 8e-6
+"""Of an operator on a GPU: PyTorch prepares it on the processor; small operators wait for that."""
+UNCERTAIN = 0.5
+"""Relative error of a time by a data sheet."""
+
 logger = logging.getLogger("graftlm")
 
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """Speeds of one machine.
+    """Speeds of one device.
 
     Attributes:
         rates: floating-point operations a second, by `graftlm.planning.cost.product_kind`.
@@ -80,22 +90,29 @@ def calibrate() -> Calibration:
 
     environment = [VERSION, versions(), sorted(cpu_flags()), torch.get_num_threads()]
     key = f"calibration-{hashlib.sha256(json.dumps(environment).encode()).hexdigest()[:32]}"
-    place = cache_folder() / "plan" / key
-    if place.exists():
-        try:
-            return _read(place)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            said_damaged(place, str(error))
-            forget("plan", key)
-    found = _measure()
-    if found.share < QUIET:
+    try:
+        return kept("plan", key, _write, _read)
+    except _BusyMachineError as busy:
         logger.warning(
             "times are rough: this machine gave the measurement %.0f %% of its processors; "
             "plan again when it is idle",
-            100 * found.share,
+            100 * busy.found.share,
         )
-        return found
-    return _read(once("plan", key, lambda to: write_json(to / FILE, dataclasses.asdict(found))))
+        return busy.found
+
+
+class _BusyMachineError(Exception):
+    """What was found is used once and not kept."""
+
+    def __init__(self, found: Calibration) -> None:
+        self.found = found
+
+
+def _write(folder: Path) -> None:
+    found = _measure()
+    if found.share < QUIET:
+        raise _BusyMachineError(found)
+    write_json(folder / FILE, dataclasses.asdict(found))
 
 
 def _read(folder: Path) -> Calibration:
@@ -173,3 +190,12 @@ def _time(call: Callable[[], Any], budget: float = 0.25) -> tuple[float, float]:
         times.append(time.perf_counter() - started)
     fastest = min(times)
     return fastest, statistics.median(times) / fastest - 1
+
+
+def speed_of(card: Card) -> Calibration:
+    """Its speed. The loss's kernel makes two products, of which a plan counts one."""
+    narrow = ARITHMETIC * card.narrow
+    rates = {"matmul float32": ARITHMETIC * card.float32}
+    for dtype in ("float16", "bfloat16"):
+        rates |= {f"matmul {dtype}": narrow, f"cross_entropy {dtype}": narrow / 2}
+    return Calibration(rates, BANDWIDTH * card.bandwidth, CALL_SECONDS, UNCERTAIN, share=1.0)

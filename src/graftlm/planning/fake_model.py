@@ -21,7 +21,7 @@ from graftlm.models.streaming import linear_layers, unquantized_names
 from graftlm.planning.card_attention import attend_as_a_card
 from graftlm.system.placement import Placement
 from graftlm.training.new_tokens import longer_vocabulary, planned_tokens
-from graftlm.training.rank_probe import WIDER
+from graftlm.training.rank_probe import widest
 from graftlm.training.recompute import recompute_activations
 from graftlm.training.resolve import embeddings_of
 
@@ -85,9 +85,8 @@ def build(
     if not Placement.on(device).runs_on_cpu:
         attend_as_a_card(model)
     lora = planned_tokens(config, model)
-    if lora.probe_ranks:  # its widest run is the largest
-        wider = {"rank": WIDER * lora.rank, "alpha": WIDER * lora.alpha}
-        lora = lora.model_copy(update=wider)
+    if lora.probe_ranks:
+        lora = widest(lora)
     if config.method == "full":
         longer_vocabulary(model, lora)
         model.requires_grad_(True)

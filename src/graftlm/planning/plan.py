@@ -15,8 +15,7 @@ from graftlm.config import (
     overrides,
     parse_size,
 )
-from graftlm.errors import ConfigError
-from graftlm.planning.data_sheet import card_of
+from graftlm.errors import ConfigError, near_matches
 from graftlm.planning.fused_experts import FusedExperts, fused_experts
 from graftlm.planning.planner import (
     METHODS,
@@ -29,6 +28,7 @@ from graftlm.planning.planner import (
 from graftlm.planning.recommend import Recommendation, ladder, recommend
 from graftlm.planning.source import Source, source_of
 from graftlm.planning.verify import Verified, verified
+from graftlm.system.cards import CARDS, card_named
 from graftlm.system.placement import DEVICES, Placement, candidates
 from graftlm.training.recompute import require_card
 
@@ -121,6 +121,7 @@ def make_plan(
         ConfigError: a size, device or method is invalid, or the objective is not `next_token`.
         ModelError: the model cannot be found, or is not a causal language model.
     """
+    sheet = None
     problems = [f"method {m!r}: expected full, lora or qlora" for m in methods if m not in METHODS]
     if not methods:
         problems.append("no method to consider: expected some of full, lora, qlora")
@@ -132,6 +133,12 @@ def make_plan(
         problems.append(
             "a trial run is one process: verify a plan for one, or train for some steps"
         )
+    if card is not None and (sheet := card_named(card)) is None:
+        names = [one.name for one in CARDS]
+        said = f"expected one of {', '.join(names)}{near_matches(card, names)}"
+        problems.append(f"card {card!r}: {said}")
+    elif card is not None and device == "cpu":
+        problems.append(f"card {card!r}: a plan for cpu has no use for it; leave one of them out")
     objective = config.train.objective
     if objective != (planned := TrainConfig().objective):
         problems.append(
@@ -145,8 +152,9 @@ def make_plan(
         config = config.model_copy(update={"device": device})
     placement = Placement.on(device)
     require_card(config, placement)
-    sheet = card_of(card, placement)
-    if memory is None and card is not None and sheet is not None:
+    if card is None and placement.exists:
+        sheet = card_named(placement.name)
+    elif memory is None and sheet is not None:
         memory = int(sheet.memory)
     limit = placement.free_memory() if memory is None else parse_size(memory)
     if memory is None and placement.runs_on_cpu:

@@ -15,8 +15,7 @@ from graftlm.errors import ModelError, TargetError
 from graftlm.models.capabilities import capabilities
 from graftlm.models.host_layers import layer_sizes
 from graftlm.planning.baseline_memory import framework_memory
-from graftlm.planning.calibration import Calibration, calibrate
-from graftlm.planning.data_sheet import UNCERTAIN, speed_of
+from graftlm.planning.calibration import UNCERTAIN, Calibration, calibrate, speed_of
 from graftlm.planning.fake_model import without_tensors
 from graftlm.planning.largest_batch import largest_batch
 from graftlm.planning.ranks import peak_of_rank, share_of

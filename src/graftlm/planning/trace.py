@@ -56,7 +56,6 @@ class BatchShape:
     Attributes:
         rows: B.
         length: L, the longest row.
-        supervised: supervised tokens in the whole batch; ``None``: all.
         padded: whether some rows are shorter than L, which needs an attention mask.
         sequences: sequences in each row; more than one needs positions and a mask.
         passes: how many such micro-batches equal the work of a step; their gradients are added.
@@ -64,25 +63,19 @@ class BatchShape:
 
     rows: int
     length: int
-    supervised: int | None = None
     padded: bool = False
     sequences: int = 1
     passes: float = 1.0
 
     def batch(self) -> Batch:
-        """Real tensors of this shape."""
+        """Real tensors of this shape, every token supervised."""
         ids = torch.ones(self.rows, self.length, dtype=torch.int64)
-        labels = torch.full((self.rows, self.length), IGNORED)
-        most = self.rows * (self.length - 1)
-        wanted = most if self.supervised is None else max(1, min(self.supervised, most))
-        flat = torch.full((most,), IGNORED)
-        flat[:wanted] = 1
-        labels[:, 1:] = flat.view(self.rows, self.length - 1)
-        mask = None
+        labels = ids.clone()
+        labels[:, 0] = IGNORED
+        mask = positions = None
         if self.padded:
-            mask = torch.ones(self.rows, self.length, dtype=torch.bool)
+            mask = torch.ones_like(ids, dtype=torch.bool)
             mask[-1, -1] = False
-        positions = None
         if self.sequences > 1:
             positions = torch.arange(self.length).remainder(-(-self.length // self.sequences))
             positions = positions.expand(self.rows, -1).contiguous()

@@ -41,8 +41,6 @@ ONLY_STEPS = {
 ONLY_ROWS = {"eval": "", "eval_fraction": 0.0, "group_by_length": False}
 """Settings of the data that a trial run sets: its rows come from a text, and all are trained on."""
 REQUEST, ANSWER = "request.json", "answer.json"
-TEXT = 20_000
-"""Characters of the text from which the rows are cut."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,28 +139,27 @@ def _measure(folder: Path) -> Measured:
 
     from graftlm.data.chat import template_name
     from graftlm.data.new_tokens import add_tokens
+    from graftlm.data.shipped_text import TEXT
     from graftlm.models import StoredTokenizer, load_tokenizer
     from graftlm.training import train
     from graftlm.training.adapted_model import adapted_model
     from graftlm.training.new_tokens import with_rows_of
-    from graftlm.training.rank_probe import WIDER
-    from graftlm.training.resolve import changed
+    from graftlm.training.rank_probe import widest
 
     request = json.loads((folder / REQUEST).read_text(encoding="utf-8"))
     config = RunConfig.model_validate(request["config"])
     tokenizer = load_tokenizer(config.model.name, trust_remote_code=config.model.trust_remote_code)
     config = with_rows_of(config, add_tokens(tokenizer, config.data.new_tokens))
-    ids, template = tokenizer(_text())["input_ids"], template_name(tokenizer)
+    # The memory of the loss depends on how well the model predicts the text: it is a natural one.
+    ids = tokenizer(TEXT.read_text(encoding="utf-8"))["input_ids"]
+    template = template_name(tokenizer)
     with StoredTokenizer(tokenizer) as stored:
         del tokenizer
         release_freed_memory()
-        if (
-            config.lora.init == "eva"
-        ):  # its ranks follow from rows; their sum is that of the request
-            config = changed(config, "lora", init="default")
-        if config.lora.probe_ranks:  # its widest run
-            rank, alpha = WIDER * config.lora.rank, WIDER * config.lora.alpha
-            config = changed(config, "lora", rank=rank, alpha=alpha, probe_ranks=False)
+        # The ranks of EVA follow from rows; their sum is that of the request.
+        init = "default" if config.lora.init == "eva" else config.lora.init
+        lora = widest(config.lora) if config.lora.probe_ranks else config.lora
+        config = config.model_copy(update={"lora": lora.model_copy(update={"init": init})})
         model = adapted_model(config)
         # The tiny model of the baseline has a smaller vocabulary than its tokenizer.
         known = model.get_input_embeddings().num_embeddings
@@ -182,17 +179,6 @@ def _measure(folder: Path) -> Measured:
     lines = (Path(config.out) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     seconds = min(row["tokens"] / row["tokens_per_second"] for row in map(json.loads, lines))
     return Measured(result.peak_memory_bytes, loading_peak, placement.memory_now(), seconds)
-
-
-def _text() -> str:
-    """English text that every Python contains: its documentation.
-
-    The memory of the loss depends on how well the model predicts the text, so random tokens would
-    not be representative.
-    """
-    from pydoc_data.topics import topics
-
-    return " ".join(topics.values())[:TEXT]
 
 
 def _rows(request: dict[str, Any], ids: Sequence[int], train: TrainConfig) -> list[Any]:

@@ -37,7 +37,7 @@ from graftlm.training.objective import Objective
 from graftlm.training.rate_probe import ROWS, STEPS, judging_rows, loss_at
 from graftlm.training.run import Run
 
-__all__ = ["PROBES", "WIDER", "RankProbe", "allocate", "wide", "with_probed_ranks"]
+__all__ = ["PROBES", "WIDER", "RankProbe", "allocate", "wide", "widest", "with_probed_ranks"]
 
 WIDER = 2
 PROBES = 3
@@ -151,6 +151,12 @@ def with_probed_ranks(run: Run, adapt: Callable[[LoRAConfig], None]) -> Run:
     adapt(final)  # as a run with these settings begins
     config: Any = run.config.model_copy(update={"lora": final})
     return dataclasses.replace(run, config=config)
+
+
+def widest(asked: LoRAConfig) -> LoRAConfig:
+    """The request with the ranks of the wide run, which takes the most memory."""
+    rank, alpha = WIDER * asked.rank, WIDER * asked.alpha
+    return asked.model_copy(update={"rank": rank, "alpha": alpha, "probe_ranks": False})
 
 
 def wide(adapter: Adapter) -> int:
