@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -37,6 +38,18 @@ def test_a_plan_says_what_fits_why_and_the_command(monkeypatch, capsys, tiny_lla
     table = out[: out.index("Recommended")].replace(str(tiny_llama), "tiny-llama").splitlines()
     assert sum(line.endswith("yes ←") for line in map(str.rstrip, table)) == 1  # nothing is cut off
     assert max(map(len, table)) <= 80
+
+
+def test_a_plan_that_takes_long_says_how_far_it_is(monkeypatch, capsys, tiny_llama):
+    monkeypatch.setattr("graftlm.system.heartbeat.EVERY", 0.02)
+    code, out, err = run(
+        monkeypatch, capsys, "plan", tiny_llama, "--memory", "8GB", "--device", "cuda",
+        "--methods", "lora", "--max-length", 64, "--json",
+    )  # fmt: skip
+    assert code == 0
+    json.loads(out)
+    assert "planning: lora, embeddings keep, 64 long: " in err
+    assert re.search(r"(forward|backward), layer \d of 2 \(\d+ s\)", err)
 
 
 @pytest.mark.parametrize("as_json", [True, False])

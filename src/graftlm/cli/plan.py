@@ -89,12 +89,19 @@ def plan(
     config = load_run_config(None, flags + [parse_override(text) for text in set_ or []])
 
     from graftlm.api.plan import plan as make_plan
+    from graftlm.system.heartbeat import heartbeat
 
     console = stderr_console()
-    with console.status("planning") as status:
+
+    def beat(text: str) -> None:
+        if not console.is_terminal:  # there, the status is seen
+            console.print(f"planning: {text}", markup=False, highlight=False)
+
+    with console.status("planning") as status, heartbeat(beat) as note:
 
         def say_progress(text: str) -> None:
             status.update(f"planning: {text}")
+            note(text)
             if not console.is_terminal and "latest" in text:
                 console.print(text)
 

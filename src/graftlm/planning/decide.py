@@ -11,7 +11,7 @@ import functools
 import json
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from graftlm.config import RunConfig, contradictions, validate
@@ -27,6 +27,7 @@ from graftlm.planning.plan import make_plan
 from graftlm.system import available_memory
 from graftlm.system.child import ask, end_with_parent
 from graftlm.system.devices import say_once
+from graftlm.system.heartbeat import heartbeat
 from graftlm.system.placement import DEVICES, candidates, placement_for
 from graftlm.system.processes import joined_processes
 from graftlm.training import RunResult
@@ -86,6 +87,7 @@ def decide(
         "lengths": [int(length) for length in lengths],
         "limit": limit // here.local_world_size,
         "processes": here.world_size,
+        "say": say,
     }
     script = "from graftlm.planning.decide import answer; answer()"
     code, said = ask([sys.executable, "-c", script], json.dumps(asked))
@@ -134,17 +136,31 @@ def answer() -> None:
     end_with_parent()
     try:
         request = validate(RunConfig, asked["config"])
-        chosen, why = choose(
-            request, asked["lengths"], limit=asked["limit"], processes=asked["processes"]
-        )
+        with heartbeat(_say if asked["say"] else lambda text: None) as progress:
+            chosen, why = choose(
+                request,
+                asked["lengths"],
+                limit=asked["limit"],
+                processes=asked["processes"],
+                progress=progress,
+            )
         said = {"config": chosen.model_dump(mode="json"), "why": why}
     except GraftLMError as error:
         said = record_of(error)
     print(json.dumps(said))
 
 
+def _say(text: str) -> None:
+    print(f"planning: {text}", file=sys.stderr, flush=True)
+
+
 def choose(
-    config: RunConfig, lengths: Sequence[int] = (), *, limit: int | None = None, processes: int = 1
+    config: RunConfig,
+    lengths: Sequence[int] = (),
+    *,
+    limit: int | None = None,
+    processes: int = 1,
+    progress: Callable[[str], None] = lambda text: None,
 ) -> tuple[RunConfig, str]:
     """The request with nothing left open that a plan decides, and why it is so.
 
@@ -158,6 +174,7 @@ def choose(
         limit: bytes available to each process, if the request names no limit; by default the free
             memory.
         processes: how many train together.
+        progress: is called with a description of the current work.
 
     Raises:
         ResourceError: nothing fits; the message gives the missing memory and the cheapest change.
@@ -165,7 +182,7 @@ def choose(
     if problems := contradictions(config):
         raise ConfigError(problems)
     if config.device == "auto" and candidates():
-        return _on_the_best_device(config, lengths, limit, processes)
+        return _on_the_best_device(config, lengths, limit, processes, progress)
     placement = placement_for(config.device)
     available = limit if placement.runs_on_cpu else placement.free_memory()
     plan = make_plan(
@@ -176,6 +193,7 @@ def choose(
         lengths=lengths,
         only_recommended=True,
         processes=processes,
+        progress=progress,
     )
     found = plan.recommendation
     if found.missing:
@@ -193,13 +211,17 @@ def choose(
 
 
 def _on_the_best_device(
-    config: RunConfig, lengths: Sequence[int], limit: int | None, processes: int
+    config: RunConfig,
+    lengths: Sequence[int],
+    limit: int | None,
+    processes: int,
+    progress: Callable[[str], None],
 ) -> tuple[RunConfig, str]:
     """`choose` for the first accelerator that the request fits on, else for the CPU."""
     for placement in candidates():
         there = config.model_copy(update={"device": str(placement.first)})
         try:
-            chosen = choose(there, lengths, processes=processes)
+            chosen = choose(there, lengths, processes=processes, progress=progress)
         except ResourceError as error:
             say_once(f"device: not {placement.name}: {error}")
         else:
@@ -208,4 +230,4 @@ def _on_the_best_device(
     here = config.model_copy(update={"device": "cpu"})
     if not needs_plan(here, processes):
         return here, ""
-    return choose(here, lengths, limit=limit, processes=processes)
+    return choose(here, lengths, limit=limit, processes=processes, progress=progress)

@@ -148,11 +148,15 @@ class Planner:
 
     @functools.cached_property
     def _framework(self) -> Measured | None:
-        return framework_memory(self.source.folder) if self.placement.runs_on_cpu else None
+        if not self.placement.runs_on_cpu:
+            return None
+        self.progress("measuring the memory of a process without a model")
+        return framework_memory(self.source.folder)
 
     @functools.cached_property
     def _speed(self) -> Calibration | None:
         if self.placement.runs_on_cpu:
+            self.progress("measuring the speed of this machine")
             return calibrate()
         return None if self.card is None else speed_of(self.card)
 
@@ -219,8 +223,6 @@ class Planner:
         if not asks_to_recompute and not self.source.can_recompute:
             setting = dataclasses.replace(setting, gradient_checkpointing=False)
         if setting not in self.options:
-            said = f"{setting.method}, embeddings {setting.embeddings}, {setting.max_length} long"
-            self.progress(said)
             try:
                 self.options[setting] = self._predicted(setting)
             except (ModelError, TargetError):
@@ -231,6 +233,8 @@ class Planner:
 
     def _trace(self, setting: Setting, config: RunConfig, shape: BatchShape) -> Trace:
         key = setting.method, setting.gradient_checkpointing, setting.embeddings, shape
+        said = f"{setting.method}, embeddings {setting.embeddings}, {setting.max_length} long"
+        self.progress(said)
         if key not in self._traces:
             self._traces[key] = trace_step(
                 self.source.architecture,
@@ -239,6 +243,7 @@ class Planner:
                 self.source.dtype(config),
                 self.placement.device,
                 self._shortcuts,
+                lambda where: self.progress(f"{said}: {where}"),
             )
         return self._traces[key]
 

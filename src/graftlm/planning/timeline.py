@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import re
 
-__all__ = ["COMPONENTS", "Allocation", "Peak", "Timeline"]
+__all__ = ["COMPONENTS", "Allocation", "Peak", "Timeline", "layer_of"]
 
 COMPONENTS = (
     "framework",
@@ -127,8 +127,14 @@ class Timeline:
         return Peak({k: v for k, v in totals.items() if v}, last.phase, last.module)
 
 
+def layer_of(module: str) -> int | None:
+    """The number in a module's name, such as ``model.layers.3.mlp``."""
+    found = re.search(r"(?:^|\.)(\d+)(?:\.|$)", module)
+    return None if found is None else int(found.group(1))
+
+
 def _where(module: str, depth: int | None) -> str:
-    layer = re.search(r"(?:^|\.)(\d+)(?:\.|$)", module)
+    layer = layer_of(module)
     if layer is None or depth is None:
         return module
-    return {0: "first", depth - 1: "last"}.get(int(layer.group(1)), "between")
+    return {0: "first", depth - 1: "last"}.get(layer, "between")

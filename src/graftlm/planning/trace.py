@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,6 +30,7 @@ from graftlm.planning.extrapolate import (
     shallow_depths,
     with_depth,
 )
+from graftlm.planning.timeline import layer_of
 from graftlm.planning.tracker import TooManyCallsError, Tracker
 from graftlm.system.placement import Placement
 from graftlm.training.next_token import NextToken
@@ -110,6 +112,7 @@ def trace_step(
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
     shortcuts: Shortcuts | None = None,
+    progress: Callable[[str], None] = lambda text: None,
 ) -> Trace:
     """Trace a training step in its steady state, in which the optimiser's moments exist.
 
@@ -122,6 +125,7 @@ def trace_step(
         dtype: type of the unquantised weights.
         device: ``cpu`` or ``cuda``; the machine need not have it.
         shortcuts: of earlier traces of the same architecture and adapter settings.
+        progress: is called with the place in the step.
 
     Raises:
         ModelError: the step cannot be traced.
@@ -133,7 +137,7 @@ def trace_step(
 
         def with_length(length: int, bounded: bool = False) -> Trace:
             batch = dataclasses.replace(shape, length=length)
-            return trace_in_full(model, config, batch, dtype, device, bounded=bounded)
+            return trace_in_full(model, config, batch, dtype, device, progress, bounded=bounded)
 
         if shape.length <= SHORT_LENGTHS[1]:
             return with_length(shape.length)
@@ -171,6 +175,7 @@ def trace_in_full(
     shape: BatchShape,
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
+    progress: Callable[[str], None] = lambda text: None,
     *,
     bounded: bool = False,
 ) -> Trace:
@@ -182,7 +187,12 @@ def trace_in_full(
     """
     device = Placement.on(device).first
     depth = depth_of(architecture)
-    tracker = Tracker(device)
+
+    def entered(module: str) -> None:
+        if (layer := layer_of(module)) is not None:
+            progress(f"{tracker.phase}, layer {layer + 1} of {depth}")
+
+    tracker = Tracker(device, entered)
     with FakeTensorMode(allow_non_fake_inputs=True), tracker:
         model = fake_model.build(architecture, config, dtype, device)
         if bounded:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import math
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -37,17 +38,20 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Args:
         device: the planned device; this machine need not have it.
+        entered: is called with the name of each module when its work begins.
 
     Attributes:
         most_calls: raise `TooManyCallsError` when the step has called more operators.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(
+        self, device: torch.device, entered: Callable[[str], None] = lambda module: None
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.timeline = Timeline()
         self.cost = Cost()
         self._values = StepValues(device)
-        self._device, self.most_calls = device, math.inf
+        self._device, self._entered, self.most_calls = device, entered, math.inf
         self._seen: Any = WeakIdKeyDictionary()
         self._part, self._module = "setup", ""
 
@@ -69,6 +73,7 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _enter(self, module: str, part: str | None, *_: Any) -> None:
         self._part, self._module = part or self._part, module
+        self._entered(module)
 
     def _leave(self, name: str, part: str | None, module: Any, inputs: Any, output: Any) -> None:
         self._enter(name.rpartition(".")[0], part)
