@@ -14,7 +14,7 @@ from transformers import LlamaConfig, PretrainedConfig, Qwen3MoeConfig
 
 from graftlm.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from graftlm.planning import make_plan
-from graftlm.planning.planner import ROOM
+from graftlm.planning.option import ROOM
 
 LENGTH = 2048
 CARDS = (24e9, 80e9)

@@ -12,7 +12,7 @@ from graftlm.models.host_layers import layer_sizes
 from graftlm.planning import make_plan
 from graftlm.planning.calibration import speed_of
 from graftlm.planning.fake_model import without_tensors
-from graftlm.planning.planner import Option
+from graftlm.planning.option import Option
 from graftlm.system.cards import CARDS, card_named
 
 

@@ -16,8 +16,8 @@ from graftlm.config import (
     load_run_config,
     parse_override,
 )
+from graftlm.planning.option import Option
 from graftlm.planning.plan import command
-from graftlm.planning.planner import Option
 
 PATHS = {"--model": "model.name", "--data": "data.train", "--method": "method"}
 

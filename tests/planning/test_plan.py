@@ -28,7 +28,7 @@ from graftlm.errors import ConfigError, ModelError, ResourceError, TrainingError
 from graftlm.planning import Measured, choose, make_plan, run_trial
 from graftlm.planning.baseline_memory import framework_memory
 from graftlm.planning.calibration import Calibration
-from graftlm.planning.planner import ROOM
+from graftlm.planning.option import ROOM
 from graftlm.planning.source import Source
 from graftlm.planning.timeline import COMPONENTS
 from graftlm.training import run

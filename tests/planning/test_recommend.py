@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graftlm.config import Embeddings, parse_size
-from graftlm.planning.planner import ROOM, Option, Setting
+from graftlm.planning.option import ROOM, Option, Setting
 from graftlm.planning.recommend import ladder, needed, recommend
 
 ASKED = st.builds(
@@ -162,5 +162,3 @@ def test_on_an_accelerator_layers_go_to_the_host_before_rows_are_cut() -> None:
     )
     assert [rung.max_length for rung in here] == [256, 256, 128, 128]
     assert all(rung.gradient_checkpointing and rung.method == "qlora" for rung in here)
-    full = ladder(Setting("full", False, None, 256), ("full",), ROWS * 256, ("keep",), True)
-    assert {rung.offload for rung in full} == {"none"}

@@ -9,7 +9,7 @@ from graftlm.api.rows import Rows
 from graftlm.api.settings import settings_of
 from graftlm.config import RunConfig
 from graftlm.planning import Plan, make_plan, row_lengths
-from graftlm.planning.planner import METHODS, Method
+from graftlm.planning.option import METHODS, Method
 from graftlm.system.placement import DEVICES, candidates
 
 __all__ = ["plan"]

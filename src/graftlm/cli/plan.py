@@ -186,6 +186,8 @@ def _print(found: Plan) -> None:
     console.print(f"{'Nothing fits' if chosen.missing else 'Recommended'}: {chosen.why}.")
     console.print(f"Its peak, at {peak.peak_at}: {parts}.")
     console.print(MEMORY_OF)
+    for problem in found.left_out:
+        console.print(f"Left out, since training refuses it: {problem}.", markup=False)
     if found.experts is not None:
         console.print(str(found.experts), markup=False)
     if not chosen.missing:

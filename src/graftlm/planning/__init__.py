@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from graftlm.planning.decide import choose, decide, run
+from graftlm.planning.option import Option
 from graftlm.planning.plan import Plan, make_plan, row_lengths
-from graftlm.planning.planner import Option
 from graftlm.planning.trial_run import Measured, run_trial
 from graftlm.planning.verify import Verified
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import shlex
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,14 +18,8 @@ from graftlm.config import (
 )
 from graftlm.errors import ConfigError, near_matches
 from graftlm.planning.fused_experts import FusedExperts, fused_experts
-from graftlm.planning.planner import (
-    METHODS,
-    Distributed,
-    Method,
-    Option,
-    Planner,
-    as_setting,
-)
+from graftlm.planning.option import METHODS, Distributed, Method, Option, as_setting
+from graftlm.planning.planner import Planner
 from graftlm.planning.recommend import Recommendation, ladder, recommend
 from graftlm.planning.source import Source, source_of
 from graftlm.planning.verify import Verified, verified
@@ -52,6 +47,7 @@ class Plan:
         command: the `graftlm train` command that runs it.
         verified: the options that were run, if requested; also those whose run failed.
         experts: the fused experts of the model, if it has any.
+        left_out: why training refuses a method with these settings.
     """
 
     model: str
@@ -63,6 +59,7 @@ class Plan:
     verified: tuple[Verified, ...] = ()
     experts: FusedExperts | None = None
     processes: int = 1
+    left_out: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The plan as `graftlm plan --json` prints it."""
@@ -81,6 +78,7 @@ class Plan:
             },
             "verified": [entry.to_json() for entry in self.verified],
             "experts": None if self.experts is None else dataclasses.asdict(self.experts),
+            "left_out": list(self.left_out),
         }
 
 
@@ -118,7 +116,8 @@ def make_plan(
             a replica fits, else FSDP2.
 
     Raises:
-        ConfigError: a size, device or method is invalid, or the objective is not `next_token`.
+        ConfigError: a size, device or method is invalid, training refuses the settings with each
+            of the methods, or the objective is not `next_token`.
         ModelError: the model cannot be found, or is not a causal language model.
     """
     sheet = None
@@ -152,6 +151,11 @@ def make_plan(
         config = config.model_copy(update={"device": device})
     placement = Placement.on(device)
     require_card(config, placement)
+    refused = {m: contradictions(as_setting(config, m, True).applied(config)) for m in methods}
+    left_out = tuple(dict.fromkeys(itertools.chain(*refused.values())))
+    methods = [method for method in methods if not refused[method]]
+    if not methods:
+        raise ConfigError(left_out)
     if card is None and placement.exists:
         sheet = card_named(placement.name)
     elif memory is None and sheet is not None:
@@ -161,11 +165,14 @@ def make_plan(
         limit //= processes
     source = Source(architecture) if architecture is not None else source_of(config)
     planner = Planner(source, config, limit, placement, lengths, sheet, processes, progress)
-    engines = engines_of(config, processes)
+    engines: tuple[Distributed, ...] = ("none",)
+    if processes > 1:
+        named = config.distributed
+        engines = (named,) if named in ("ddp", "fsdp") else ("ddp", "fsdp")
     for method in () if only_recommended else methods:
         for checkpointing in (False, True):
             setting = as_setting(config, method, checkpointing)
-            for engine in engines if method != "full" else engines[:1]:
+            for engine in engines:
                 planner.option(dataclasses.replace(setting, distributed=engine))
     asked = as_setting(config, methods[0], config.train.gradient_checkpointing is True)
     allowed: tuple[Embeddings, ...] = ("keep", "int8")
@@ -193,24 +200,8 @@ def make_plan(
         tuple(runs),
         fused_experts(source.architecture, config),
         processes,
+        left_out,
     )
-
-
-def engines_of(config: RunConfig, processes: int) -> tuple[Distributed, ...]:
-    """How ``processes`` may share the work, the quickest first.
-
-    Raises:
-        ConfigError: the settings contradict each other.
-    """
-    if processes == 1:
-        return ("none",)
-    if config.distributed in ("ddp", "fsdp"):
-        return (config.distributed,)
-    # A plan decides on the method, so that of the request says nothing.
-    sharded = config.model_copy(update={"distributed": "fsdp", "method": "qlora"})
-    plain = config.model_copy(update={"distributed": "ddp", "method": "qlora"})
-    new = set(contradictions(sharded)) - set(contradictions(plain))
-    return ("ddp",) if new else ("ddp", "fsdp")
 
 
 def _leads_to(device: str, request: str) -> bool:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from graftlm.adapters import add_lora, count_parameters
-from graftlm.config import Embeddings, RunConfig
+from graftlm.config import Embeddings, RunConfig, contradictions
 from graftlm.distributed.groups import group_sizes
 from graftlm.distributed.loading import needs_whole
 from graftlm.errors import ModelError, TargetError
@@ -18,6 +18,7 @@ from graftlm.planning.baseline_memory import framework_memory
 from graftlm.planning.calibration import UNCERTAIN, Calibration, calibrate, speed_of
 from graftlm.planning.fake_model import without_tensors
 from graftlm.planning.largest_batch import largest_batch
+from graftlm.planning.option import ROOM, Method, Option, Setting
 from graftlm.planning.ranks import peak_of_rank, share_of
 from graftlm.planning.source import Source
 from graftlm.planning.timeline import COMPONENTS
@@ -26,89 +27,14 @@ from graftlm.system.cards import Card
 from graftlm.system.placement import Placement
 from graftlm.training.batching import most_positions
 from graftlm.training.new_tokens import planned_tokens
-from graftlm.training.resolve import changed, embeddings_of
 
 if TYPE_CHECKING:
     from graftlm.planning.trial_run import Measured
 
-__all__ = [
-    "METHODS",
-    "Distributed",
-    "Method",
-    "Offload",
-    "Option",
-    "Planner",
-    "Setting",
-    "as_setting",
-]
-
-Method = Literal["full", "lora", "qlora"]
-Offload = Literal["none", "layers"]
-Distributed = Literal["none", "ddp", "fsdp"]
-METHODS: tuple[Method, ...] = ("full", "lora", "qlora")
+__all__ = ["Planner"]
 
 SLOTS = 2
 """Layers on the card at once, if the others are in host memory; see `models/host_layers.py`."""
-ROOM = 0.08
-"""Share of the limit that a recommended setting leaves free: predictions are within 10 %."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """The settings that a plan varies; the others come from the run."""
-
-    method: Method
-    gradient_checkpointing: bool
-    micro_batch_tokens: int | None
-    max_length: int
-    embeddings: Embeddings = "keep"
-    offload: Offload = "none"
-    distributed: Distributed = "none"
-
-    def applied(self, config: RunConfig) -> RunConfig:
-        """``config`` with this setting in it. What a plan leaves on the card stays ``auto``."""
-        offload = "layers" if self.offload == "layers" else config.model.offload
-        engine = config.distributed if self.distributed == "none" else self.distributed
-        config = config.model_copy(update={"method": self.method, "distributed": engine})
-        config = changed(config, "data", max_length=self.max_length)
-        config = changed(config, "model", embeddings=self.embeddings, offload=offload)
-        return changed(
-            config,
-            "train",
-            gradient_checkpointing=self.gradient_checkpointing,
-            micro_batch_tokens=self.micro_batch_tokens,
-        )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Option(Setting):
-    """A setting and its predicted memory and time.
-
-    Attributes:
-        rows: rows of the largest micro-batch; 1 if its rows are laid end to end.
-        length: positions in each of these rows, with padding.
-        predicted_peak_bytes: peak of the whole process, with loading; on CUDA, allocated memory.
-        components: the bytes of the peak by `COMPONENTS`.
-        peak_at: the moment of the peak: ``loading`` or a phase of the step, and the module.
-        seconds_per_step: time of a step; ``None`` for a device this machine does not have.
-        seconds_uncertainty: its standard deviation.
-        fits: whether the peak leaves the share `ROOM` of the limit free.
-    """
-
-    rows: int
-    length: int
-    predicted_peak_bytes: int
-    components: dict[str, int]
-    peak_at: str
-    trainable_parameters: int
-    seconds_per_step: float | None
-    seconds_uncertainty: float | None
-    fits: bool
-
-    @property
-    def setting(self) -> Setting:
-        """The setting without the predictions."""
-        return Setting(*(getattr(self, f.name) for f in dataclasses.fields(Setting)))
 
 
 class Planner:
@@ -125,7 +51,7 @@ class Planner:
         progress: is called with a description of the current work.
 
     Attributes:
-        options: what was predicted, in order; ``None``: the setting does not suit the model.
+        options: what was predicted, in order; ``None``: training refuses the setting.
     """
 
     def __init__(
@@ -215,7 +141,10 @@ class Planner:
         return count_parameters(model).trainable
 
     def option(self, setting: Setting) -> Option | None:
-        """Predict a setting, once; ``None`` if ``auto`` embeddings do not go into 8 bits.
+        """Predict a setting, once; ``None`` if training refuses it.
+
+        It refuses what contradicts the request, and 8 bits for embeddings that have no such form;
+        this is an error if the request asks for them.
 
         A model that cannot recompute its activations does without, unless that was asked for.
         """
@@ -223,8 +152,10 @@ class Planner:
         if not asks_to_recompute and not self.source.can_recompute:
             setting = dataclasses.replace(setting, gradient_checkpointing=False)
         if setting not in self.options:
+            config = setting.applied(self.config)
             try:
-                self.options[setting] = self._predicted(setting)
+                refused = contradictions(config)
+                self.options[setting] = None if refused else self._predicted(setting, config)
             except (ModelError, TargetError):
                 if self.config.model.embeddings != "auto" or setting.embeddings == "keep":
                     raise
@@ -247,8 +178,8 @@ class Planner:
             )
         return self._traces[key]
 
-    def _predicted(self, setting: Setting) -> Option:
-        shape, config = self.shape(setting), setting.applied(self.config)
+    def _predicted(self, setting: Setting, config: RunConfig) -> Option:
+        shape = self.shape(setting)
         trace = self._trace(setting, config, shape)
         share, peak, moved = 1, trace.peak, 0.0
         if self.processes > 1:
@@ -290,16 +221,3 @@ class Planner:
             seconds_uncertainty=uncertainty,
             fits=total <= self.limit * (1 - ROOM),
         )
-
-
-def as_setting(config: RunConfig, method: Method, checkpointing: bool) -> Setting:
-    """The run's own settings, with another method and checkpointing."""
-    offload: Offload = "layers" if config.model.offload == "layers" else "none"
-    return Setting(
-        method,
-        checkpointing or offload == "layers",
-        config.train.micro_batch_tokens,
-        config.data.max_length,
-        embeddings_of(config.model_copy(update={"method": method})),
-        offload,
-    )

@@ -24,7 +24,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from graftlm.config import Embeddings, format_size
-from graftlm.planning.planner import ROOM, Distributed, Method, Option, Setting
+from graftlm.planning.option import ROOM, Distributed, Method, Option, Setting
 
 __all__ = ["Recommendation", "ladder", "recommend"]
 
@@ -68,8 +68,7 @@ def ladder(
         at_once: the requested positions of a pass.
         embeddings: the allowed storage of embeddings, best first; ``full`` always keeps them.
         offloads: whether layers may be put into host memory.
-        engines: how several processes may share the work, best first. FSDP2 needs frozen weights
-            to share: full training has none, and those in host memory have a place.
+        engines: how several processes may share the work, best first.
     """
     preferred: Sequence[Method] = [method for method in methods if method != "full"]
     if not preferred:
@@ -78,7 +77,6 @@ def ladder(
         dataclasses.replace(rung, distributed=engine)
         for rung in dict.fromkeys(_rungs(asked, preferred, at_once, embeddings, offloads))
         for engine in engines
-        if engine != "fsdp" or (rung.method != "full" and rung.offload == "none")
     ]
 
 
@@ -105,7 +103,7 @@ def _rungs(
         smallest = change(smallest, micro_batch_tokens=tokens)
         yield from (change(smallest, embeddings=held) for held in embeddings)
         tokens //= 2
-    if offloads and last != "full":
+    if offloads:
         smallest = change(smallest, offload="layers")
         yield from (change(smallest, embeddings=held) for held in embeddings)
     while smallest.max_length > SHORTEST:
@@ -118,7 +116,7 @@ def recommend(
 ) -> Recommendation:
     """Try ``settings`` (a `ladder`) in order until one fits in ``limit`` bytes.
 
-    A setting for which ``predict`` returns ``None`` does not suit the model and is skipped.
+    ``predict`` returns ``None`` for a setting that training refuses.
     """
     tried: list[Option] = []
     for option in filter(None, map(predict, settings)):

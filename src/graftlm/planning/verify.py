@@ -8,7 +8,7 @@ from typing import Any
 
 from graftlm.config import RunConfig
 from graftlm.errors import TrainingError
-from graftlm.planning.planner import Option
+from graftlm.planning.option import Option
 from graftlm.planning.trace import BatchShape
 from graftlm.planning.trial_run import LIMIT_SECONDS, STEPS, Measured, run_trial
 
