@@ -116,7 +116,7 @@ def counted(step: Callable[[], Any]) -> int:
     """Floating-point operations of the products of a step."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    from graftlm.planning.cost import Cost
+    from graftlm.planning.cost import BYTES, CALLS, Cost
 
     cost = Cost()
 
@@ -130,7 +130,7 @@ def counted(step: Callable[[], Any]) -> int:
 
     with Counter():
         step()
-    return sum(cost.flops.values())
+    return sum(work for kind, work in cost.items() if kind not in (BYTES, CALLS))
 
 
 def worker(arguments: argparse.Namespace) -> None:

@@ -13,7 +13,7 @@ from graftlm.planning import calibration
 from graftlm.planning.calibration import Calibration, calibrate
 from graftlm.planning.cost import Cost
 
-QUIET = Calibration({"matmul float32": 1e9}, 1e9, 1e-6, spread=0.1, share=0.97)
+QUIET = Calibration({"matmul float32": 1e9, "bytes": 1e9, "calls": 1e6}, spread=0.1, share=0.97)
 BUSY = dataclasses.replace(QUIET, share=0.5)
 
 
@@ -32,8 +32,8 @@ def test_figures_of_a_busy_machine_are_used_once_and_not_kept(
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"\0\xff", b"{}", b"[]", b'{"rates": {}}', b'{"rates": {"matmul float32": "fast"}, '
-     b'"bandwidth": 1, "call_seconds": 1, "spread": 0, "share": 1}'],
+    [b"", b"\0\xff", b"{}", b"[]", b'{"rates": {}}', b'{"rates": {"matmul float32": "fast", '
+     b'"bytes": 1, "calls": 1}, "spread": 0, "share": 1}'],
 )  # fmt: skip
 def test_a_damaged_measurement_is_made_again(
     content: bytes,
@@ -79,8 +79,7 @@ def test_the_memory_of_a_process_is_measured_again_where_its_record_is_damaged(
 
 
 def test_a_busy_machine_makes_the_time_less_certain() -> None:
-    cost = Cost()
-    cost.flops["matmul float32"] = 10**9
+    cost = Cost({"matmul float32": 10**9})
     (quiet, sure), (busy, unsure) = QUIET.seconds(cost), BUSY.seconds(cost)
     assert quiet == busy == pytest.approx(1.0)
     assert unsure > busy > sure
@@ -88,6 +87,7 @@ def test_a_busy_machine_makes_the_time_less_certain() -> None:
 
 def test_a_measured_machine_has_every_rate() -> None:
     found = calibration._measure()
-    assert set(found.rates) == {kind for kind, _, _ in calibration._products()}
+    products = {kind for kind, _, _ in calibration._products()}
+    assert set(found.rates) == {*products, "bytes", "calls"}
     assert all(rate > 0 for rate in found.rates.values())
     assert 0 < found.share <= 1

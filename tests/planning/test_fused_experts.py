@@ -101,7 +101,7 @@ def test_a_model_of_many_experts_is_not_taken_for_one_that_reads_token_by_token(
     config = settings([]).model_copy(update={"method": method})
     arguments = tiny_mixture("qwen3_moe").config, config, BatchShape(2, 24), torch.float32
     monkeypatch.setattr(trace, "MOST_CALLS", 0)
-    assert trace.trace_in_full(*arguments, bounded=True).cost.calls > 0
+    assert trace.trace_in_full(*arguments, bounded=True).cost["calls"] > 0
     monkeypatch.setattr(trace, "CALLS_OF_EXPERT", 1)
     with pytest.raises(TooManyCallsError):
         trace.trace_in_full(*arguments, bounded=True)

@@ -88,7 +88,7 @@ def test_the_predicted_peak_is_the_measured_one(
 def test_json_has_the_fields_of_the_contract(
     tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    idle = Calibration({"matmul float32": 1e11}, 1e10, 1e-6, spread=0.1, share=1.0)
+    idle = Calibration({"matmul float32": 1e11, "bytes": 1e10, "calls": 1e6}, spread=0.1, share=1.0)
     monkeypatch.setattr("graftlm.planning.planner.calibrate", lambda: idle)
     result = json.loads(json.dumps(make_plan(run_of(tiny_llama), memory="8GB").to_json()))
     assert {"options", "recommended", "verified"} <= result.keys()

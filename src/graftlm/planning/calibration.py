@@ -4,7 +4,9 @@ That of this machine is measured once (about three seconds) and cached, unless a
 the processor during the measurement. That of a GPU is by its data sheet, until one has been
 measured. The time of a planned step is
 
-    t = Σ_kind flops_kind / rate_kind + bytes / bandwidth + calls · t_call
+    t = Σ_kind work_kind / rate_kind
+
+over the kinds of `graftlm.planning.cost.Cost`: flops by family and type, bytes, calls.
 """
 
 from __future__ import annotations
@@ -23,13 +25,13 @@ from typing import Any
 
 from graftlm.cache import kept
 from graftlm.files import write_json
-from graftlm.planning.cost import Cost
+from graftlm.planning.cost import BYTES, CALLS, Cost
 from graftlm.system import cpu_flags, versions
 from graftlm.system.cards import Card
 
 __all__ = ["Calibration", "calibrate", "speed_of"]
 
-VERSION = 8
+VERSION = 9
 """Increase it when this measurement changes."""
 MODEL_ERROR = 0.25
 """Relative error of the formula above on a quiet machine (`benchmarks/bench_plan.py`)."""
@@ -55,25 +57,20 @@ class Calibration:
     """Speeds of one device.
 
     Attributes:
-        rates: floating-point operations a second, by `graftlm.planning.cost.product_kind`.
-        bandwidth: bytes a second, read and written together, of an operation on large tensors.
-        call_seconds: the fixed time of a call, independent of its size.
+        rates: work a second by kind. Bytes are those read and written by an operation on large
+            tensors; the time of a call is what it takes whatever its size.
         spread: how much slower the median call was than the fastest.
         share: processor time of the products, divided by the time of all their threads; well below
             1 on a busy machine.
     """
 
     rates: dict[str, float]
-    bandwidth: float
-    call_seconds: float
     spread: float
     share: float
 
     def seconds(self, cost: Cost) -> tuple[float, float]:
         """The time of ``cost`` and its uncertainty, both in seconds."""
-        total = cost.nbytes / self.bandwidth + cost.calls * self.call_seconds
-        for kind, flops in cost.flops.items():
-            total += flops / self._rate(kind)
+        total = sum(work / self._rate(kind) for kind, work in cost.items())
         missed = 1 / self.share - 1 if self.share < QUIET else 0.0
         return total, total * (MODEL_ERROR**2 + self.spread**2 + missed**2) ** 0.5
 
@@ -122,9 +119,9 @@ def _read(folder: Path) -> Calibration:
         ValueError: they are not what `calibrate` writes; other errors for other damage.
     """
     found = Calibration(**json.loads((folder / FILE).read_text(encoding="utf-8")))
-    known = [*found.rates.values(), found.bandwidth, found.call_seconds, found.share]
-    if "matmul float32" not in found.rates or not all(
-        isinstance(value, float | int) and 0 < value < math.inf for value in known
+    if not {"matmul float32", BYTES, CALLS} <= found.rates.keys() or not all(
+        isinstance(value, float | int) and 0 < value < math.inf
+        for value in (*found.rates.values(), found.share)
     ):
         raise ValueError(f"{FILE} holds no speeds")
     if not isinstance(found.spread, float | int):
@@ -147,12 +144,10 @@ def _measure() -> Calibration:
             rates[kind] = flops / seconds
             spreads.append(spread)
         large, small = torch.ones(1 << 21), torch.ones(8)
-        copy_seconds, _ = _time(lambda: large * 1.5)
-        call_seconds, _ = _time(lambda: small * 1.5)
+        rates[BYTES] = 2 * large.nbytes / _time(lambda: large * 1.5)[0]
+        rates[CALLS] = 1 / (3 * _time(lambda: small * 1.5)[0])
     return Calibration(
         rates=rates,
-        bandwidth=2 * large.nbytes / copy_seconds,
-        call_seconds=call_seconds * 3,
         spread=statistics.median(spreads),
         share=min(1.0, processor / (elapsed * torch.get_num_threads())),
     )
@@ -195,7 +190,11 @@ def _time(call: Callable[[], Any], budget: float = 0.25) -> tuple[float, float]:
 def speed_of(card: Card) -> Calibration:
     """Its speed. The loss's kernel makes two products, of which a plan counts one."""
     narrow = ARITHMETIC * card.narrow
-    rates = {"matmul float32": ARITHMETIC * card.float32}
+    rates = {
+        "matmul float32": ARITHMETIC * card.float32,
+        BYTES: BANDWIDTH * card.bandwidth,
+        CALLS: 1 / CALL_SECONDS,
+    }
     for dtype in ("float16", "bfloat16"):
         rates |= {f"matmul {dtype}": narrow, f"cross_entropy {dtype}": narrow / 2}
-    return Calibration(rates, BANDWIDTH * card.bandwidth, CALL_SECONDS, UNCERTAIN, share=1.0)
+    return Calibration(rates, UNCERTAIN, share=1.0)

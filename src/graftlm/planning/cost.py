@@ -1,8 +1,9 @@
 """The work of an operation, and the memory it needs while it runs.
 
 The work of a product is its floating-point operations (2 m k n), by the type of its factors. The
-work of any other operation is the bytes it reads and writes, because memory limits its speed. For
-graftlm's own operators, the registration states both, and the workspace (`kernels/operator.py`).
+work of any other operation is the bytes it reads and writes, because memory limits its speed. Each
+operation is a call besides, which takes a time of its own. For graftlm's own operators, the
+registration states flops, bytes and the workspace (`kernels/operator.py`).
 """
 
 from __future__ import annotations
@@ -19,33 +20,18 @@ from graftlm._compat.torch_operator import GROUPED_PRODUCT, UNSAFE_VIEW, packet_
 from graftlm._compat.tracing import tree_leaves
 from graftlm.kernels import Operator, operators
 
-__all__ = ["Cost", "product_kind", "workspace_bytes"]
+__all__ = ["BYTES", "CALLS", "Cost", "workspace_bytes"]
 
-aten = torch.ops.aten
+BYTES, CALLS = "bytes", "calls"
 
 
-class Cost:
-    """The work of a step, summed.
-
-    Attributes:
-        flops: floating-point operations of products, by `product_kind`.
-        nbytes: bytes read and written by everything else.
-        calls: operator calls that do work.
-    """
-
-    def __init__(self) -> None:
-        self.flops: collections.Counter[str] = collections.Counter()
-        self.nbytes = 0
-        self.calls = 0
+class Cost(collections.Counter[str]):
+    """The work of a step by kind: `BYTES`, `CALLS`, and flops by family and type."""
 
     def plus(self, other: Cost, factor: float = 1.0) -> Cost:
         """This cost plus ``factor`` times another."""
-        cost = Cost()
-        kinds = self.flops.keys() | other.flops.keys()
-        cost.flops.update({k: int(self.flops[k] + factor * other.flops[k]) for k in kinds})
-        cost.nbytes = int(self.nbytes + factor * other.nbytes)
-        cost.calls = int(self.calls + factor * other.calls)
-        return cost
+        kinds = self.keys() | other.keys()
+        return Cost({kind: int(self[kind] + factor * other[kind]) for kind in kinds})
 
     def add(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         """Count one call."""
@@ -54,14 +40,14 @@ class Cost:
             return
         if operator is not None and operator.once:
             return
-        self.calls += 1
+        self[CALLS] += 1
         if flops := _flops(func, args, kwargs, result):
             tensors = _tensors((args, kwargs, result))
             factor = next(t for t in tensors if t.dtype.is_floating_point)
-            self.flops[product_kind(func, factor.dtype)] += flops
+            self[f"{_family(func)} {str(factor.dtype).removeprefix('torch.')}"] += flops
         else:
             moved = result if name in _WRITES_ONLY else (args, kwargs, result)
-            self.nbytes += sum(t.nbytes for t in _tensors(moved))
+            self[BYTES] += sum(t.nbytes for t in _tensors(moved))
 
 
 _FREE = ("detach", "empty", "empty_like", "new_empty", "empty_strided")
@@ -94,14 +80,11 @@ def _flops(func: Any, args: Any, kwargs: Any, result: Any) -> int:
     return 0 if formula is None else int(formula(*args, **kwargs, out_val=result))
 
 
-def product_kind(func: Any, dtype: torch.dtype) -> str:
-    """The key of a speed: operator family and type, such as ``"matmul float32"``."""
-    operator = _ours(func)
-    if operator is not None:
-        family = operator.family
-    else:
-        family = "attention" if "attention" in schema_name(func) else "matmul"
-    return f"{family} {str(dtype).removeprefix('torch.')}"
+def _family(func: Any) -> str:
+    """Products of one family have one speed for each type."""
+    if (operator := _ours(func)) is not None:
+        return operator.family
+    return "attention" if "attention" in schema_name(func) else "matmul"
 
 
 def workspace_bytes(func: Any, args: Any, kwargs: Any, device: torch.device) -> int:

@@ -23,6 +23,7 @@ from graftlm.data.batch import IGNORED, Batch
 from graftlm.errors import GraftLMError, ModelError
 from graftlm.frozen.modules import stored_weights
 from graftlm.planning import fake_model
+from graftlm.planning.cost import CALLS
 from graftlm.planning.extrapolate import (
     Trace,
     depth_of,
@@ -148,7 +149,7 @@ def trace_step(
                 known.too_long = shape.length
         first, second = map(with_length, SHORT_LENGTHS)
         tokens = SHORT_LENGTHS[1] - SHORT_LENGTHS[0]
-        if second.cost.calls - first.cost.calls < tokens:  # it reads blocks, and pads to one
+        if second.cost[CALLS] - first.cost[CALLS] < tokens:  # it reads blocks, and pads to one
             return extrapolated(with_length, BLOCKS, shape.length)
         return first.continued(second, (shape.length - SHORT_LENGTHS[0]) / tokens)
 

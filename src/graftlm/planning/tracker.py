@@ -22,7 +22,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from graftlm._compat.torch_operator import READS_A_VALUE, is_mutable
 from graftlm._compat.tracing import TorchDispatchMode, in_backward_pass, tree_leaves
-from graftlm.planning.cost import Cost, workspace_bytes
+from graftlm.planning.cost import CALLS, Cost, workspace_bytes
 from graftlm.planning.timeline import Allocation, Timeline
 from graftlm.planning.values import StepValues
 
@@ -128,7 +128,7 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.timeline.died(temporary, self.phase)
         if self._part != "setup":
             self.cost.add(func, args, kwargs, result)
-            if self.cost.calls > self.most_calls:
+            if self.cost[CALLS] > self.most_calls:
                 raise TooManyCallsError
         return result
 
