@@ -96,7 +96,7 @@ def measure(path: str, method: str, checkpointing: bool, batch: int, length: int
     )
     plan = make_plan(config, memory="100TB", methods=[method])  # type: ignore[list-item]
     option = next(o for o in plan.options if o.gradient_checkpointing == checkpointing)
-    found = run_trial(option.setting.applied(config), length)
+    found = run_trial(option.applied(config), length)
     return {
         "predicted_mb": round(option.predicted_peak_bytes / 1e6),
         "measured_mb": round(found.peak_bytes / 1e6),

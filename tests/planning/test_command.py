@@ -103,7 +103,7 @@ def test_the_parsed_command_gives_the_settings_of_the_option(
     config: RunConfig, changes: dict[str, Any]
 ) -> None:
     option = option_of(**changes)
-    assert parsed(command(config, option)) == option.setting.applied(config)
+    assert parsed(command(config, option)) == option.applied(config)
 
 
 def test_what_is_the_default_is_not_said() -> None:

@@ -81,7 +81,7 @@ def test_the_predicted_peak_is_the_measured_one(
     config = run_of(small_model, length=256)
     plan = make_plan(config, memory="100GB", methods=[method])
     option = next(o for o in plan.options if o.gradient_checkpointing == checkpointing)
-    measured = run_trial(option.setting.applied(config), length=256)
+    measured = run_trial(option.applied(config), length=256)
     assert option.predicted_peak_bytes == pytest.approx(measured.peak_bytes, rel=0.08)
 
 

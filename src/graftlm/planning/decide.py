@@ -164,6 +164,7 @@ def choose(
 ) -> tuple[RunConfig, str]:
     """The request with nothing left open that a plan decides, and why it is so.
 
+    ``device: auto`` takes the first accelerator that the run fits on, else the CPU.
     ``method: auto`` leaves all choices to the plan; ``gradient_checkpointing: auto`` leaves this
     one, and ``distributed: auto`` DDP or FSDP2. The plan chooses the size of a micro-batch unless
     `micro_batch_tokens` is set, and the storage of the embeddings unless `embeddings` is set.
@@ -181,8 +182,20 @@ def choose(
     """
     if problems := contradictions(config):
         raise ConfigError(problems)
-    if config.device == "auto" and candidates():
-        return _on_the_best_device(config, lengths, limit, processes, progress)
+    accelerators = candidates() if config.device == "auto" else []
+    for placement in accelerators:
+        there = config.model_copy(update={"device": str(placement.first)})
+        try:
+            chosen = choose(there, lengths, processes=processes, progress=progress)
+        except ResourceError as error:
+            say_once(f"device: not {placement.name}: {error}")
+        else:
+            say_once(f"device: {placement.name}, where the run fits by plan")
+            return chosen
+    if accelerators:
+        config = config.model_copy(update={"device": "cpu"})
+        if not needs_plan(config, processes):
+            return config, ""
     placement = placement_for(config.device)
     available = limit if placement.runs_on_cpu else placement.free_memory()
     plan = make_plan(
@@ -198,36 +211,13 @@ def choose(
     found = plan.recommendation
     if found.missing:
         raise ResourceError(f"{found.why}.")
-    chosen, train = found.option.setting, config.train
+    option, train = found.option, config.train
     # A plan changes embeddings, offloading and engine only where they are left to it.
     as_asked = (
-        train.gradient_checkpointing in ("auto", chosen.gradient_checkpointing)
-        and train.micro_batch_tokens in (None, chosen.micro_batch_tokens)
-        and config.data.max_length == chosen.max_length
+        train.gradient_checkpointing in ("auto", option.gradient_checkpointing)
+        and train.micro_batch_tokens in (None, option.micro_batch_tokens)
+        and config.data.max_length == option.max_length
     )
     if config.method != "auto" and not as_asked:
         raise ResourceError(f"as asked it does not fit: {found.why}. Run: {plan.command}")
-    return chosen.applied(config), found.why
-
-
-def _on_the_best_device(
-    config: RunConfig,
-    lengths: Sequence[int],
-    limit: int | None,
-    processes: int,
-    progress: Callable[[str], None],
-) -> tuple[RunConfig, str]:
-    """`choose` for the first accelerator that the request fits on, else for the CPU."""
-    for placement in candidates():
-        there = config.model_copy(update={"device": str(placement.first)})
-        try:
-            chosen = choose(there, lengths, processes=processes, progress=progress)
-        except ResourceError as error:
-            say_once(f"device: not {placement.name}: {error}")
-        else:
-            say_once(f"device: {placement.name}, where the run fits by plan")
-            return chosen
-    here = config.model_copy(update={"device": "cpu"})
-    if not needs_plan(here, processes):
-        return here, ""
-    return choose(here, lengths, limit=limit, processes=processes, progress=progress)
+    return option.applied(config), found.why

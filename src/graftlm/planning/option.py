@@ -79,11 +79,6 @@ class Option(Setting):
     seconds_uncertainty: float | None
     fits: bool
 
-    @property
-    def setting(self) -> Setting:
-        """The setting without the predictions."""
-        return Setting(*(getattr(self, f.name) for f in dataclasses.fields(Setting)))
-
 
 def as_setting(config: RunConfig, method: Method, checkpointing: bool) -> Setting:
     """The run's own settings, with another method and checkpointing."""

@@ -189,7 +189,7 @@ def make_plan(
     to_verify = [chosen.option] if verify else []
     if verify == "all":
         to_verify += [option for option in options.values() if option != chosen.option]
-    runs = [verified(config, o, planner.shape(o.setting), progress) for o in to_verify if o.fits]
+    runs = [verified(config, o, planner.shape(o), progress) for o in to_verify if o.fits]
     return Plan(
         config.model.name,
         device,
@@ -216,7 +216,7 @@ def command(config: RunConfig, option: Option, processes: int = 1) -> str:
 
     ``DATA`` stands for the rows if the settings name none.
     """
-    settings, said = option.setting.applied(config), {"model.name", "method"}
+    settings, said = option.applied(config), {"model.name", "method"}
     words = ["graftlm", "train", "--model", settings.model.name]
     if isinstance(settings.data.train, str):
         words += ["--data", settings.data.train or "DATA"]

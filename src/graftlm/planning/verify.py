@@ -52,7 +52,7 @@ def verified(
     progress(f"{name}, stopped after {LIMIT_SECONDS} s at the latest")
     try:
         measured = run_trial(
-            option.setting.applied(config),
+            option.applied(config),
             option.length // shape.sequences if shape.rows == 1 else option.length,
             shape.padded,
             steps=steps,
