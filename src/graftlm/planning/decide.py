@@ -45,21 +45,13 @@ def run(
     progress: bool = True,
     hooks: Sequence[Callback] = (),
 ) -> RunResult:
-    """Do one whole training run with the settings ``config`` in the folder ``config.out``.
+    """`graftlm.training.run` with a plan, which decides the ``auto`` settings.
 
-    A plan decides the ``auto`` settings and checks that the run fits in ``config.memory``.
+    The plan checks that the run fits in ``config.memory``, and ``progress`` prints what it decides.
     `graftlm train` does the same with the same settings.
 
-    Args:
-        config: the request; see `graftlm.RunConfig`.
-        resume: continue the run in ``config.out``; unset settings keep the values it began with.
-        progress: print the plan's decision and the progress line on stderr.
-        hooks: are called at fixed points of the run, see `graftlm.training.hooks.hook`.
-
     Raises:
-        ConfigError: a required setting is missing, or settings contradict each other.
         ResourceError: it does not fit in memory or on the disk.
-        GraftLMError: the model, the data or the training failed; see `graftlm.errors`.
     """
     # Measure free memory before anything is loaded: the run includes the memory of this process.
     plan = functools.partial(decide, limit=available_memory(), say=progress)

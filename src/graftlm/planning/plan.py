@@ -98,22 +98,13 @@ def make_plan(
 ) -> Plan:
     """Plan a run from its settings. Of the model only the config is read.
 
-    Args:
-        config: the run: model, adapters, batch, length. Its method is ignored.
-        architecture: a transformers config, instead of the config of ``config.model.name``.
-        memory: the limit, such as ``"6GB"``; by default the free memory.
-        device: ``cpu`` or ``cuda``; the machine need not have it.
-        methods: the methods that may be recommended.
-        lengths: tokens of each row; by default every row is as long as ``max_length``.
-        verify: really run the recommended option, or every option that fits, each in its own
-            process, for at most `LIMIT_SECONDS`.
-        progress: is called with a description of the current work.
-        only_recommended: predict no more settings than the recommendation needs.
-        card: the GPU to plan for, such as ``"A100"``: times are by its data sheet, and the default
-            limit is its memory. By default the one that is here.
-        processes: how many train together, each on a device of its own, or on the cores of one
-            machine; ``memory`` is that of each. With `distributed: auto`, DDP is recommended where
-            a replica fits, else FSDP2.
+    The arguments are those of `graftlm.plan`, and besides: ``architecture`` is a transformers config
+    instead of that of ``config.model.name``; ``lengths`` are the tokens of each row, by default
+    ``max_length`` each; ``only_recommended`` predicts no more settings than the recommendation
+    needs. The method of ``config`` is ignored.
+
+    Several processes have a device each, or share the cores of one machine. With `distributed:
+    auto`, DDP is recommended where a replica fits, else FSDP2.
 
     Raises:
         ConfigError: a size, device or method is invalid, training refuses the settings with each
