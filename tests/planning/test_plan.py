@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -21,8 +22,10 @@ from graftlm.config import (
     ModelConfig,
     RunConfig,
     TrainConfig,
+    contradictions,
     load_run_config,
     parse_override,
+    validate,
 )
 from graftlm.errors import ConfigError, ModelError, ResourceError, TrainingError
 from graftlm.planning import Measured, choose, make_plan, run_trial
@@ -171,6 +174,42 @@ def test_auto_takes_what_fits_and_refuses_what_cannot(tiny_llama: Path) -> None:
 def test_a_wrong_request_is_named(tiny_llama: Path, arguments: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make_plan(run_of(tiny_llama), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("changes", "left", "why"),
+    [
+        ({"lora": {"init": "loftq"}}, {"qlora"}, "lora.init=loftq .* use qlora"),
+        ({"lora": {"probe_ranks": True}}, {"lora", "qlora"}, "method=full, which has no ranks"),
+        ({"distributed": "fsdp"}, {"lora", "qlora"}, "method=full, which freezes none"),
+        ({"model": {"offload": "layers"}}, {"lora", "qlora"}, "method=full: it trains the layers"),
+        ({"model": {"dtype": "bfloat16", "embeddings": "int8"}}, {"full", "lora", "qlora"}, "^$"),
+    ],
+    ids=str,
+)
+def test_a_plan_leaves_out_the_methods_that_training_refuses_and_says_why(
+    tiny_llama: Path, changes: dict, left: set, why: str
+) -> None:
+    tree = run_of(tiny_llama).model_dump() | {"distributed": changes.pop("distributed", "auto")}
+    for section, values in changes.items():
+        tree[section] |= values
+    config = validate(RunConfig, tree)
+    common = {"memory": "8GB", "device": "cuda", "processes": 1 + (tree["distributed"] == "fsdp")}
+    plan = make_plan(config, **common)
+    assert {option.method for option in plan.options} == left
+    assert re.search(why, "\n".join(plan.left_out))
+    assert plan.recommendation.option.method in left
+    assert not contradictions(plan.recommendation.option.applied(config))
+    if "full" not in left:
+        with pytest.raises(ConfigError, match=why):
+            make_plan(config, **common, methods=["full"])
+
+
+def test_what_is_for_a_card_is_not_planned_for_a_cpu(tiny_llama: Path) -> None:
+    config = run_of(tiny_llama)
+    model = config.model.model_copy(update={"offload": "layers"})
+    with pytest.raises(ConfigError, match="offload=layers does nothing on cpu"):
+        make_plan(config.model_copy(update={"model": model}), memory="8GB")
 
 
 def test_another_objective_is_not_planned_as_next_token(tiny_llama: Path) -> None:

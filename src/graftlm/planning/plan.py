@@ -98,10 +98,10 @@ def make_plan(
 ) -> Plan:
     """Plan a run from its settings. Of the model only the config is read.
 
-    The arguments are those of `graftlm.plan`, and besides: ``architecture`` is a transformers config
-    instead of that of ``config.model.name``; ``lengths`` are the tokens of each row, by default
-    ``max_length`` each; ``only_recommended`` predicts no more settings than the recommendation
-    needs. The method of ``config`` is ignored.
+    The arguments are those of `graftlm.plan`, and besides: ``architecture`` is a transformers
+    config instead of that of ``config.model.name``; ``lengths`` are the tokens of each row, by
+    default ``max_length`` each; ``only_recommended`` predicts no more settings than the
+    recommendation needs. The method of ``config`` is ignored.
 
     Several processes have a device each, or share the cores of one machine. With `distributed:
     auto`, DDP is recommended where a replica fits, else FSDP2.
