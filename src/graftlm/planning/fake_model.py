@@ -35,25 +35,19 @@ def without_tensors(
     architecture: PretrainedConfig, config: RunConfig, dtype: torch.dtype = torch.float32
 ) -> Any:
     """The model that a run would load, on the meta device, its linear layers in their format."""
-    meta = torch.device("meta")
 
     def fill(model: Any) -> Any:
+        if config.method != "qlora":
+            return model
+        format, settings = format_named(config.model.weight_format), config.model
         kept = unquantized_names(model)
         for name, layer in linear_layers(model).items():
-            shape, bias = linear_shape(layer), getattr(layer, "bias", None)
-            if config.method == "qlora" and name not in kept and shape is not None:
-                format = format_named(config.model.weight_format)
-                weight = format.empty(shape, dtype, config.model, meta)
-                bias = None if bias is None else bias.new_empty(bias.shape, device=meta)
-                model.set_submodule(name, FrozenLinear(weight, bias))
-        for experts in expert_weights(model).values() if config.method == "qlora" else ():
-            format = format_named(config.model.weight_format)
-            hold(
-                experts,
-                FrozenExperts.empty(
-                    experts.shape, experts.transposed, format, dtype, config.model, meta
-                ),
-            )
+            shape = linear_shape(layer)
+            if name not in kept and shape is not None:
+                weight = format.empty(shape, dtype, settings, "meta")
+                model.set_submodule(name, FrozenLinear(weight, getattr(layer, "bias", None)))
+        for w in expert_weights(model).values():
+            hold(w, FrozenExperts.empty(w.shape, w.transposed, format, dtype, settings, "meta"))
         return model
 
     with modes_off():
