@@ -111,7 +111,6 @@ def make_plan(
             of the methods, or the objective is not `next_token`.
         ModelError: the model cannot be found, or is not a causal language model.
     """
-    sheet = None
     problems = [f"method {m!r}: expected full, lora or qlora" for m in methods if m not in METHODS]
     if not methods:
         problems.append("no method to consider: expected some of full, lora, qlora")
@@ -119,16 +118,17 @@ def make_plan(
         problems.append(f"device {device!r}: expected {' or '.join(DEVICES)}")
     elif verify and not Placement.on(device).exists:
         problems.append(f"a plan for {device} cannot be verified: torch finds none here")
+    elif card is not None and Placement.on(device).runs_on_cpu:
+        problems.append(f"card {card!r}: a plan for {device} has no use for it; leave one out")
     if verify and processes > 1:
         problems.append(
             "a trial run is one process: verify a plan for one, or train for some steps"
         )
-    if card is not None and (sheet := card_named(card)) is None:
+    sheet = None if card is None else card_named(card)
+    if card is not None and sheet is None:
         names = [one.name for one in CARDS]
         said = f"expected one of {', '.join(names)}{near_matches(card, names)}"
         problems.append(f"card {card!r}: {said}")
-    elif card is not None and device == "cpu":
-        problems.append(f"card {card!r}: a plan for cpu has no use for it; leave one of them out")
     objective = config.train.objective
     if objective != (planned := TrainConfig().objective):
         problems.append(
