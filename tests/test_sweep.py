@@ -43,6 +43,12 @@ def test_each_stage_is_equal_or_refused_in_a_sentence(model_type: str, tmp_path:
     assert set(outcomes) == ({"load"} if "load" in refused else set(ASKED))
 
 
+def test_a_weight_without_a_dimension_is_merged(tmp_path: Path) -> None:
+    """Apertus has single numbers as weights."""
+    outcomes = dict(sweep("apertus", tmp_path, byte_tokenizer(), ("load", "merge")))
+    assert all(outcome.startswith("equal") for outcome in outcomes.values()), outcomes
+
+
 @pytest.mark.parametrize("model_type", ["qwen3_moe", "mamba2"])
 def test_a_planned_peak_is_the_allocators(model_type: str, tmp_path: Path) -> None:
     one = OneModel(model_type, tmp_path, byte_tokenizer())

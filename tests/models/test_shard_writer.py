@@ -13,10 +13,9 @@ from graftlm.models.shard_writer import ShardWriter
 @pytest.mark.parametrize("max_bytes", [1, 40, 80, 81, 10_000])
 def test_shards_stay_below_the_limit_and_hold_everything(max_bytes: int, tmp_path: Path) -> None:
     tensors = {f"t{n}": torch.full((n + 1,), float(n)) for n in range(9)}
-    writer = ShardWriter(tmp_path, max_bytes)
-    for name, tensor in tensors.items():
-        writer.add(name, tensor)
-    writer.close()
+    with ShardWriter(tmp_path, max_bytes) as writer:
+        for name, tensor in tensors.items():
+            writer.add(name, tensor)
     files = sorted(tmp_path.glob("*.safetensors"))
     loaded = {file.name: load_file(file) for file in files}
     for shard in loaded.values():

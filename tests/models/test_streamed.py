@@ -81,10 +81,13 @@ def test_padding_does_not_change_the_tokens_before_it(folders: dict[str, Path]) 
     model = named_weights(folders["llama"]).streamed()
     mask = torch.ones(2, 12, dtype=torch.bool)
     mask[1, 7:] = False
-    hidden, layers = model.run(IDS, mask, keep_layers=True)
+    hidden, layers = model.run(IDS, mask, keep_layers=torch.tensor([0, 11, 12, 18]))
     alone, _ = model.run(IDS[1:, :7])
     torch.testing.assert_close(hidden[1, :7], alone[0], rtol=0, atol=1e-5)
-    assert list(layers) == ["model.layers.0", "model.layers.1"]
+    assert {name: len(output) for name, output in layers.items()} == {
+        "model.layers.0": 4,
+        "model.layers.1": 4,
+    }
 
 
 def test_a_weight_that_is_not_given_is_refused(folders: dict[str, Path]) -> None:

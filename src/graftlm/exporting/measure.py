@@ -30,7 +30,9 @@ from graftlm.models.streamed import VOCABULARY_ROWS, StreamedModel
 __all__ = ["Comparison", "Passed", "compare_passes", "kept_share", "pass_over"]
 
 POSITIONS_A_PASS = 4096
-LOGITS_BYTES = 128 << 20
+LOGITS_BYTES = 32 << 20
+LAYER_POSITIONS = 128
+"""The outputs of the layers are compared at so many positions of the longest rows."""
 KL_POSITIONS = 512
 """KL and agreement are found on so many positions, evenly spread."""
 SMALLEST_IMPROVEMENT = 0.01
@@ -45,7 +47,7 @@ class Passed:
         model: the model, for its output layer.
         hidden: (N, D), at the positions that predict a supervised token.
         targets: (N,), those tokens.
-        layers: for each decoder layer, its output (M, D) at the positions of the first rows.
+        layers: for each decoder layer, its output (M, D) at some positions of the longest rows.
     """
 
     model: StreamedModel
@@ -75,13 +77,12 @@ def pass_over(model: StreamedModel, rows: Sequence[Example], pad_id: int | None)
     layers: dict[str, Tensor] = {}
     for group in _groups(rows):
         batch = collate(group, pad_id)
-        states, outputs = model.run(batch.input_ids, batch.attention_mask, keep_layers=not hidden)
+        places = None if hidden else _some_positions(batch.input_ids, batch.attention_mask)
+        states, outputs = model.run(batch.input_ids, batch.attention_mask, keep_layers=places)
         learned = batch.labels[:, 1:] != IGNORED
         hidden.append(states[:, :-1][learned])
         targets.append(batch.labels[:, 1:][learned])
-        mask = batch.attention_mask
-        for name, output in outputs.items():
-            layers[name] = output[:4][mask[:4]] if mask is not None else output[:4].flatten(0, 1)
+        layers |= outputs
     if not sum(map(len, targets)):
         raise DataError("no token of these rows is supervised, so there is nothing to compare on")
     return Passed(model, torch.cat(hidden), torch.cat(targets), layers)
@@ -100,6 +101,12 @@ def compare_passes(live: Passed, other: Passed) -> Comparison:
         for name, output in live.layers.items()
     }
     return Comparison(loss / count, kl, agreed, layers)
+
+
+def _some_positions(ids: Tensor, mask: Tensor | None) -> Tensor:
+    """`LAYER_POSITIONS` positions of ``ids`` that are no padding, evenly spread."""
+    real = torch.arange(ids.numel()) if mask is None else torch.nonzero(mask.flatten())[:, 0]
+    return real[:: -(-len(real) // LAYER_POSITIONS)]
 
 
 def _loss(passed: Passed, positions: Tensor) -> float:

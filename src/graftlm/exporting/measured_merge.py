@@ -4,7 +4,8 @@
     take the best candidate of the kind asked for; refuse it if it keeps too little of the tune
     write it, open it again, compare it with the candidate that was measured
 
-Nothing of a refused or interrupted merge stays. Peak memory is one layer and the activations.
+Nothing of a refused or interrupted merge stays. Peak memory is one layer, the activations and the
+mapped table of tokens. From the call on, the process returns freed memory to the system.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from graftlm.models.named_weights import named_weights
 from graftlm.models.save import save_tokenizer
 from graftlm.models.stored_folder import storable_layers, stored_bytes, write_folder
 from graftlm.models.streamed import Reader
+from graftlm.system import return_freed_memory
 
 __all__ = ["LEAST_KEPT", "REPORT_NAME", "TooLittleKeptError", "measured_merge"]
 
@@ -94,6 +96,7 @@ def measured_merge(
         GraftLMError: the proof of effect failed.
         ResourceError: the disk is too small, or ``out`` exists or cannot be written.
     """
+    return_freed_memory()
     name = base or base_of(adapter)
     folder, adapter = resolve(name).path, Path(adapter)
     require_same_base(adapter, folder)
@@ -168,9 +171,9 @@ class _Measuring:
         tell("measuring the live adapter")
         self._live = pass_over(source.live(), rows.measured, rows.pad_id)
         tell("measuring its base")
-        self._base = pass_over(source.weights.streamed(source.base()), rows.measured, rows.pad_id)
+        base = pass_over(source.weights.streamed(source.base()), rows.measured, rows.pad_id)
         self._of_live = compare_passes(self._live, self._live)
-        self._of_base = compare_passes(self._live, self._base)
+        self._of_base = compare_passes(self._live, base)
         self.report: dict[str, dict[str, Any]] = {}
 
     def kinds(self) -> list[str]:
@@ -184,6 +187,7 @@ class _Measuring:
             self._source.weights.streamed(reader), self._rows.measured, self._rows.pad_id
         )
         found = compare_passes(self._live, passed)
+        self._source.weights.checkpoint.forget()
         kept, how = kept_share(self._of_base, self._of_live, found)
         self.report[kind] = dataclasses.asdict(found) | {"kept": kept, "kept_by": how}
 

@@ -28,6 +28,7 @@ from graftlm.models.load import tokenizer_in
 from graftlm.models.save import save_tokenizer
 from graftlm.models.saved_config import write_config
 from graftlm.models.shard_writer import ShardWriter, copy_companions
+from graftlm.system import return_freed_memory
 
 __all__ = ["merge_to_folder"]
 
@@ -45,7 +46,7 @@ def merge_to_folder(
 ) -> dict[str, Any]:
     """Merge the adapter at ``adapter`` into its base and write a plain transformers folder.
 
-    Peak memory is one shard and one tensor. W' is computed in float32 and rounded once.
+    Peak memory is one tensor in float32. W' is computed in float32 and rounded once.
 
     Args:
         adapter: a PEFT adapter folder, or a run folder.
@@ -69,15 +70,15 @@ def merge_to_folder(
         ArtifactError: the adapter does not fit the base.
         ResourceError: the disk is too small, or ``out`` exists or cannot be written.
     """
+    return_freed_memory()
     name = base or base_of(adapter)
     source = resolve(name)
     merge = prepare_merge(adapter, source.path, name, onto, dtype)
     require_free_space(out, merge.predicted_bytes() + SMALL_FILES_BYTES, "Merging")
     with atomic_folder(out) as folder:
-        writer = ShardWriter(folder, max_shard_bytes)
-        for key, tensor in merge.tensors():
-            writer.add(key, tensor)
-        writer.close()
+        with ShardWriter(folder, max_shard_bytes) as writer:
+            for key, tensor in merge.tensors():
+                writer.add(key, tensor)
         copy_companions(source.path, folder)
         if brings_tokenizer(adapter):
             tokenizer = adapter_tokenizer(adapter, tokenizer_in(source.path))

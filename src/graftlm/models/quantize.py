@@ -42,6 +42,7 @@ from graftlm.models.shard_writer import (
 from graftlm.models.source import resolve
 from graftlm.models.stored_experts import write_experts
 from graftlm.models.streaming import linear_layers, unquantized_names
+from graftlm.system import return_freed_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -63,7 +64,8 @@ def quantize_folder(
     transformers with bitsandbytes also opens a result in the default format, unless the model is a
     mixture of experts.
 
-    Peak memory is one shard of a gigabyte, whatever the size of the model.
+    Peak memory is one tensor, whatever the size of the model. From this call on, the process
+    returns freed memory to the system.
 
     Args:
         name: a folder, a Hub id, a `.gguf` file or a built-in name, in 16 or 32 bits.
@@ -82,6 +84,7 @@ def quantize_folder(
         ResourceError: the disk is too small, or ``out`` exists or cannot be written to.
     """
     format, settings = format_named(weight_format), WeightSettings(block_size, double_quant)
+    return_freed_memory()
     reader = format.checkpoint
     if reader is None:
         raise ConfigError(
@@ -111,19 +114,18 @@ def quantize_folder(
     )
     require_free_space(out, fixed + int(parameters * 0.6) + 100_000_000, "Quantising")
     with atomic_folder(out) as folder:
-        writer = ShardWriter(folder)
-        for key in checkpoint:
-            if key in experts.keys:
-                for part, tensor in experts.stored(key, format, settings, reader).items():
+        with ShardWriter(folder) as writer:
+            for key in checkpoint:
+                if key in experts.keys:
+                    for part, tensor in experts.stored(key, format, settings, reader).items():
+                        writer.add(part, tensor)
+                    continue
+                tensors = {key: checkpoint.read(key)}
+                if key in layers:
+                    weight = _stored(key, tensors[key], layers[key], format, settings)
+                    tensors = reader.write(weight, key.removesuffix(".weight"))
+                for part, tensor in tensors.items():
                     writer.add(part, tensor)
-                continue
-            tensors = {key: checkpoint.read(key)}
-            if key in layers:
-                weight = _stored(key, tensors[key], layers[key], format, settings)
-                tensors = reader.write(weight, key.removesuffix(".weight"))
-            for part, tensor in tensors.items():
-                writer.add(part, tensor)
-        writer.close()
         copy_companions(source.path, folder)
         how = reader.config(settings, pick_dtype("auto", config, checkpoint), kept)
         plain = json.loads((source.path / "config.json").read_text(encoding="utf-8"))

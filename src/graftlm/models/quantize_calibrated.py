@@ -30,6 +30,7 @@ from graftlm.models.stored_folder import (
     stored_bytes,
     write_folder,
 )
+from graftlm.system import return_freed_memory
 
 __all__ = ["SHIPPED", "calibration_rows", "quantize_calibrated"]
 
@@ -90,6 +91,7 @@ def quantize_calibrated(
         ModelError: the model cannot be read, is quantised already or cannot run from the disk.
         ResourceError: the disk is too small, or ``out`` exists or cannot be written to.
     """
+    return_freed_memory()
     format, settings = format_named(weight_format), WeightSettings(block_size, double_quant)
     if format.checkpoint is None:
         raise ConfigError(f"weight format {weight_format!r} has no form on disk")

@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -15,6 +14,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from graftlm._compat.loader import WeightConverter, WeightRenaming, rename_source_key
 from graftlm.errors import ModelError
 from graftlm.files import write_json
+from graftlm.models.safetensors_writer import SafetensorsWriter
 from graftlm.models.saved_tokenizer import TOKENIZER_FILES, name_for_both_releases
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 SHARD_BYTES = 1_000_000_000
+CHECKED_AT_ONCE = 1 << 22
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 BESIDE = (
     *("LICENSE*", "NOTICE*", "*.py"),
@@ -98,7 +99,7 @@ def _copy(source: Path, folder: Path, patterns: Iterable[str]) -> None:
 
 
 class ShardWriter:
-    """Collects tensors and writes them to ``folder`` in shards, named as transformers names them.
+    """Writes tensors to ``folder`` in shards as they come, named as transformers names them.
 
     Args:
         folder: an existing folder, best a temporary one.
@@ -107,48 +108,66 @@ class ShardWriter:
 
     def __init__(self, folder: Path, max_bytes: int | None = None) -> None:
         self._folder, self._max_bytes = folder, max_bytes or SHARD_BYTES
-        self._tensors: dict[str, Tensor] = {}
-        self._shards: list[list[str]] = []
-        self._nbytes = 0
+        self._shards: list[SafetensorsWriter] = []
         self.total_bytes = 0
 
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Finish the folder; after an error let go of the open shard."""
+        if kind is None:
+            self._close()
+        elif self._shards:
+            self._shards[-1].discard()
+
     def add(self, name: str, tensor: Tensor) -> None:
-        """Append one tensor.
+        """Write one tensor.
 
         Raises:
             ModelError: it holds NaN or infinite numbers, so the model would be worthless.
         """
-        if tensor.dtype in FLOATS and not bool(torch.isfinite(tensor).all()):
+        if tensor.dtype in FLOATS and not _is_finite(tensor):
             raise ModelError(
                 f"{name} would hold NaN or infinite numbers. Check the weights that it is made of: "
                 "the base model's, and the adapter's with its scaling."
             )
-        if self._tensors and self._nbytes + tensor.nbytes > self._max_bytes:
-            self._flush()
-        self._tensors[name] = tensor.contiguous()
-        self._nbytes += tensor.nbytes
+        if not self._shards or not self._fits(name, tensor):
+            self._next()
+        self._shards[-1].add(name, tensor)
         self.total_bytes += tensor.nbytes
 
-    def close(self) -> None:
+    def _fits(self, name: str, tensor: Tensor) -> bool:
+        shard = self._shards[-1]
+        return shard.nbytes + tensor.nbytes <= self._max_bytes and shard.has_room(name, tensor)
+
+    def _next(self) -> None:
+        if self._shards:
+            self._shards[-1].close()
+        self._shards.append(SafetensorsWriter(self._path(len(self._shards))))
+
+    def _close(self) -> None:
         """Write the last shard, give the files their final names, and write the index."""
-        self._flush()
+        if not self._shards:
+            self._next()
+        self._shards[-1].close()
         count = len(self._shards)
         if count == 1:
             self._path(0).rename(self._folder / "model.safetensors")
             return
         weight_map: dict[str, str] = {}
-        for number, names in enumerate(self._shards):
+        for number, shard in enumerate(self._shards):
             final = f"model-{number + 1:05d}-of-{count:05d}.safetensors"
             self._path(number).rename(self._folder / final)
-            weight_map |= dict.fromkeys(names, final)
+            weight_map |= dict.fromkeys(shard.names, final)
         index = {"metadata": {"total_size": self.total_bytes}, "weight_map": weight_map}
         write_json(self._folder / "model.safetensors.index.json", index)
 
-    def _flush(self) -> None:
-        path = self._path(len(self._shards))
-        safetensors.torch.save_file(self._tensors, path, {"format": "pt"})
-        self._shards.append(list(self._tensors))
-        self._tensors, self._nbytes = {}, 0
-
     def _path(self, number: int) -> Path:
         return self._folder / f"shard-{number}.safetensors"
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether all numbers are finite; looked at in parts, because the answers take memory too."""
+    parts = tensor.reshape(-1).split(CHECKED_AT_ONCE)
+    return all(bool(torch.isfinite(part).all()) for part in parts)

@@ -93,27 +93,27 @@ def write_folder(
     """
     layers = storable_layers(weights) if stored is not None else {}
     fused = storable_experts(weights) if experts is not None else {}
-    writer = ShardWriter(folder, max_shard_bytes)
     disk_form = None if format is None else format.checkpoint
     if stored is not None and disk_form is None:
         raise ConfigError(f"weight format {format.format!r} has no form on disk" if format else "")
-    for key, name in _in_order(weights):
-        if name in fused and experts is not None and disk_form is not None:
-            for part, tensor in write_experts(experts(name), name, disk_form).items():
-                writer.add(part, tensor)
-        elif name is not None and name in weights.experts:
-            for part, tensor in weights.experts[name].split(plain(name)).items():
-                writer.add(part, tensor)
-        elif name is None:
-            writer.add(key, weights.checkpoint.read(key))  # a part of another parameter
-        elif name in layers and stored is not None and disk_form is not None:
-            for part, tensor in disk_form.write(stored(name), key.removesuffix(".weight")).items():
-                writer.add(part, tensor)
-        elif untied is None or name != untied[1]:
-            writer.add(key, plain(name))
-            if untied is not None and name == untied[0]:
-                writer.add(untied[1], plain(untied[1]))
-    writer.close()
+    with ShardWriter(folder, max_shard_bytes) as writer:
+        for key, name in _in_order(weights):
+            if name in fused and experts is not None and disk_form is not None:
+                for part, tensor in write_experts(experts(name), name, disk_form).items():
+                    writer.add(part, tensor)
+            elif name is not None and name in weights.experts:
+                for part, tensor in weights.experts[name].split(plain(name)).items():
+                    writer.add(part, tensor)
+            elif name is None:
+                writer.add(key, weights.checkpoint.read(key))  # a part of another parameter
+            elif name in layers and stored is not None and disk_form is not None:
+                parts = disk_form.write(stored(name), key.removesuffix(".weight"))
+                for part, tensor in parts.items():
+                    writer.add(part, tensor)
+            elif untied is None or name != untied[1]:
+                writer.add(key, plain(name))
+                if untied is not None and name == untied[0]:
+                    writer.add(untied[1], plain(untied[1]))
     source = weights.checkpoint.folder
     copy_companions(source, folder)
     config: dict[str, Any] = json.loads((source / "config.json").read_text(encoding="utf-8"))

@@ -39,7 +39,7 @@ Reader = Callable[[str], Tensor]
 Before = Callable[[str, nn.Module, Tensor], None]
 """Called with the name of a module, the module and its input, when the module has its weights. It
 may put another parameter in the place of one."""
-VOCABULARY_ROWS = 16384
+VOCABULARY_ROWS = 4096
 
 
 class StreamedModel:
@@ -84,7 +84,7 @@ class StreamedModel:
         mask: Tensor | None = None,
         *,
         before: Before | None = None,
-        keep_layers: bool = False,
+        keep_layers: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """One forward pass.
 
@@ -92,11 +92,12 @@ class StreamedModel:
             ids: token ids (B, L), padded on the right.
             mask: false on padding.
             before: called before a module with weights; see `Before`.
-            keep_layers: whether to return the outputs of the decoder layers.
+            keep_layers: at which positions, as indices into the B·L of ``ids``, the outputs of the
+                decoder layers are returned; at none by default.
 
         Returns:
             The hidden states (B, L, D) that enter the output layer, and the output of each
-            decoder layer by its name.
+            decoder layer by its name, at the positions to keep.
 
         Raises:
             ModelError: the model reads weights in a way that cannot be followed.
@@ -107,8 +108,8 @@ class StreamedModel:
         with contextlib.ExitStack() as hooks:
             for name, module in model.named_modules():
                 self._hook(hooks, name, module, before)
-            for name in decoder_layers(model) if keep_layers else ():
-                keep = functools.partial(_keep, outputs, name)
+            for name in () if keep_layers is None else decoder_layers(model):
+                keep = functools.partial(_keep, outputs, name, keep_layers)
                 hooks.callback(model.get_submodule(name).register_forward_hook(keep).remove)
             self._head = model.get_submodule(self._head_name)  # perhaps adapted since
             model.set_submodule(self._head_name, _Entry(entered, self._raw))
@@ -254,8 +255,11 @@ class _Entry(nn.Module):
         return self._raw(hidden[:1, :1])
 
 
-def _keep(outputs: dict[str, Tensor], name: str, _: nn.Module, __: Any, result: Any) -> None:
-    outputs[name] = result if isinstance(result, Tensor) else result[0]
+def _keep(
+    outputs: dict[str, Tensor], name: str, places: Tensor, _: nn.Module, __: Any, result: Any
+) -> None:
+    hidden: Tensor = result if isinstance(result, Tensor) else result[0]
+    outputs[name] = hidden.flatten(0, -2)[places]
 
 
 def _without_values(

@@ -39,10 +39,10 @@ def first_rows(model: Any) -> int:
 
 
 def padded(weight: Tensor, rows: int) -> Tensor:
-    """``weight`` with new rows up to ``rows``, each the mean of the others."""
-    new = rows - len(weight)
-    if new <= 0:
+    """``weight`` with new rows up to ``rows``, each the mean of the others; 0 adds none."""
+    if not rows or rows <= len(weight):
         return weight
+    new = rows - len(weight)
     mean = weight.mean(0, keepdim=True, dtype=torch.float32).to(weight.dtype)
     return torch.cat((weight, mean.expand(new, *weight.shape[1:])))
 
