@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +90,27 @@ def test_padding_does_not_change_the_tokens_before_it(folders: dict[str, Path]) 
         "model.layers.0": 4,
         "model.layers.1": 4,
     }
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's list of mapped pages")
+def test_mapped_tables_do_not_stay_in_memory(folders: dict[str, Path]) -> None:
+    weights = named_weights(folders["llama"])
+    table = weights("model.embed_tokens.weight")
+    assert float(table.sum()) and resident_pages(folders["llama"])
+    streamed_logits(weights.streamed())
+    assert resident_pages(folders["llama"]) == 0
+    assert torch.equal(table, weights("model.embed_tokens.weight"))
+
+
+def resident_pages(folder: Path) -> int:
+    """Kilobytes of the folder's files that this process has mapped and in memory."""
+    found, ours = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if re.match("[0-9a-f]+-[0-9a-f]+ ", line):
+            ours = str(folder) in line
+        elif ours and line.startswith("Rss:"):
+            found += int(line.split()[1])
+    return found
 
 
 def test_a_weight_that_is_not_given_is_refused(folders: dict[str, Path]) -> None:

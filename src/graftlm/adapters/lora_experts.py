@@ -100,7 +100,7 @@ class LoRAExperts(Adapter):
     @torch.no_grad()
     def delta(self, weight: Tensor | None = None) -> Tensor:
         """``s · B_e A_e`` in float32: [E, out, in]."""
-        return (self.lora_B @ self.lora_A) * self.scaling
+        return (self.lora_B @ self.lora_A).mul_(self.scaling)
 
     def peft_state(self) -> dict[str, Tensor]:
         """The factors as PEFT stores them."""

@@ -161,4 +161,4 @@ class LoRALinear(WithBias):
     def delta(self, weight: Tensor | None = None) -> Tensor:
         """``s · B A`` in float32: [out, in]."""
         A, B = self.factors()
-        return (B @ A) * self.scaling
+        return (B @ A).mul_(self.scaling)

@@ -105,7 +105,7 @@ class LoRARouter(Adapter):
     @torch.no_grad()
     def delta(self, weight: Tensor | None = None) -> Tensor:
         """``s · B A`` in float32: [out, in]."""
-        return (self.lora_B @ self.lora_A) * self.scaling
+        return (self.lora_B @ self.lora_A).mul_(self.scaling)
 
     def __getattr__(self, name: str) -> Any:
         """Look up missing attributes in the base: a model's code reads its router's."""

@@ -138,14 +138,14 @@ def merge_part(
 
 def exact_part(adapters: Sequence[Adapter], base: nn.Module, part: str, tensor: Tensor) -> Tensor:
     """One tensor of the base after the merge, in float32; the arguments are as above."""
-    frozen = tensor.float()
     first = adapters[0].replaced(part, tensor)
     if first is not None and len(adapters) == 1:
         return first
+    exact = tensor.to(torch.float32, copy=True)
     for adapter in adapters:
         new = adapter.replaced(part, tensor)
-        frozen = frozen + (delta_of([adapter], base, tensor) if new is None else new - tensor)
-    return frozen
+        exact += delta_of([adapter], base, tensor) if new is None else new - tensor
+    return exact
 
 
 def changing(adapters: Iterable[Adapter]) -> dict[str, list[Adapter]]:

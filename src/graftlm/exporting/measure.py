@@ -30,7 +30,7 @@ from graftlm.models.streamed import VOCABULARY_ROWS, StreamedModel
 __all__ = ["Comparison", "Passed", "compare_passes", "kept_share", "pass_over"]
 
 POSITIONS_A_PASS = 4096
-LOGITS_BYTES = 32 << 20
+LOGITS_BYTES = 16 << 20
 LAYER_POSITIONS = 128
 """The outputs of the layers are compared at so many positions of the longest rows."""
 KL_POSITIONS = 512

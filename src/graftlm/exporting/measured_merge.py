@@ -4,8 +4,8 @@
     take the best candidate of the kind asked for; refuse it if it keeps too little of the tune
     write it, open it again, compare it with the candidate that was measured
 
-Nothing of a refused or interrupted merge stays. Peak memory is one layer, the activations and the
-mapped table of tokens. From the call on, the process returns freed memory to the system.
+Nothing of a refused or interrupted merge stays. Peak memory is one layer and the activations.
+From the call on, the process returns freed memory to the system.
 """
 
 from __future__ import annotations
@@ -187,7 +187,6 @@ class _Measuring:
             self._source.weights.streamed(reader), self._rows.measured, self._rows.pad_id
         )
         found = compare_passes(self._live, passed)
-        self._source.weights.checkpoint.forget()
         kept, how = kept_share(self._of_base, self._of_live, found)
         self.report[kind] = dataclasses.asdict(found) | {"kept": kept, "kept_by": how}
 

@@ -105,7 +105,9 @@ class NamedWeights:
 
     def streamed(self, read: Reader | None = None) -> StreamedModel:
         """A model that runs from the disk, by default over exactly these weights."""
-        return StreamedModel(self.empty, read or self, self.fused, self.joined)
+        return StreamedModel(
+            self.empty, read or self, self.fused, self.joined, self.checkpoint.forget
+        )
 
 
 def named_weights(folder: Path, name: str | None = None) -> NamedWeights:

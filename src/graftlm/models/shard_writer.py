@@ -169,5 +169,5 @@ class ShardWriter:
 
 def _is_finite(tensor: Tensor) -> bool:
     """Whether all numbers are finite; looked at in parts, because the answers take memory too."""
-    parts = tensor.reshape(-1).split(CHECKED_AT_ONCE)
+    parts = torch.split(tensor.reshape(-1), CHECKED_AT_ONCE)
     return all(bool(torch.isfinite(part).all()) for part in parts)

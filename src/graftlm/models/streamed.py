@@ -50,6 +50,8 @@ class StreamedModel:
         read: reads a weight.
         fused: tensors by checkpoint key that transformers joins into one parameter (experts). They
             are read at once and stay in memory.
+        joined: the parameters that they are joined into.
+        release: gives back the memory of mapped tables after each use; they stay readable.
     """
 
     def __init__(
@@ -58,8 +60,9 @@ class StreamedModel:
         read: Reader,
         fused: Mapping[str, LazyTensor] | None = None,
         joined: frozenset[str] = frozenset(),
+        release: Callable[[], None] = lambda: None,
     ) -> None:
-        self.read = read
+        self.read, self._release = read, release
         self.model = _without_values(empty, read, fused or {}, joined)
         self._places = {
             module: {
@@ -108,9 +111,10 @@ class StreamedModel:
         with contextlib.ExitStack() as hooks:
             for name, module in model.named_modules():
                 self._hook(hooks, name, module, before)
-            for name in () if keep_layers is None else decoder_layers(model):
-                keep = functools.partial(_keep, outputs, name, keep_layers)
-                hooks.callback(model.get_submodule(name).register_forward_hook(keep).remove)
+            if keep_layers is not None:
+                for name in decoder_layers(model):
+                    keep = functools.partial(_keep, outputs, name, keep_layers)
+                    hooks.callback(model.get_submodule(name).register_forward_hook(keep).remove)
             self._head = model.get_submodule(self._head_name)  # perhaps adapted since
             model.set_submodule(self._head_name, _Entry(entered, self._raw))
             hooks.callback(model.set_submodule, self._head_name, self._head)
@@ -160,6 +164,7 @@ class StreamedModel:
         for start in range(0, len(self._head_weight), VOCABULARY_ROWS):
             rows = slice(start, start + VOCABULARY_ROWS)
             part = hidden @ self._head_weight[rows].float().T
+            self._release()
             yield part if bias is None else part + bias[rows]
 
     def _require_same(self, shown: Tensor, hidden: Tensor) -> None:
@@ -209,6 +214,7 @@ class StreamedModel:
         def forget(_: nn.Module, __: Any, result: Any) -> Any:
             for holder, key, empty in stack.pop():
                 setattr(holder, key, empty)
+            self._release()
             widen = isinstance(result, Tensor) and result.is_floating_point()
             return result.float() if widen else None
 
