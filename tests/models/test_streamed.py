@@ -96,7 +96,8 @@ def test_padding_does_not_change_the_tokens_before_it(folders: dict[str, Path]) 
 def test_mapped_tables_do_not_stay_in_memory(folders: dict[str, Path]) -> None:
     weights = named_weights(folders["llama"])
     table = weights("model.embed_tokens.weight")
-    assert float(table.sum()) and resident_pages(folders["llama"])
+    assert float(table.sum())
+    assert resident_pages(folders["llama"])
     streamed_logits(weights.streamed())
     assert resident_pages(folders["llama"]) == 0
     assert torch.equal(table, weights("model.embed_tokens.weight"))
