@@ -17,7 +17,7 @@ from graftlm.errors import ModelError
 from graftlm.frozen.weight import WeightSettings
 from graftlm.models import load_model, quantize_folder
 from graftlm.models.named_weights import in_format, named_weights
-from graftlm.models.streamed import has_no_values
+from graftlm.models.without_values import has_no_values
 from tests.oracles.model_families import FAMILIES, tiny_model
 
 IDS = torch.arange(1, 25).view(2, 12)

@@ -24,7 +24,7 @@ from graftlm.adapters.trained_tokens import TrainedTokens
 from graftlm.frozen.embedding import FrozenEmbedding
 from graftlm.frozen.experts import ExpertStack
 from graftlm.frozen.modules import shared_weight, stored_weights
-from graftlm.models.streamed import has_no_values
+from graftlm.models.without_values import has_no_values
 
 __all__ = ["LoRAReport", "ParameterCount", "count_parameters", "describe", "tied_head"]
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from graftlm.adapters.peft_fit import PREFIX
 from graftlm.models.base_files import folder_read
 from graftlm.models.named_weights import named_weights
-from graftlm.models.streamed import has_no_values
+from graftlm.models.without_values import has_no_values
 
 __all__ = ["stray_tensors"]
 

@@ -30,7 +30,8 @@ from graftlm.adapters.without_gradient import layer_of_experts
 from graftlm.errors import GraftLMError
 from graftlm.models.named_weights import NamedWeights, named_weights
 from graftlm.models.probing import being_probed
-from graftlm.models.streamed import StreamedModel, has_no_values
+from graftlm.models.streamed import StreamedModel
+from graftlm.models.without_values import has_no_values
 
 __all__ = ["weights_read_directly"]
 

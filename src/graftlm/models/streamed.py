@@ -25,14 +25,11 @@ from transformers import PreTrainedModel
 
 from graftlm.errors import ModelError
 from graftlm.frozen.experts import DenseExperts
-from graftlm.models.base_files import folder_read, remember_folder
-from graftlm.models.lazy import Abort, LazyTensor
-from graftlm.models.loading_report import captured_messages
+from graftlm.models.lazy import LazyTensor
 from graftlm.models.output_head import head_settings
-from graftlm.models.quiet import without_progress_bars
-from graftlm.models.streaming import StreamingConfig, register
+from graftlm.models.without_values import has_no_values, without_values
 
-__all__ = ["Before", "Reader", "StreamedModel", "decoder_layers", "has_no_values"]
+__all__ = ["Before", "Reader", "StreamedModel", "decoder_layers"]
 
 Reader = Callable[[str], Tensor]
 """Reads a parameter or buffer by its name in the model, in any floating-point type."""
@@ -63,7 +60,7 @@ class StreamedModel:
         release: Callable[[], None] = lambda: None,
     ) -> None:
         self.read, self._release = read, release
-        self.model = _without_values(empty, read, fused or {}, joined)
+        self.model = without_values(empty, read, fused or {}, joined)
         self._places = {
             module: {
                 key: f"{name}.{key}" if name else key
@@ -234,11 +231,6 @@ class StreamedModel:
         return value if isinstance(holder, nn.Embedding) else value.float()
 
 
-def has_no_values(tensor: Tensor) -> bool:
-    """Whether a tensor stands for one that is not in memory."""
-    return tensor.is_meta or (tensor.numel() > 1 and not any(tensor.stride()))
-
-
 def decoder_layers(model: PreTrainedModel) -> list[str]:
     """The names of the decoder layers, in order; empty if the config does not count them."""
     count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
@@ -266,45 +258,3 @@ def _keep(
 ) -> None:
     hidden: Tensor = result if isinstance(result, Tensor) else result[0]
     outputs[name] = hidden.flatten(0, -2)[places]
-
-
-def _without_values(
-    empty: PreTrainedModel,
-    read: Reader,
-    fused: Mapping[str, LazyTensor],
-    joined: frozenset[str],
-) -> PreTrainedModel:
-    """The model as transformers loads it, its buffers real, its parameters views of one NaN."""
-    register()
-    buffers = dict(empty.named_buffers())
-    tensors: dict[str, Any] = dict(fused)
-    for name, tensor in empty.state_dict().items():
-        if name in buffers:
-            tensors[name] = LazyTensor(functools.partial(read, name))
-        elif name not in joined:
-            tensors[name] = LazyTensor(functools.partial(_nan, tensor.shape))
-    try:
-        with without_progress_bars(), captured_messages():
-            loaded: Any = type(empty).from_pretrained(
-                None,
-                config=empty.config,
-                state_dict=tensors,
-                quantization_config=StreamingConfig(None),
-                dtype=torch.float32,
-                output_loading_info=True,
-            )
-    except Abort as abort:
-        raise abort.error from abort.error.__cause__
-    model, found = loaded
-    tied = set(getattr(model, "all_tied_weights_keys", None) or {})
-    if lost := sorted(set(found["missing_keys"]) - tied):
-        raise ModelError(f"{type(model).__name__} cannot run from the disk: no tensor {lost[0]}")
-    model.requires_grad_(False)
-    if (folder := folder_read(empty)) is not None:
-        remember_folder(model, folder)
-    result: PreTrainedModel = model
-    return result
-
-
-def _nan(shape: torch.Size) -> Tensor:
-    return torch.full((), float("nan")).expand(shape)
