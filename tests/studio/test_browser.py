@@ -153,3 +153,21 @@ def test_page_without_the_token_says_what_to_do(tmp_path: Path) -> None:
         walk: Any = Walk(context, f"{server.address}/")
         walk.page.wait_for_selector("[role=alert]")
         assert "Open the link" in walk.page.inner_text("[role=alert]")
+
+
+def test_file_over_the_limit_is_not_sent(rows: Path, tmp_path: Path) -> None:
+    sent: list[str] = []
+    with studio(tmp_path / "runs") as server, pages(locale="en-US") as context:
+        facts = ask(server, "machine")
+        assert facts["most_upload"] == 5_000_000_000
+        context.route(
+            "**/api/machine", lambda route: route.fulfill(json=facts | {"most_upload": 100})
+        )
+        walk: Any = Walk(context, server.link)
+        walk.page.on("request", lambda request: sent.append(request.method))
+        walk.chosen = rows
+        walk.activate(".drop button")
+        walk.page.wait_for_selector("[role=alert]")
+        assert "the page takes 100 B" in walk.page.inner_text("[role=alert]")
+        assert "PUT" not in sent
+        assert walk.complaints == []

@@ -102,7 +102,7 @@ def create_app(
 
     @app.get("/api/machine")
     def machine() -> dict[str, Any]:
-        return facts(place)
+        return facts(place) | {"most_upload": most_upload}
 
     @app.get("/api/uploads")
     def listed() -> list[dict[str, Any]]:

@@ -31,7 +31,7 @@ export async function show(root) {
           [t("machine.cores"), String(machine.cores)],
           [t("machine.disk"), bytes(machine.disk_free)],
         ]))),
-      h("section", { class: "card" }, h("h2", {}, t("rows.file")), dropZone(files, settings, found))),
+      h("section", { class: "card" }, h("h2", {}, t("rows.file")), dropZone(machine.most_upload, files, settings, found))),
     settings, found);
   if (draft.upload && files.some((file) => file.name === draft.upload)) {
     await ask(settings, found);
@@ -39,7 +39,7 @@ export async function show(root) {
   }
 }
 
-function dropZone(files, settings, found) {
+function dropZone(limit, files, settings, found) {
   const said = h("div", {});
   const input = h("input", { type: "file", class: "hidden", tabindex: "-1", "aria-hidden": "true",
     onchange: () => input.files[0] && take(input.files[0]) });
@@ -48,6 +48,10 @@ function dropZone(files, settings, found) {
     await ask(settings, found);
   };
   async function take(file) {
+    if (file.size > limit) { // the server would say so, after the browser has sent all of it
+      replace(said, notice(t("rows.large", { name: file.name, size: bytes(file.size), limit: bytes(limit) }), "error"));
+      return;
+    }
     const bar = h("progress", { max: "1", value: 0, "aria-label": t("rows.sending") });
     replace(said, bar);
     try {
