@@ -36,7 +36,10 @@ def recompute_activations(model: Any, *, offload: bool = False) -> None:
     """Switch on gradient checkpointing for a transformers model, in place.
 
     Only the input of each layer is kept. It is the non-reentrant kind, which works even if the
-    first layer's input needs no gradient.
+    first layer's input needs no gradient. transformers makes that input need one, for the other
+    kind; that is taken back, since each layer below the first adapter would be computed and
+    differentiated once more for nothing, and a model that changes its embeddings in place (BLT)
+    would fail.
 
     Args:
         model: a transformers model.
@@ -56,6 +59,6 @@ def recompute_activations(model: Any, *, offload: bool = False) -> None:
         if enable is None or "offload" not in inspect.signature(enable).parameters:
             raise ConfigError("train.offload_checkpoints=true needs transformers 5.23 or newer")
         enable({"use_reentrant": False}, offload=True)
-        return
-    enable = enable or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
+    else:
+        (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+    model.disable_input_require_grads()
