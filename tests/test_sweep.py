@@ -49,6 +49,12 @@ def test_a_weight_without_a_dimension_is_merged(tmp_path: Path) -> None:
     assert all(outcome.startswith("equal") for outcome in outcomes.values()), outcomes
 
 
+def test_a_layer_that_is_named_as_the_head_stays_dense(tmp_path: Path) -> None:
+    """BLT has a second model inside, with an `lm_head`, which transformers does not quantise."""
+    outcomes = dict(sweep("blt", tmp_path, byte_tokenizer(), ("load", "quantized")))
+    assert all(outcome.startswith("equal") for outcome in outcomes.values()), outcomes
+
+
 @pytest.mark.parametrize("model_type", ["qwen3_moe", "mamba2"])
 def test_a_planned_peak_is_the_allocators(model_type: str, tmp_path: Path) -> None:
     one = OneModel(model_type, tmp_path, byte_tokenizer())

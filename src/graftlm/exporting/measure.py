@@ -29,9 +29,9 @@ from graftlm.models.streamed import VOCABULARY_ROWS, StreamedModel
 
 __all__ = ["Comparison", "Passed", "compare_passes", "kept_share", "pass_over"]
 
-POSITIONS_A_PASS = 4096
+POSITIONS_A_PASS = 1024
 LOGITS_BYTES = 16 << 20
-LAYER_POSITIONS = 128
+LAYER_POSITIONS = 64
 """The outputs of the layers are compared at so many positions of the longest rows."""
 KL_POSITIONS = 512
 """KL and agreement are found on so many positions, evenly spread."""

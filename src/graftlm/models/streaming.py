@@ -269,11 +269,14 @@ def linear_layers(model: nn.Module) -> dict[str, Any]:
 def unquantized_names(model: PreTrainedModel) -> set[str]:
     """The layers that are not quantised.
 
-    They are the output head and the modules that share its weight, and those whose weight has to
-    be dense; see `_compat/dense_layers.py`.
+    They are the output head and the modules that share its weight, layers whose name ends like
+    one of these (transformers and bitsandbytes leave them out too, such as the patcher's
+    ``lm_head`` of BLT), and those whose weight has to be dense; see `_compat/dense_layers.py`.
     """
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     names = {name for name, module in model.named_modules() if module is head}
     tied = getattr(model, "all_tied_weights_keys", None) or {}
     names |= {key.removesuffix(".weight") for pair in tied.items() for key in pair}
-    return names | dense_layers(model, linear_layers(model))
+    layers = linear_layers(model)
+    names |= {layer for layer in layers if layer.endswith(tuple(names))}
+    return names | dense_layers(model, layers)
