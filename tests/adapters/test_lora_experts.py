@@ -165,9 +165,9 @@ def test_a_square_weight_is_read_by_the_version_in_the_config(tmp_path: Path) ->
 
     stack = DenseExperts(torch.nn.Parameter(torch.zeros(4, 8, 8)), transposed=False)
     state = {"lora_A.weight": torch.randn(12, 8), "lora_B.weight": torch.randn(8, 12)}
-    now = turned_round({"up": state}, {"up": stack}, "0.21.2")["up"]
+    now = turned_round({"up": state}, torch.nn.Module(), {"up": stack}, "0.21.2")["up"]
     assert all(torch.equal(now[key], state[key]) for key in state)
-    old = turned_round({"up": state}, {"up": stack}, "0.18.1")["up"]
+    old = turned_round({"up": state}, torch.nn.Module(), {"up": stack}, "0.18.1")["up"]
     delta = torch.einsum(
         "o r e, e r i -> e i o",
         state["lora_B.weight"].unflatten(1, (3, 4)),

@@ -31,6 +31,9 @@ ARCHITECTURES = {  # the parameters of one layer
     "phimoe": ["gate_up_proj", "down_proj"],
     "qwen3_next": ["gate_up_proj", "down_proj"],
     "nemotron_h": ["up_proj", "down_proj"],
+    "llama4_text": ["gate_up_proj", "down_proj"],
+    "longcat_flash": ["gate_up_proj", "down_proj"],
+    "jetmoe": ["weight"],
 }
 IDS = torch.arange(1, 41).view(2, 20)
 
@@ -61,11 +64,12 @@ def test_experts_give_the_logits_and_gradients_of_transformers(kind: str) -> Non
     torch.testing.assert_close(our_gradient, gradient, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["qwen3_moe", "gpt_oss"])
+@pytest.mark.parametrize("kind", ["qwen3_moe", "gpt_oss", "llama4_text", "longcat_flash", "jetmoe"])
 def test_release_gives_the_model_of_before(kind: str) -> None:
     model = tiny_model(kind)
     before = [(name, parameter) for name, parameter in model.named_parameters()]
     implementation = model.get_experts_implementation()
+    attributes = {name: {*vars(module)} for name, module in model.named_modules()}
     weights = expert_weights(model)
     held = held_dense(model)
     assert expert_weights(model) == {}
@@ -75,11 +79,15 @@ def test_release_gives_the_model_of_before(kind: str) -> None:
     assert [name for name, _ in after] == [name for name, _ in before]
     assert all(one is other for (_, one), (_, other) in zip(before, after, strict=True))
     experts = next(iter(weights.values())).module
-    assert experts.config is model.config
+    assert getattr(experts, "config", model.config) is model.config
+    assert {name: {*vars(module)} for name, module in model.named_modules()} == attributes
     assert model.get_experts_implementation() == implementation
 
 
-@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe", "gpt_oss", "nemotron_h"])
+@pytest.mark.parametrize(
+    "kind",
+    ["mixtral", "qwen3_moe", "gpt_oss", "nemotron_h", "llama4_text", "longcat_flash", "jetmoe"],
+)
 def test_loaded_experts_are_the_dequantized_ones(
     kind: str, tmp_path: Path, tiny_tokenizer: Any
 ) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
+from graftlm._compat import experts
 from graftlm.errors import ModelError, RequestError
 from graftlm.frozen.linear import FrozenLinear
 from graftlm.kernels import nf4
@@ -99,8 +100,9 @@ def test_untied_head_stays_untied(folders: Any) -> None:
 
 
 def test_experts_of_an_unknown_layout_stay_unquantized_and_are_reported(
-    tmp_path: Path, tiny_tokenizer: Any, caplog: Any
+    tmp_path: Path, tiny_tokenizer: Any, caplog: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delitem(experts.OWN_CODE, "Llama4TextExperts")
     tiny_architecture("llama4_text").save_pretrained(tmp_path)
     tiny_tokenizer.save_pretrained(tmp_path)
     with caplog.at_level("WARNING", logger="graftlm"):

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 import transformers
 
-__all__ = ["MIXTURES", "tiny_mixture"]
+__all__ = ["BOTH", "LEAVES", "MIXTURES", "OWN_CODE", "tiny_mixture"]
+
+BOTH = ("experts.gate_up_proj", "experts.down_proj")
 
 COMMON = {
     "vocab_size": 260,
@@ -54,11 +56,34 @@ MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "glm4_moe": ("Glm4MoeConfig", {"n_routed_experts": 4, "first_k_dense_replace": 1}),
 }
+OWN_CODE: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama4_text": (
+        "Llama4TextConfig",
+        {"num_local_experts": 4, "intermediate_size_mlp": 48, "interleave_moe_layer_step": 1},
+    ),
+    "longcat_flash": (
+        "LongcatFlashConfig",
+        {
+            **LATENT,
+            "qk_head_dim": 16,
+            "n_routed_experts": 4,
+            "zero_expert_num": 2,
+            "moe_topk": 2,
+            "ffn_hidden_size": 48,
+            "expert_ffn_hidden_size": 48,
+            "num_layers": 2,
+        },
+    ),
+    "jetmoe": ("JetMoeConfig", {"num_local_experts": 4, "kv_channels": 16}),
+}
+"""The kinds whose experts transformers computes by code of their own."""
+LEAVES = {"jetmoe": ("input_linear.weight", "output_linear.weight")}
+"""How `target_parameters` names the experts, where that is not `BOTH`."""
 
 
 def tiny_mixture(kind: str, seed: int = 0) -> Any:
     """A random float32 model in evaluation mode, no weight or bias exactly zero or one."""
-    name, own = MIXTURES[kind]
+    name, own = (MIXTURES | OWN_CODE)[kind]
     torch.manual_seed(seed)
     config = getattr(transformers, name)(**COMMON | own)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)

@@ -4,20 +4,72 @@
 gives their modules the attributes of `LAYOUT` and the method `_apply_gate`. The way is the function
 that is registered in `ALL_EXPERTS_FUNCTIONS` under the name in the module's own
 `config._experts_implementation_internal`.
+
+Other classes compute their experts by code of their own (`OWN_CODE`). Such a module, and the block
+around it where that prepares the experts' rows, gets a `forward` of its own while its experts are
+held (`computes_by`).
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-__all__ = ["computes_experts_by", "gated", "is_experts", "register_experts_function"]
+__all__ = [
+    "OWN_CODE",
+    "ExpertLayout",
+    "computes_by",
+    "computes_experts_by",
+    "gated",
+    "layout_of",
+    "preparing",
+    "register_experts_function",
+    "turned_in_peft",
+]
 
 LAYOUT = ("has_gate", "has_bias", "has_post_expert_norm", "is_transposed", "config")
+
+
+class ExpertLayout(NamedTuple):
+    """The fused parameters of a module of experts.
+
+    Attributes:
+        leaves: their names.
+        transposed: whether each is [E, in, out].
+    """
+
+    leaves: tuple[str, ...]
+    transposed: bool
+
+
+BOTH = ("gate_up_proj", "down_proj")
+OWN_CODE = {
+    "Llama4TextExperts": ExpertLayout(BOTH, True),
+    "LongcatFlashExperts": ExpertLayout(BOTH, False),
+    "Step3p7Experts": ExpertLayout(BOTH, False),
+    "JetMoeParallelExperts": ExpertLayout(("weight",), False),
+}
+"""By the name of the class."""
+BLOCKS = {
+    "Llama4TextMoe": (("experts",), ""),
+    "JetMoeMoE": (("input_linear", "output_linear"), "router"),
+    "JetMoeMoA": (("input_linear", "output_linear"), "router"),
+}
+"""By the name of the class: where it holds experts, and which part of it prepares their rows."""
+
+
+def preparing(model: nn.Module) -> dict[nn.Module, nn.Module]:
+    """The module that prepares the rows of experts with code of their own, by the experts."""
+    found = {}
+    for module in model.modules():
+        held, part = BLOCKS.get(type(module).__name__, ((), ""))
+        found |= {module.get_submodule(name): module.get_submodule(part) for name in held}
+    return found
 
 
 def register_experts_function(name: str, function: Callable[..., Tensor]) -> None:
@@ -25,9 +77,21 @@ def register_experts_function(name: str, function: Callable[..., Tensor]) -> Non
     ALL_EXPERTS_FUNCTIONS.register(name, function)
 
 
-def is_experts(module: nn.Module) -> bool:
-    """Whether transformers lets somebody else compute the experts in ``module``."""
-    return all(hasattr(module, name) for name in (*LAYOUT, "_apply_gate"))
+def layout_of(module: Any) -> ExpertLayout | None:
+    """The layout of the experts in ``module``; ``None`` if it has none of a known layout."""
+    if all(hasattr(module, name) for name in (*LAYOUT, "_apply_gate")):
+        return ExpertLayout(("gate_up_proj", "up_proj", "down_proj"), module.is_transposed)
+    return OWN_CODE.get(type(module).__name__)
+
+
+def turned_in_peft(module: nn.Module) -> bool:
+    """Whether PEFT takes the inputs of these experts for outputs; seen in PEFT 0.21.
+
+    It takes a weight for [E, out, in] unless the module says ``is_transposed``, which only classes
+    do whose experts transformers computes.
+    """
+    layout = layout_of(module)
+    return layout is not None and layout.transposed and not hasattr(module, "is_transposed")
 
 
 def computes_experts_by(module: Any, name: str | None) -> None:
@@ -42,6 +106,14 @@ def computes_experts_by(module: Any, name: str | None) -> None:
         module._config_of_model = module.config
         module.config = copy.copy(module.config)
         module.config._experts_implementation_internal = name
+
+
+def computes_by(module: nn.Module, function: Callable[..., Any] | None) -> None:
+    """Let one module compute by ``function(module, …)``; ``None`` undoes it."""
+    if function is None:
+        vars(module).pop("forward", None)
+    else:
+        vars(module)["forward"] = functools.partial(function, module)
 
 
 def gated(module: Any, x: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from graftlm.adapters.adapted import adapted_modules
 from graftlm.adapters.merging import changing, merge_part, part_of
 from graftlm.adapters.several import adapters_at
+from graftlm.adapters.weights_read_directly import without_effect
 from graftlm.frozen.experts import DenseExperts, FrozenExperts
 from graftlm.frozen.linear import FrozenLinear
 from graftlm.models.capabilities import forget
@@ -52,11 +53,13 @@ def fold(model: nn.Module) -> Folded:
     """Merge the active updates into dense weights, in place, and switch the adapters off.
 
     Takes the memory of the merged weights in addition to the model's. An adapter that trains
-    through its merge is left as it is: its base holds the merged weight already.
+    through its merge is left as it is: its base holds the merged weight already. So is one without
+    effect, because the model reads the weight itself.
     """
     folded = Folded(model, [], [])
+    dead = without_effect(model)
     for name, there in adapted_modules(model).items():
-        on = [adapter for adapter in adapters_at(there) if adapter.enabled]
+        on = [one for one in adapters_at(there) if one.enabled and name not in dead]
         if not on or any(getattr(adapter, "through", None) is not None for adapter in on):
             continue
         base = there.base

@@ -25,6 +25,7 @@ from graftlm.adapters.adapter import Adapter
 from graftlm.adapters.layers import stores_transposed
 from graftlm.adapters.report import tied_head
 from graftlm.adapters.several import adapters_at
+from graftlm.adapters.weights_read_directly import without_effect
 from graftlm.frozen.experts import DenseExperts, FrozenExperts
 from graftlm.frozen.linear import FrozenLinear
 from graftlm.models.capabilities import forget
@@ -94,6 +95,7 @@ class MergeReport:
         untied: whether the output head no longer shares its weight with the token table.
         update_kept: share of the update that remains after rounding.
         weights_changed: share of the weights with an update whose stored value changed.
+        left_out: modules whose update has no effect and was not merged.
     """
 
     merged: tuple[str, ...]
@@ -101,6 +103,7 @@ class MergeReport:
     untied: bool
     update_kept: float = 1.0
     weights_changed: float = 1.0
+    left_out: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         text = (
@@ -109,6 +112,8 @@ class MergeReport:
         )
         if self.untied:
             text += "; the output head no longer shares its weight with the token embeddings"
+        if self.left_out:
+            text += f"; {len(self.left_out)} updates without effect left out"
         return text
 
 
@@ -209,7 +214,9 @@ def merge_adapters(model: nn.Module) -> MergeReport:
     The result is a plain transformers model, except for 8-bit embeddings. All layers in a weight
     format are dequantised to the type of the model's computation. If a weight is shared with a
     module that is not adapted, a copy is changed, and ``config.tie_word_embeddings`` becomes false.
+    An update without effect, because the model reads the weight itself, is left out and named.
     """
+    dead = without_effect(model)
     for there in adapted_modules(model).values():
         for adapter in adapters_at(there):
             if (through := getattr(adapter, "through", None)) is not None:
@@ -222,7 +229,7 @@ def merge_adapters(model: nn.Module) -> MergeReport:
     followers: list[tuple[nn.Module, Tensor]] = []
     for name, there in adapted_modules(model).items():
         base = there.base
-        on = [adapter for adapter in adapters_at(there) if adapter.enabled]
+        on = [one for one in adapters_at(there) if one.enabled and name not in dead]
         if on and all(getattr(adapter, "through", None) is not None for adapter in on):
             merged.append(name)  # the stored weight is the merged one
         elif on:
@@ -246,12 +253,12 @@ def merge_adapters(model: nn.Module) -> MergeReport:
     if untied:
         model.config.tie_word_embeddings = False  # type: ignore[union-attr]
     return MergeReport(
-        tuple(merged), total.largest, untied, total.update_kept, total.weights_changed
+        tuple(merged), total.largest, untied, total.update_kept, total.weights_changed, tuple(dead)
     )
 
 
 def merge_in_place(model: ModelT) -> ModelT:
-    """Merge the adapters, in place, and return the plain model."""
+    """`merge_adapters`; returns the plain model."""
     merge_adapters(model)
     return model
 

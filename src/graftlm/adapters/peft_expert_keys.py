@@ -12,6 +12,9 @@ and their B [in, r · E]. The shapes tell which it is, unless the matrices are s
 file's other tensors do, or the version in its config.
 
     ΔW_e = s · B_e A_e = s · (A'_e)ᵀ (B'_e)ᵀ        A', B': the factors of such a file
+
+For a weight [E, in, out] PEFT must be told. Llama 4 does not tell it, so there it is the other way
+round: versions from 0.19 on take `in` for the outputs, and those before do not.
 """
 
 from __future__ import annotations
@@ -21,10 +24,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from graftlm._compat.experts import turned_in_peft
 from graftlm.frozen.experts import ExpertStack
 from graftlm.models.experts import parameter_order, parent_of
 
-__all__ = ["places_in_peft", "turned_round"]
+__all__ = ["as_peft_writes", "places_in_peft", "turned_round"]
 
 A, B = "lora_A.weight", "lora_B.weight"
 TURNED = (0, 19)
@@ -50,39 +54,62 @@ def places_in_peft(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
     return places
 
 
-def turned_round(
-    states: Mapping[str, Mapping[str, Tensor]],
-    stacks: Mapping[str, ExpertStack],
-    version: str | None,
+def as_peft_writes(
+    states: Mapping[str, Mapping[str, Tensor]], model: nn.Module, stacks: Mapping[str, ExpertStack]
 ) -> dict[str, dict[str, Tensor]]:
-    """The tensors of each stack as PEFT writes them today.
-
-    Args:
-        states: the tensors of each stack as they are in the file.
-        stacks: the stacks.
-        version: the version of PEFT that wrote the file, if it says so.
-    """
-    known = {_is_old(states[name], stacks[name]) for name in states} - {None}
-    old = known == {True} if known else _is_before(version, TURNED)
+    """The tensors of each module as PEFT writes them; only those of ``stacks`` may differ."""
     return {
-        name: _turned(state, stacks[name]) if _applies(old, state, stacks[name]) else dict(state)
+        name: _turned(state, stacks[name])
+        if name in stacks and _taken_round(model, name)
+        else dict(state)
         for name, state in states.items()
     }
 
 
-def _is_old(state: Mapping[str, Tensor], stack: ExpertStack) -> bool | None:
-    """Whether the shapes are those of an old file; ``None`` if they fit both, or none."""
+def turned_round(
+    states: Mapping[str, Mapping[str, Tensor]],
+    model: nn.Module,
+    stacks: Mapping[str, ExpertStack],
+    version: str | None,
+) -> dict[str, dict[str, Tensor]]:
+    """The tensors of each stack with A [E · r, in] and B [out, r · E].
+
+    Args:
+        states: the tensors of each stack as they are in the file.
+        model: the model.
+        stacks: its stacks of experts.
+        version: the version of PEFT that wrote the file, if it says so.
+    """
+    round_now = {name: _taken_round(model, name) for name in states}
+    known = {
+        turned != round_now[name]
+        for name, state in states.items()
+        if (turned := _is_turned(state, stacks[name])) is not None
+    }
+    old = known == {True} if known else _is_before(version, TURNED)
+    result = {}
+    for name, state in states.items():
+        stack, turned = stacks[name], _is_turned(state, stacks[name])
+        if turned is None and stack.shape[1] == stack.shape[2]:
+            turned = old != round_now[name]
+        whole = A in state and B in state and len(state[A]) % stack.shape[0] == 0
+        told = stack.transposed and not round_now[name]  # the same tensors in all versions
+        result[name] = _turned(state, stack) if turned and whole and not told else dict(state)
+    return result
+
+
+def _taken_round(model: nn.Module, name: str) -> bool:
+    """Whether today's PEFT takes the inputs of this stack for its outputs."""
+    return turned_in_peft(parent_of(model, name)[0])
+
+
+def _is_turned(state: Mapping[str, Tensor], stack: ExpertStack) -> bool | None:
+    """Whether inputs and outputs are exchanged; ``None`` if the shapes fit both, or neither."""
     _, rows, columns = stack.shape
-    if stack.transposed or rows == columns or A not in state or B not in state:
-        return None  # a transposed weight has the same tensors in all versions
+    if rows == columns or A not in state or B not in state:
+        return None
     sides = state[A].shape[-1], state[B].shape[0]
     return {(columns, rows): False, (rows, columns): True}.get(sides)
-
-
-def _applies(old: bool, state: Mapping[str, Tensor], stack: ExpertStack) -> bool:
-    square = stack.shape[1] == stack.shape[2]
-    whole = A in state and B in state and len(state[A]) % stack.shape[0] == 0
-    return whole and not stack.transposed and (old if square else bool(_is_old(state, stack)))
 
 
 def _turned(state: Mapping[str, Tensor], stack: ExpertStack) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ must belong to a parameter, and every parameter needs a tensor.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from graftlm.adapters.adapter import DEFAULT
 from graftlm.adapters.adapter_folder import adapter_folder
 from graftlm.adapters.inject import Biases, attach, remove
 from graftlm.adapters.peft_config import CONFIG_NAME, AdapterConfig, adapter_config, read_config
-from graftlm.adapters.peft_expert_keys import places_in_peft, turned_round
+from graftlm.adapters.peft_expert_keys import as_peft_writes, places_in_peft, turned_round
 from graftlm.adapters.peft_fit import (
     PREFIX,
     alpha_of,
@@ -85,11 +85,14 @@ def save_adapter(
         raise ArtifactError("the model has no adapters to save. Call graftlm.add_lora first.")
     if base_name is None:
         base_name = str(getattr(model, "name_or_path", ""))
-    places = _places(model, adapted)
+    bases = base_modules(model)
+    stacks = {n: base for n in adapted if isinstance(base := bases[n], ExpertStack)}
+    places = places_in_peft(model, stacks)
+    states = {name: module.peft_state() for name, module in adapted.items()}
     tensors = {
         f"{PREFIX}{places.get(name, name)}.{suffix}": tensor
-        for name, module in adapted.items()
-        for suffix, tensor in module.peft_state().items()
+        for name, state in as_peft_writes(states, model, stacks).items()
+        for suffix, tensor in state.items()
     }
     content = {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
     with atomic_write(Path(path) / WEIGHTS_NAME) as temporary:
@@ -208,15 +211,10 @@ def _states(tensors: Mapping[str, Tensor], variant: str) -> tuple[States, dict[s
     return states, others
 
 
-def _places(model: nn.Module, adapted: Iterable[str]) -> dict[str, str]:
-    bases = base_modules(model)
-    return places_in_peft(model, [n for n in adapted if isinstance(bases[n], ExpertStack)])
-
-
 def _with_experts(states: States, config: AdapterConfig, model: nn.Module) -> States:
     """The states with those of fused experts under the names of their parameters."""
     stacks = config.targeted_experts(model)
     names = {place: name for name, place in places_in_peft(model, stacks).items()}
     fused = {names[place]: state for place, state in states.items() if place in names}
     others = {place: state for place, state in states.items() if place not in names}
-    return others | turned_round(fused, stacks, config.peft_version)
+    return others | turned_round(fused, model, stacks, config.peft_version)

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from graftlm._compat.compiled import uncompiled
 from graftlm._compat.tracing import FakeTensor
@@ -26,7 +26,7 @@ from graftlm.adapters.adapted import lora_modules, token_table
 from graftlm.models.probing import being_probed
 from graftlm.system.placement import placement_of
 
-__all__ = ["REASON", "layer_of_experts", "without_gradient"]
+__all__ = ["FAILURES", "REASON", "layer_of_experts", "leaves", "short_row", "without_gradient"]
 
 REASON = "its adapter would never learn: on text the logits do not depend on it"
 TOKENS = 8
@@ -51,11 +51,12 @@ def without_gradient(model: Any, adapter: str) -> tuple[list[str], str]:
     Returns:
         the names, and the error of the model's forward pass; empty if it had none.
     """
-    words = getattr(token_table(model), "num_embeddings", None)
     tensors = [*model.parameters(), *model.buffers()]
-    if words is None or any(t.is_meta or isinstance(t, FakeTensor) for t in tensors):
+    if any(t.is_meta or isinstance(t, FakeTensor) for t in tensors):
         return [], ""
-    ids = torch.arange(1, TOKENS + 1, device=placement_of(model).first).remainder(words)[None]
+    ids = short_row(model)
+    if ids is None:
+        return [], ""
     modules = lora_modules(model, adapter)
     reached: set[str] = set()
     for _ in range(PASSES):
@@ -64,11 +65,11 @@ def without_gradient(model: Any, adapter: str) -> tuple[list[str], str]:
                 logits = uncompiled(model)(input_ids=ids, use_cache=False).logits
         except FAILURES as error:
             return [], f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        leaves = _leaves(logits)
+        behind = leaves(logits)
         reached |= {
             name
             for name, module in modules.items()
-            if any(id(parameter) in leaves for parameter in module.adapter_parameters().values())
+            if any(id(parameter) in behind for parameter in module.adapter_parameters().values())
             or not module.adapter_parameters()  # they are another module's
         }
         if len(reached) == len(modules):
@@ -104,9 +105,19 @@ def layer_of_experts(name: str) -> str:
     return f"{name[: last.start()]}*{name[last.end() :]}"
 
 
-def _leaves(result: Tensor) -> set[int]:
+def short_row(model: nn.Module) -> Tensor | None:
+    """A few token ids (1, L); ``None`` if the model names no token table."""
+    table = token_table(model)
+    words = getattr(table, "num_embeddings", None)
+    if table is None or words is None:
+        return None
+    device = placement_of(table).first
+    return torch.arange(1, TOKENS + 1, device=device).remainder(words)[None]
+
+
+def leaves(result: Tensor) -> set[int]:
     """The identities of all leaves that need a gradient behind ``result``."""
-    leaves: set[int] = set()
+    found: set[int] = set()
     seen: set[Any] = set()
     nodes: list[Any] = [result.grad_fn]
     while nodes:
@@ -115,6 +126,6 @@ def _leaves(result: Tensor) -> set[int]:
             continue
         seen.add(node)
         if (variable := getattr(node, "variable", None)) is not None:
-            leaves.add(id(variable))
+            found.add(id(variable))
         nodes += [before for before, _ in node.next_functions]
-    return leaves
+    return found

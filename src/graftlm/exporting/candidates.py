@@ -77,6 +77,7 @@ class MergeSource:
         through_merge: whether the run trained through the merge.
         settings: how the run held its base.
         to: the weight format of merges that are not in 16 bits.
+        left_out: the adapted layers without effect, which are not in ``updates``.
     """
 
     adapter: Path
@@ -87,6 +88,7 @@ class MergeSource:
     settings: ModelConfig
     to: str
     untied: tuple[str, str] | None = None
+    left_out: tuple[str, ...] = ()
 
     def base(self) -> Reader:
         """The base as the adapter was trained on it."""
@@ -203,6 +205,7 @@ def open_source(
         through_merge=bool(run and run.lora.merge_aware == target and onto is None),
         settings=run.model if run else ModelConfig(),
         to=target,
+        left_out=updates.left_out,
     )
 
 

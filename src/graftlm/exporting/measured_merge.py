@@ -86,8 +86,8 @@ def measured_merge(
 
     Returns:
         ``base``, ``trained_on``, ``live_loss``, ``base_loss``, ``candidates``, ``chosen``,
-        ``onto``, ``modules``, ``untied``, ``kept``, ``proof``, ``rows``, ``bytes`` and ``out``.
-        The same is in ``merge_report.json``.
+        ``onto``, ``modules``, ``left_out``, ``untied``, ``kept``, ``proof``, ``rows``, ``bytes``
+        and ``out``. The same is in ``merge_report.json``.
 
     Raises:
         ConfigError: the kind is unknown, or cannot be made from this base.
@@ -138,6 +138,7 @@ def measured_merge(
             "chosen": chosen,
             "onto": "original" if chosen.endswith(("-original", "-feedback")) else source.trained,
             "modules": len(source.updates),
+            "left_out": list(source.left_out),
             "untied": source.untied is not None,
             "kept": candidate["kept"],
             "proof": proof.figures | {"problems": proof.problems},
@@ -225,7 +226,7 @@ class _Measuring:
             for name, update in source.updates.items()
             if name in there and not update.adapter.follows
         }
-        counted = count_tensors(source.adapter, applied.values())
+        counted = count_tensors(source.adapter, applied.values(), source.left_out)
         return prove(expected, base, found, counted)
 
 

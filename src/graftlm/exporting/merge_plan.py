@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from graftlm.adapters.merging import Rounding
 from graftlm.config import ModelConfig
 from graftlm.errors import ArtifactError, ConfigError, near_matches
 from graftlm.exporting.merged_weights import Update, load_updates
-from graftlm.exporting.weights_read_directly import weights_read_directly
 from graftlm.frozen.formats import format_named, formats
 from graftlm.frozen.weight import FrozenWeight
 from graftlm.models.experts import ExpertWeight, expert_weights, rounded_experts
@@ -51,7 +49,7 @@ class Merge:
         fused: the fused experts of the model.
         joined: those of them that the checkpoint stores apart.
         untied_head: the weights of table and head if they must be untied.
-        left_out: the adapted layers without effect; see `weights_read_directly.py`.
+        left_out: the adapted layers without effect; see `left_out.py`.
         rows: the rows of table and head, if the adapter makes them longer; else 0.
         longer: the weights that get more rows.
     """
@@ -178,13 +176,8 @@ def prepare_merge(
     places, shared = parameter_names(model, weights)
     quantized = _quantized(model, weights, places, format)
     joined = joined_experts(model, shared)
-    updates = load_updates(model, adapter)
-    left_out = _left_out(model, adapter, folder)
-    deltas = {
-        name: update
-        for name, update in updates.by_name.items()
-        if not {name, name.rpartition(".")[0]} & {*left_out}
-    }
+    updates = load_updates(model, adapter, folder)
+    deltas = updates.by_name
     untied = updates.parted
     whole = {name for key, name in places.items() if key not in shared} | joined.keys()
     needed = deltas.keys() | quantized.keys() | (fused.keys() if format is not None else set())
@@ -209,28 +202,10 @@ def prepare_merge(
         settings=settings.model if settings else ModelConfig(),
         dtype=dtype,
         untied_head=untied,
-        left_out=tuple(left_out),
+        left_out=updates.left_out,
         rows=updates.rows,
         longer=updates.longer,
     )
-
-
-def _left_out(model: PreTrainedModel, adapter: str | Path, folder: Path) -> list[str]:
-    """The layers whose update has no effect and is not merged; says which."""
-    names, failure = weights_read_directly(model, adapter, folder)
-    if names:
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        print(
-            f"NOTE: the update of {names[0]}{more} has no effect and is not merged: the model "
-            "reads the weight there itself and never asks the adapter",
-            file=sys.stderr,
-        )
-    if failure:
-        print(
-            f"NOTE: whether each layer of the adapter has an effect was not tried: {failure}",
-            file=sys.stderr,
-        )
-    return names
 
 
 def _quantized(

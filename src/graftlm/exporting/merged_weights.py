@@ -23,6 +23,8 @@ from graftlm.adapters.adapter import Adapter
 from graftlm.adapters.merging import Rounding, exact_part, merge_part
 from graftlm.adapters.peft_format import load_adapter
 from graftlm.adapters.trained_parts import ends_of
+from graftlm.adapters.weights_read_directly import say_left_out
+from graftlm.exporting.left_out import left_out_on_disk
 from graftlm.frozen.experts import ExpertStack, FrozenExperts
 from graftlm.frozen.weight import FrozenWeight, StorageSettings
 from graftlm.models.calibrate import CalibratedWeights
@@ -77,12 +79,14 @@ class Updates:
         rows: the rows of table and head after the merge, if there are more; else 0.
         longer: the names of the tensors that get more rows.
         parted: the weights of table and head if they were one and are no longer.
+        left_out: the adapted layers without effect, which are not in ``by_name``.
     """
 
     by_name: Mapping[str, Update]
     rows: int
     longer: frozenset[str]
     parted: tuple[str, str] | None
+    left_out: tuple[str, ...] = ()
 
 
 def updates_of(adapter: str | Path, folder: Path) -> Updates:
@@ -94,13 +98,15 @@ def updates_of(adapter: str | Path, folder: Path) -> Updates:
     """
     config = load_config(folder)
     config.__dict__.pop("quantization_config", None)
-    return load_updates(empty_model(config), adapter)
+    return load_updates(empty_model(config), adapter, folder)
 
 
-def load_updates(model: Any, adapter: str | Path) -> Updates:
-    """`updates_of` for a model without values, which gets the adapter."""
+def load_updates(model: Any, adapter: str | Path, folder: Path) -> Updates:
+    """`updates_of` for a model without values, which gets the adapter; says what is left out."""
     before, names = table_rows(model), frozenset(grown_names(model))
     load_adapter(model, adapter)
+    left_out, failure = left_out_on_disk(model, Path(adapter), folder)
+    say_left_out(left_out, failure)
     longer = names if table_rows(model) > before else frozenset()
     rows = table_rows(model) if longer else 0
     by_name = {
@@ -108,9 +114,10 @@ def load_updates(model: Any, adapter: str | Path) -> Updates:
             module, part, rows if f"{name}.{part}" in longer else 0
         )
         for name, module in lora_modules(model).items()
+        if name not in left_out
         for part in module.parts()
     }
-    return Updates(by_name, rows, longer, _parted(model, by_name))
+    return Updates(by_name, rows, longer, _parted(model, by_name), tuple(left_out))
 
 
 def _parted(model: Any, by_name: Mapping[str, Update]) -> tuple[str, str] | None:

@@ -20,7 +20,7 @@ from graftlm.adapters.adapted import lora_modules
 from graftlm.adapters.lora_linear import LoRALinear
 from graftlm.adapters.peft_format import load_adapter
 from graftlm.exporting.model_card import card_of_adapter, write_card
-from graftlm.exporting.rules import file_rules, with_adapter
+from graftlm.exporting.rules import effect_rules, file_rules, with_adapter
 from graftlm.exporting.target import ExportTarget, Proof, register_target
 from graftlm.files import atomic_folder, require_free_space, write_json
 from graftlm.models import resolve
@@ -39,7 +39,8 @@ class MlxFolder(ExportTarget):
         if rules := file_rules(adapter, "mlx"):
             return rules
         model, problems = with_adapter(adapter, base)
-        return problems or self.rules(model)
+        problems = problems or self.rules(model)
+        return problems or effect_rules(model, adapter, base, "mlx")
 
     def rules(self, model: nn.Module) -> list[str]:
         """Plain LoRA of one rank and scale, on the same layers of the last blocks."""

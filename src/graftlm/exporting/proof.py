@@ -24,6 +24,7 @@ from torch import Tensor
 from graftlm.adapters.adapter import Adapter
 from graftlm.adapters.adapter_folder import adapter_folder
 from graftlm.adapters.peft_config import read_config
+from graftlm.adapters.peft_fit import PREFIX
 from graftlm.adapters.peft_trained import of_trained_part
 from graftlm.adapters.variant_of_file import WEIGHTS_NAME, suffix_patterns
 from graftlm.errors import GraftLMError
@@ -138,20 +139,27 @@ def prove(
     return EffectProof(problems, figures)
 
 
-def count_tensors(adapter: Path, applied: Iterable[Adapter]) -> TensorCount:
+def count_tensors(
+    adapter: Path, applied: Iterable[Adapter], left_out: Iterable[str] = ()
+) -> TensorCount:
     """Count the tensors in the adapter's file; untrained copies of embeddings do not count.
 
     Args:
         adapter: a PEFT adapter folder, or a run folder.
         applied: the adapters whose update was written.
+        left_out: the modules whose update has no effect; their tensors do not count.
     """
     folder = adapter_folder(adapter)
     config = read_config(folder)
     patterns = suffix_patterns(config.variant).values()
     with safetensors.safe_open(folder / WEIGHTS_NAME, "pt") as file:
         keys = list(file.keys())
-    own = [key for key in keys if any(pattern.fullmatch(key) for pattern in patterns)]
-    own += [key for key in keys if key not in own and of_trained_part(key, config)]
+    matches = {key: m for key in keys for p in patterns if (m := p.fullmatch(key)) is not None}
+    without = set(left_out)
+    own = [
+        key for key, match in matches.items() if match["module"].removeprefix(PREFIX) not in without
+    ]
+    own += [key for key in keys if key not in matches and of_trained_part(key, config)]
     return TensorCount(len(own), sum(len(one.peft_state()) for one in applied))
 
 

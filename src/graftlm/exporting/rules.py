@@ -23,11 +23,19 @@ from graftlm.adapters.peft_config import CONFIG_NAME
 from graftlm.adapters.peft_format import load_adapter
 from graftlm.config import RunConfig
 from graftlm.errors import ConfigError, GraftLMError
+from graftlm.exporting.left_out import left_out_on_disk
 from graftlm.exporting.target import target_named, targets
 from graftlm.models import resolve
 from graftlm.models.load import empty_model, load_config
 
-__all__ = ["broken_rules", "empty_base", "file_rules", "require_exportable", "with_adapter"]
+__all__ = [
+    "broken_rules",
+    "effect_rules",
+    "empty_base",
+    "file_rules",
+    "require_exportable",
+    "with_adapter",
+]
 
 PLAIN_ONLY = {"gguf-adapter": "llama.cpp", "mlx": "mlx-lm", "vllm": "vLLM"}
 """The targets that take an adapter as it is, and the tool that reads it."""
@@ -103,6 +111,25 @@ def file_rules(adapter: Path, target: str) -> list[str]:
         (f"reads LoRA only, not {raw.get('peft_type')}", raw.get("peft_type") != "LORA"),
     ]
     return [f"{tool} {words}" for words, broken in rules if broken]
+
+
+def effect_rules(model: Any, adapter: Path, base: str, target: str) -> list[str]:
+    """The layers whose update has no effect here, and would have one in the target's tool.
+
+    Args:
+        model: the empty base with the adapter.
+        adapter: the adapter's folder, or a run folder.
+        base: the name of the base.
+        target: one of `PLAIN_ONLY`.
+    """
+    names, _ = left_out_on_disk(model, adapter, resolve(base).path)
+    if not names:
+        return []
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return [
+        f"{names[0]}{more}: the model reads the weight itself, so that the update has no effect "
+        f"here, and {PLAIN_ONLY[target]} would apply it. Merge instead"
+    ]
 
 
 def _of_settings(config: RunConfig, target: str) -> list[str]:

@@ -17,7 +17,7 @@ from graftlm.adapters.adapter_folder import adapter_folder
 from graftlm.adapters.lora_experts import LoRAExperts
 from graftlm.adapters.peft_config import read_config
 from graftlm.exporting.peft_folder import PeftFolder
-from graftlm.exporting.rules import file_rules, with_adapter
+from graftlm.exporting.rules import effect_rules, file_rules, with_adapter
 from graftlm.exporting.target import register_target
 
 __all__ = ["VllmFolder"]
@@ -35,7 +35,9 @@ class VllmFolder(PeftFolder):
     def check(self, adapter: Path, base: str) -> list[str]:
         """Check what `peft` checks, and vLLM's rules."""
         problems = file_rules(adapter, "vllm") + super().check(adapter, base)
-        return problems or self.rules(with_adapter(adapter, base)[0])
+        model = with_adapter(adapter, base)[0]
+        problems = problems or self.rules(model)
+        return problems or effect_rules(model, adapter, base, "vllm")
 
     def rules(self, model: nn.Module) -> list[str]:
         """Plain LoRA of linear layers, of a rank that vLLM can be told."""

@@ -7,8 +7,8 @@ One forward pass over the calibration rows, from the disk. When a linear layer's
     3. the pass goes on with Ŵ,
 
 so each layer is fitted to inputs that contain the errors of the layers before it (GPTQ, arXiv
-2210.17323). Memory is the activations of the rows and one layer; a stored weight is on the disk as
-soon as it is made.
+2210.17323). A layer whose weight the model reads without calling it is rounded plainly. Memory is
+the activations of the rows and one layer; a stored weight is on the disk as soon as it is made.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from graftlm.data.batch import collate
 from graftlm.data.example import Example
 from graftlm.errors import ModelError
 from graftlm.frozen.weight import FrozenWeight, StorageSettings
-from graftlm.models.named_weights import NamedWeights
+from graftlm.models.named_weights import NamedWeights, store
 from graftlm.models.safetensors_file import StoredTensor, read_header, read_tensor
 from graftlm.models.streamed import Reader
 
@@ -105,6 +105,12 @@ def calibrate(
         module.weight = nn.Parameter(dense.T if layers[place] else dense, requires_grad=False)
 
     weights.streamed(read).run(batch.input_ids, batch.attention_mask, before=before)
+    unasked = {f"{name}.weight" for names in weights.read_by.values() for name in names}
+    for name in [name for name in layers if name in unasked and name not in made]:
+        weight = (
+            start(name) if start is not None else store(read(name), layers[name], format, settings)
+        )
+        made.keep(name, weight.of_type(dtype or weights.dtype(name)))
     if lost := [name for name in layers if name not in made]:
         raise ModelError(
             f"{lost[0]} was never called on the calibration rows, so it cannot be fitted to them "

@@ -5,8 +5,11 @@
     y_t = Σ_k p_tk · W_down,e (act(W_up,e x_t))         e = e_tk, the k-th expert of token t
 
 `hold` puts an `ExpertStack` in the place of such a parameter, under its name: experts in a weight
-format, or experts that an adapter shall be put on. The module then computes by `experts_forward`,
-which transformers calls in the place of its own. `release` undoes it.
+format, or experts that an adapter shall be put on. The module then computes by a function of
+`experts_forward.py` in the place of its own. `release` undoes it.
+
+A few classes name or lay out their parameters in another way: JetMoE has a module with one
+parameter `weight` for each projection, Llama 4 has [E, in, out].
 """
 
 from __future__ import annotations
@@ -19,19 +22,20 @@ import torch
 from torch import Tensor, nn
 
 from graftlm._compat.experts import (
+    computes_by,
     computes_experts_by,
-    gated,
-    is_experts,
+    layout_of,
+    preparing,
     register_experts_function,
 )
 from graftlm.frozen.experts import DenseExperts, ExpertStack, FrozenExperts
 from graftlm.frozen.weight import FrozenWeight, StorageSettings
+from graftlm.models.experts_forward import BY_CLASS, experts_forward
 
 __all__ = [
     "ExpertWeight",
     "dense_experts",
     "expert_weights",
-    "experts_forward",
     "hold",
     "parameter_order",
     "parent_of",
@@ -40,14 +44,10 @@ __all__ = [
 ]
 
 NAME = "graftlm"
-PROJECTIONS = {
-    "gate_up_proj": "gate_up_proj_bias",
-    "up_proj": "up_proj_bias",
-    "down_proj": "down_proj_bias",
-}
-"""The fused parameters, and the name of the bias [E, out] of each."""
 ORDER = "parameters_of_model"
 """The attribute of a module that names its parameters from before the first `hold`, in order."""
+BLOCK = "block_of_experts"
+"""The attribute of a module of `BY_CLASS` that holds the block around it, or itself."""
 
 
 class ExpertWeight(NamedTuple):
@@ -58,41 +58,54 @@ class ExpertWeight(NamedTuple):
         leaf: the parameter's name in it.
         shape: (E, out, in).
         transposed: whether the parameter is [E, in, out].
+        block: the module that prepares the rows of the experts; ``module`` if that takes tokens.
     """
 
     module: nn.Module
     leaf: str
     shape: tuple[int, int, int]
     transposed: bool
+    block: nn.Module
 
 
 def expert_weights(model: nn.Module) -> dict[str, ExpertWeight]:
     """The fused parameters of ``model`` that `hold` can replace, by name, in the model's order."""
+    blocks = preparing(model)
     return {
-        f"{name}.{leaf}": ExpertWeight(module, leaf, shape, module.is_transposed)
+        f"{name}.{leaf}": ExpertWeight(module, leaf, shape, transposed, blocks.get(module, module))
         for name, module in model.named_modules()
-        if is_experts(module)
-        for leaf, shape in _fused(module)
+        for leaf, shape, transposed in _fused(module)
     }
 
 
-def _fused(module: Any) -> Iterator[tuple[str, tuple[int, int, int]]]:
+def _fused(module: Any) -> Iterator[tuple[str, tuple[int, int, int], bool]]:
+    layout = layout_of(module)
+    if layout is None:
+        return
     for leaf, parameter in module.named_parameters(recurse=False):
-        if leaf in PROJECTIONS and parameter.ndim == 3:
+        if leaf in layout.leaves and parameter.ndim == 3:
             experts, rows, columns = parameter.shape
-            yield leaf, (experts, columns, rows) if module.is_transposed else tuple(parameter.shape)
+            turned = (experts, columns, rows) if layout.transposed else (experts, rows, columns)
+            yield leaf, turned, layout.transposed
 
 
 def hold(weight: ExpertWeight, stack: ExpertStack) -> None:
     """Put ``stack`` in the place of a fused parameter."""
-    _register()
     module = weight.module
     if ORDER not in module.__dict__:
         setattr(module, ORDER, [name for name, _ in module.named_parameters(recurse=False)])
     stack.train(module.training)
     delattr(module, weight.leaf)
     module.add_module(weight.leaf, stack)
-    computes_experts_by(module, NAME)
+    own = BY_CLASS.get(type(module).__name__)
+    if own is None:
+        _register()
+        computes_experts_by(module, NAME)
+        return
+    vars(module)[BLOCK] = weight.block  # no child of the module
+    computes_by(module, own.experts)
+    if own.block is not None:
+        computes_by(weight.block, own.block)
 
 
 def release(module: nn.Module, leaf: str) -> None:
@@ -106,9 +119,17 @@ def release(module: nn.Module, leaf: str) -> None:
         if name in own:
             delattr(module, name)
             module.register_parameter(name, own[name])
-    if not any(isinstance(getattr(module, name, None), nn.Module) for name in PROJECTIONS):
+    layout = layout_of(module)
+    assert layout is not None
+    if any(isinstance(getattr(module, name, None), nn.Module) for name in layout.leaves):
+        return
+    delattr(module, ORDER)
+    block: nn.Module | None = vars(module).pop(BLOCK, None)
+    if block is None:
         computes_experts_by(module, None)
-        delattr(module, ORDER)
+    else:
+        computes_by(module, None)
+        computes_by(block, None)
 
 
 @torch.no_grad()
@@ -143,44 +164,3 @@ def parent_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:
 @functools.cache
 def _register() -> None:
     register_experts_function(NAME, experts_forward)
-
-
-def experts_forward(
-    module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
-) -> Tensor:
-    """The weighted sum of each token's experts.
-
-    Args:
-        module: the experts' module of transformers, one of its parameters or both held.
-        hidden_states: [T, H].
-        top_k_index: [T, K], the experts of each token. A number from E on stands for none.
-        top_k_weights: [T, K].
-
-    Returns:
-        [T, H] in the type of ``hidden_states``.
-    """
-    tokens, chosen = top_k_index.shape
-    experts = top_k_index.reshape(-1)
-    order = torch.argsort(experts, stable=True)
-    counts = torch.bincount(experts, minlength=module.num_experts)[: module.num_experts].tolist()
-    order = order[: sum(counts)]
-    x = hidden_states.index_select(0, order // chosen)
-    if module.has_gate:
-        x = gated(module, _product(module, "gate_up_proj", x, counts))
-    else:
-        x = module.act_fn(_product(module, "up_proj", x, counts))
-    y = _product(module, "down_proj", x, counts)
-    if module.has_post_expert_norm:
-        y = module.post_expert_norm(y)
-    y = y * top_k_weights.reshape(-1).index_select(0, order)[:, None]
-    places = y.new_zeros(tokens * chosen, y.shape[-1]).index_copy(0, order, y)
-    return places.view(tokens, chosen, -1).sum(1).to(hidden_states.dtype)
-
-
-def _product(module: Any, leaf: str, x: Tensor, counts: list[int]) -> Tensor:
-    weight = getattr(module, leaf)
-    bias = getattr(module, PROJECTIONS[leaf]) if module.has_bias else None
-    if isinstance(weight, nn.Parameter):
-        weight = DenseExperts(weight, module.is_transposed)
-    y: Tensor = weight(x, counts, bias)
-    return y

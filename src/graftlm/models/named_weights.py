@@ -52,6 +52,7 @@ class NamedWeights:
         tables: the weights of which few rows are read at a time: they are mapped.
         ties: the parameter that another one shares.
         longer: the parameters that get more rows than the files have, and how many; see `longer`.
+        read_by: see `StreamedModel`.
     """
 
     empty: PreTrainedModel
@@ -64,6 +65,7 @@ class NamedWeights:
     tables: frozenset[str]
     ties: Mapping[str, str]
     longer: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    read_by: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
     def __call__(self, name: str) -> Tensor:
         """The weight as the module holds it; float32 if it comes from a weight format."""
@@ -105,9 +107,8 @@ class NamedWeights:
 
     def streamed(self, read: Reader | None = None) -> StreamedModel:
         """A model that runs from the disk, by default over exactly these weights."""
-        return StreamedModel(
-            self.empty, read or self, self.fused, self.joined, self.checkpoint.forget
-        )
+        forget, read_by = self.checkpoint.forget, self.read_by
+        return StreamedModel(self.empty, read or self, self.fused, self.joined, forget, read_by)
 
 
 def named_weights(folder: Path, name: str | None = None) -> NamedWeights:

@@ -6,7 +6,9 @@
 
 Peak memory is one module's weights and the activations, whatever the size of the model. All
 arithmetic is in float32, so that two runs differ by their weights alone. A module that is never
-given its weights computes NaN, so a weight cannot be left out silently.
+given its weights computes NaN, so a weight cannot be left out silently. Some models read weights of
+modules that they do not call (`dt_proj` of Mamba). Where a pass gives NaN, the module around such a
+one gives it its weights in the next.
 
 The logits are not computed by the model. `StreamedModel.run` returns the hidden states that enter
 the output layer, and `StreamedModel.logits` multiplies as many of them as the caller has room for.
@@ -27,6 +29,7 @@ from graftlm.errors import ModelError
 from graftlm.frozen.experts import DenseExperts
 from graftlm.models.lazy import LazyTensor
 from graftlm.models.output_head import head_settings
+from graftlm.models.readers import add_readers
 from graftlm.models.without_values import has_no_values, without_values
 
 __all__ = ["Before", "Reader", "StreamedModel", "decoder_layers"]
@@ -49,6 +52,7 @@ class StreamedModel:
             are read at once and stay in memory.
         joined: the parameters that they are joined into.
         release: gives back the memory of mapped tables after each use; they stay readable.
+        read_by: for each module, those whose weights it reads without calling them; filled here.
     """
 
     def __init__(
@@ -58,8 +62,10 @@ class StreamedModel:
         fused: Mapping[str, LazyTensor] | None = None,
         joined: frozenset[str] = frozenset(),
         release: Callable[[], None] = lambda: None,
+        read_by: dict[str, list[str]] | None = None,
     ) -> None:
         self.read, self._release = read, release
+        self._read_by = {} if read_by is None else read_by
         self.model = without_values(empty, read, fused or {}, joined)
         self._places = {
             module: {
@@ -102,11 +108,24 @@ class StreamedModel:
         Raises:
             ModelError: the model reads weights in a way that cannot be followed.
         """
+        if before is not None and not self._read_by:  # which shall not see NaN
+            self._pass(ids[:1, :2], None, None, None)
+        hidden, shown, outputs = self._pass(ids, mask, before, keep_layers)
+        self._require_same(shown, hidden[:1, :1])
+        return hidden, outputs
+
+    def _pass(
+        self, ids: Tensor, mask: Tensor | None, before: Before | None, keep_layers: Tensor | None
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Hidden states, the model's own logits of one token, and the layers' outputs."""
         outputs: dict[str, Tensor] = {}
         entered: list[Tensor] = []
+        called: set[str] = set()
         model = self.model.train(False)
         with contextlib.ExitStack() as hooks:
             for name, module in model.named_modules():
+                note = functools.partial(_note, called, name)
+                hooks.callback(module.register_forward_pre_hook(note).remove)
                 self._hook(hooks, name, module, before)
             if keep_layers is not None:
                 for name in decoder_layers(model):
@@ -119,8 +138,13 @@ class StreamedModel:
         if len(entered) != 1:
             raise ModelError(f"{type(model).__name__} called its output layer {len(entered)} times")
         (hidden,) = entered
-        self._require_same(shown, hidden[:1, :1])
-        return hidden, outputs
+        if not hidden[:1, :1].isfinite().all():
+            needy = {name for name, m in model.named_modules() if self._needed(name, m)}
+            needy -= {self._head_name}
+            if add_readers(self._read_by, model, called, needy):
+                return self._pass(ids, mask, before, keep_layers)
+        self._read_by.setdefault("", [])  # so that it is not tried again
+        return hidden, shown, outputs
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) → (..., V) in float32."""
@@ -186,26 +210,26 @@ class StreamedModel:
         before: Before | None,
     ) -> None:
         """Give ``module`` its weights for the time of its call."""
-        needed = [  # an adapter reads the weight of its base
-            (holder, key, place)
-            for holder in (module, getattr(module, "base", None))
-            if isinstance(holder, nn.Module)
-            for key, place in self._places_of(holder, name).items()
+        own = self._needed(name, module)
+        others = [
+            one
+            for other in self._read_by.get(name, ())
+            for one in self._needed(other, self.model.get_submodule(other))
         ]
-        if not needed:
+        if not own and not others:
             return
         stack: list[list[tuple[nn.Module, str, nn.Parameter]]] = []
 
         def fill(_: nn.Module, args: tuple[Any, ...]) -> None:
             given = []
-            for holder, key, place in needed:
+            for holder, key, place in own + others:
                 empty: nn.Parameter = getattr(holder, key)
                 if has_no_values(empty):
                     value = self._value(place, holder)
                     setattr(holder, key, nn.Parameter(value, requires_grad=False))
                     given.append((holder, key, empty))
             stack.append(given)
-            if before is not None and given and args and args[0].is_floating_point():
+            if before is not None and own and given and args and args[0].is_floating_point():
                 before(name, module, args[0])
 
         def forget(_: nn.Module, __: Any, result: Any) -> Any:
@@ -217,6 +241,15 @@ class StreamedModel:
 
         hooks.callback(module.register_forward_pre_hook(fill).remove)
         hooks.callback(module.register_forward_hook(forget).remove)
+
+    def _needed(self, name: str, module: nn.Module) -> list[tuple[nn.Module, str, str]]:
+        """What a module needs to run: the holder of each parameter, its name there and in full."""
+        return [  # an adapter reads the weight of its base
+            (holder, key, place)
+            for holder in (module, getattr(module, "base", None))
+            if isinstance(holder, nn.Module)
+            for key, place in self._places_of(holder, name).items()
+        ]
 
     def _places_of(self, holder: nn.Module, name: str) -> Mapping[str, str]:
         """The names of the weights of ``holder``, which is at ``name`` or the base there."""
@@ -246,11 +279,16 @@ class _Entry(nn.Module):
     def __init__(self, entered: list[Tensor], raw: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self._entered, self._raw = entered, raw
+        self.weight = torch.empty(0)  # a model may ask for its type
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(B, L, D) → (1, 1, V)."""
         self._entered.append(hidden)
         return self._raw(hidden[:1, :1])
+
+
+def _note(called: set[str], name: str, *_: Any) -> None:
+    called.add(name)
 
 
 def _keep(

@@ -63,7 +63,7 @@ def fused_experts(architecture: PretrainedConfig, config: RunConfig) -> FusedExp
     wanted -= set(matching(weights, lora.exclude))
     update = {
         name: pattern_value(lora.rank_pattern, name, lora.rank) * shape[0] * (shape[1] + shape[2])
-        for name, (_, _, shape, _) in weights.items()
+        for name, (_, _, shape, *_) in weights.items()
     }
     return FusedExperts(
         matrices=sum(weight.shape[0] for weight in weights.values()),
@@ -71,6 +71,9 @@ def fused_experts(architecture: PretrainedConfig, config: RunConfig) -> FusedExp
         stored=config.model.weight_format,
         adapted=sum(update[name] for name in wanted),
         if_adapted=sum(update.values()),
-        router=any(entry.endswith(".weight") for entry in lora.target_parameters),
+        router=any(
+            entry.endswith(".weight") and not matching(weights, [entry])
+            for entry in lora.target_parameters
+        ),
         names=tuple(dict.fromkeys(".".join(name.split(".")[-2:]) for name in weights)),
     )
