@@ -25,6 +25,7 @@ __all__ = [
     "ExpertLayout",
     "computes_by",
     "computes_experts_by",
+    "experts_in",
     "gated",
     "layout_of",
     "preparing",
@@ -65,7 +66,7 @@ BLOCKS = {
 
 def preparing(model: nn.Module) -> dict[nn.Module, nn.Module]:
     """The module that prepares the rows of experts with code of their own, by the experts."""
-    found = {}
+    found: dict[nn.Module, nn.Module] = {}
     for module in model.modules():
         held, part = BLOCKS.get(type(module).__name__, ((), ""))
         found |= {module.get_submodule(name): module.get_submodule(part) for name in held}
@@ -82,6 +83,13 @@ def layout_of(module: Any) -> ExpertLayout | None:
     if all(hasattr(module, name) for name in (*LAYOUT, "_apply_gate")):
         return ExpertLayout(("gate_up_proj", "up_proj", "down_proj"), module.is_transposed)
     return OWN_CODE.get(type(module).__name__)
+
+
+def experts_in(module: Any) -> int:
+    """How many experts ``module`` has; 0 if it has none of a known layout."""
+    if layout_of(module) is None:
+        return 0
+    return int(getattr(module, "num_experts", None) or module.total_experts)
 
 
 def turned_in_peft(module: nn.Module) -> bool:

@@ -69,7 +69,7 @@ def with_identities(
     order, counts = _by_expert(top_k_index, module.total_experts)
     own = counts[: module.num_routed_experts]
     x = hidden_states.index_select(0, order // top_k_index.shape[1])
-    routed, same = x.split([sum(own), len(x) - sum(own)])
+    routed, same = x[: sum(own)], x[sum(own) :]
     up = _product(module, "gate_up_proj", routed, own + [0] * module.zero_expert_num)
     y = torch.cat([_product(module, "down_proj", _halves(module, up), own), same])
     y = y * top_k_weights.reshape(-1).index_select(0, order)[:, None]

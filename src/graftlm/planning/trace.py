@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from graftlm._compat.experts import is_experts
+from graftlm._compat.experts import experts_in
 from graftlm._compat.tracing import FakeTensorMode
 from graftlm.adapters.adapter import Adapter
 from graftlm.config import RunConfig
@@ -197,7 +197,7 @@ def trace_in_full(
     with FakeTensorMode(allow_non_fake_inputs=True), tracker:
         model = fake_model.build(architecture, config, dtype, device)
         if bounded:
-            experts = sum(m.num_experts for m in model.modules() if is_experts(m))
+            experts = sum(experts_in(module) for module in model.modules())
             tracker.most_calls = MOST_CALLS * (depth or 1) + CALLS_OF_EXPERT * experts
         _claim_model(tracker, model)
         parameters = [p for p in model.parameters() if p.requires_grad]
