@@ -6,6 +6,7 @@ import contextlib
 import json
 from collections.abc import Iterator
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -13,10 +14,14 @@ import pydantic
 import pytest
 from tokenizers import AddedToken
 
+from graftlm.exporting import export
 from graftlm.serve import structured
 from graftlm.serve.forced_calls import grammar_of_calls
+from graftlm.serve.tool_calls import TaggedCalls
 from graftlm.serve.voices import TokenizerVoice
+from tests.exporting.test_gguf import adapter_on, saved_base
 from tests.oracles.byte_tokenizer import byte_tokenizer
+from tests.oracles.merging_tokenizer import bpe_tokenizer
 from tests.serve.conftest import TEMPLATE, started
 from tests.serve.test_tool_calls import HERMES, LLAMA
 
@@ -166,3 +171,33 @@ def test_what_cannot_be_forced_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
         pytest.raises(openai.BadRequestError, match="no form of tool calls that is known"),
     ):
         ask(client, "required")
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("tokens", [(), ("<tool_call>", "</tool_call>")])
+def test_llama_cpp_answers_with_a_call(tmp_path: Path, tokens: tuple[str, ...]) -> None:
+    pytest.importorskip("llama_cpp")
+    from graftlm.models.decoding.choice import Sampling
+    from graftlm.models.decoding.row import Ask
+    from graftlm.models.llama_cpp import LlamaCpp
+    from graftlm.serve.llama import LlamaVoice, LlamaWriter
+
+    tokenizer = bpe_tokenizer()
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in tokens])
+    tokenizer.chat_template = HERMES
+    base = saved_base(tmp_path / "base", "llama", tokenizer)
+    export(adapter_on(base, tmp_path / "adapter"), "gguf", tmp_path / "m.gguf")
+    model = LlamaCpp(tmp_path / "m.gguf", context=512)
+    voice, writer = LlamaVoice(model), LlamaWriter(model)
+    grammar = grammar_of_calls(voice.template, TOOLS, None, voice.term, several=False)
+    for temperature in (0.0, 1.5):
+        ids = voice.text("two")
+        chosen = Sampling(temperature, seed=1)
+        row = writer.add(Ask(ids, 300, chosen, voice.stop, constraint=voice.constraint(grammar)))
+        while row.reason is None:
+            writer.step()
+        assert row.reason == "stop", row.error
+        said, [call] = TaggedCalls().push(row.text)
+        assert said == ""
+        KINDS[call.name].model_validate_json(call.arguments)
+    writer.close()

@@ -47,7 +47,7 @@ export async function show(root, rest, gone) {
   if (!runs.some((run) => run.name === draft.run)) keep({ run: runs[0].name });
   const sides = { base: [], tuned: [] };
   const talk = { base: h("div", {}), tuned: h("div", {}) };
-  const said = h("div", {});
+  const said = h("div", { class: "push" });
   let running = null; // what breaks off the answers that are being written
   const stop = () => running?.abort();
   const forget = () => {
