@@ -135,8 +135,9 @@ def _answers(
 ) -> list[str]:
     """The model's greedy answers; ``result`` is an adapter, or a whole model for ``full``.
 
-    A model that has hardly been trained does not stop by itself. Only the first ``shown`` answers
-    are written to their end then; another one ends where no further text can change its score.
+    The base does not stop by itself and seldom writes an object: all its answers would go to the
+    limit. Only the first ``shown`` are written to their end; another one ends where no further text
+    can change its score.
     """
     whole_model = result is not None and config.method == "full"
     model, tokenizer = load_model(
