@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import Gemma3TextConfig, LlamaConfig, PretrainedConfig
+from transformers import Gemma3TextConfig, LlamaConfig, PretrainedConfig, PreTrainedModel
 
 from graftlm.config import LoRAConfig, RunConfig, TrainConfig
+from graftlm.errors import ModelError
+from graftlm.models.assemble import empty_model
+from graftlm.planning import extrapolate
 from graftlm.planning.extrapolate import shallow_depths, with_depth
 from graftlm.planning.trace import BatchShape, trace_in_full, trace_step
 
@@ -77,3 +80,15 @@ def test_a_pattern_of_layers_is_kept_whole() -> None:
 def test_settings_that_name_layers_are_traced_in_full(lora: LoRAConfig) -> None:
     assert depths(DEEP, lora) is None
     assert depths(with_depth(DEEP, 8), LoRAConfig()) is None
+
+
+def test_a_model_that_cannot_be_built_with_fewer_layers_is_traced_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def build(architecture: PretrainedConfig, trust_remote_code: bool) -> PreTrainedModel:
+        if architecture.num_hidden_layers < DEEP.num_hidden_layers:
+            raise ModelError("it counts its layers from the end")
+        return empty_model(architecture, trust_remote_code)
+
+    monkeypatch.setattr(extrapolate, "empty_model", build)
+    assert depths(DEEP, LoRAConfig()) is None

@@ -58,31 +58,28 @@ class Trace:
         """The peak memory of the whole step."""
         return max(self.peaks.values(), key=lambda peak: peak.nbytes)
 
-    def continued(self, other: Trace, factor: float) -> Trace:
-        """``self + factor (other - self)``: the line through two traces."""
-
-        def line(first: int, second: int) -> int:
-            return max(0, round(first + factor * (second - first)))
-
-        peaks = {}
-        for place, end in other.peaks.items():
-            start = self.peaks.get(place, end).components
-            lines = {n: line(start.get(n, 0), end.components.get(n, 0)) for n in COMPONENTS}
-            components = {name: size for name, size in lines.items() if size}
-            peaks[place] = dataclasses.replace(end, components=components)
-        return Trace(
-            peaks=peaks,
-            resident=line(self.resident, other.resident),
-            cost=self.cost.plus(other.cost.plus(self.cost, -1), factor),
-            trainable_parameters=line(self.trainable_parameters, other.trainable_parameters),
-            weight_bytes=line(self.weight_bytes, other.weight_bytes),
-        )
-
 
 def extrapolated(trace: Callable[[int], Trace], sizes: tuple[int, int], size: int) -> Trace:
-    """The trace at ``size``, from the traces at two smaller sizes."""
-    first, second = sizes
-    return trace(first).continued(trace(second), (size - first) / (second - first))
+    """The trace at ``size``, on the line through the traces at two smaller sizes."""
+    first, second = map(trace, sizes)
+    factor = (size - sizes[0]) / (sizes[1] - sizes[0])
+
+    def line(start: int, end: int) -> int:
+        return max(0, round(start + factor * (end - start)))
+
+    peaks = {}
+    for place, end in second.peaks.items():
+        start = first.peaks.get(place, end).components
+        lines = {n: line(start.get(n, 0), end.components.get(n, 0)) for n in COMPONENTS}
+        components = {name: size for name, size in lines.items() if size}
+        peaks[place] = dataclasses.replace(end, components=components)
+    return Trace(
+        peaks=peaks,
+        resident=line(first.resident, second.resident),
+        cost=first.cost.plus(second.cost.plus(first.cost, -1), factor),
+        trainable_parameters=line(first.trainable_parameters, second.trainable_parameters),
+        weight_bytes=line(first.weight_bytes, second.weight_bytes),
+    )
 
 
 def shallow_depths(architecture: PretrainedConfig, config: RunConfig) -> tuple[int, int] | None:

@@ -135,10 +135,14 @@ def trace_step(
 
     def with_layers(depth: int | None) -> Trace:
         model = architecture if depth is None else with_depth(architecture, depth)
+        more = "" if depth is None else f" that stand for {depth_of(architecture)}"
 
+        @functools.cache
         def with_length(length: int, bounded: bool = False) -> Trace:
             batch = dataclasses.replace(shape, length=length)
-            return trace_in_full(model, config, batch, dtype, device, progress, bounded=bounded)
+            return trace_in_full(
+                model, config, batch, dtype, device, lambda at: progress(at + more), bounded=bounded
+            )
 
         if shape.length <= SHORT_LENGTHS[1]:
             return with_length(shape.length)
@@ -147,11 +151,10 @@ def trace_step(
                 return with_length(shape.length, bounded=True)
             except TooManyCallsError:
                 known.too_long = shape.length
-        first, second = map(with_length, SHORT_LENGTHS)
-        tokens = SHORT_LENGTHS[1] - SHORT_LENGTHS[0]
-        if second.cost[CALLS] - first.cost[CALLS] < tokens:  # it reads blocks, and pads to one
-            return extrapolated(with_length, BLOCKS, shape.length)
-        return first.continued(second, (shape.length - SHORT_LENGTHS[0]) / tokens)
+        first, second = (with_length(length).cost[CALLS] for length in SHORT_LENGTHS)
+        # A model that reads blocks pads a short row to a whole one.
+        reads_blocks = second - first < SHORT_LENGTHS[1] - SHORT_LENGTHS[0]
+        return extrapolated(with_length, BLOCKS if reads_blocks else SHORT_LENGTHS, shape.length)
 
     try:
         depths = known.depths
