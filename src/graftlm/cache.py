@@ -62,7 +62,8 @@ def kept(kind: str, key: str, make: Callable[[Path], None], read: Callable[[Path
     try:
         return read(once(kind, key, make))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        said_damaged(cache_folder() / kind / key, f"{type(error).__name__}: {error}")
+        why = f"{type(error).__name__}: {error}".partition("\n")[0]
+        said_damaged(cache_folder() / kind / key, why)
     forget(kind, key)
     return read(once(kind, key, make))
 

@@ -16,6 +16,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from graftlm.cache import kept
 from graftlm.config import ModelConfig, RunConfig, TrainConfig
 from graftlm.files import temporary_folder, write_json
@@ -44,15 +46,7 @@ def framework_memory(folder: Path | None = None) -> Measured:
 
 
 def _read(folder: Path) -> Measured:
-    """The measurement in a cached folder.
-
-    Raises:
-        ValueError: it is not what `_measure` writes.
-    """
-    found = Measured(**json.loads((folder / FILE).read_text(encoding="utf-8")))
-    if not all(isinstance(value, int | float) for value in dataclasses.asdict(found).values()):
-        raise ValueError(f"{FILE} holds no measurement")
-    return found
+    return TypeAdapter(Measured).validate_json((folder / FILE).read_bytes())
 
 
 def _measure(tokenizer_files: list[Path], target: Path) -> None:

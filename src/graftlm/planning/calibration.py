@@ -16,12 +16,13 @@ import functools
 import hashlib
 import json
 import logging
-import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter
 
 from graftlm.cache import kept
 from graftlm.files import write_json
@@ -49,6 +50,8 @@ CALL_SECONDS = 8e-6
 UNCERTAIN = 0.5
 """Relative error of a time by a data sheet."""
 
+Speed = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
 logger = logging.getLogger("graftlm")
 
 
@@ -64,9 +67,9 @@ class Calibration:
             1 on a busy machine.
     """
 
-    rates: dict[str, float]
+    rates: dict[str, Speed]
     spread: float
-    share: float
+    share: Speed
 
     def seconds(self, cost: Cost) -> tuple[float, float]:
         """The time of ``cost`` and its uncertainty, both in seconds."""
@@ -116,16 +119,11 @@ def _read(folder: Path) -> Calibration:
     """The speeds in a cached folder.
 
     Raises:
-        ValueError: they are not what `calibrate` writes; other errors for other damage.
+        ValueError: they are not what `calibrate` writes.
     """
-    found = Calibration(**json.loads((folder / FILE).read_text(encoding="utf-8")))
-    if not {"matmul float32", BYTES, CALLS} <= found.rates.keys() or not all(
-        isinstance(value, float | int) and 0 < value < math.inf
-        for value in (*found.rates.values(), found.share)
-    ):
-        raise ValueError(f"{FILE} holds no speeds")
-    if not isinstance(found.spread, float | int):
-        raise TypeError(f"{FILE} holds no spread")
+    found = TypeAdapter(Calibration).validate_json((folder / FILE).read_bytes())
+    if missing := {"matmul float32", BYTES, CALLS} - found.rates.keys():
+        raise ValueError(f"{FILE} holds no speed of {', '.join(sorted(missing))}")
     return found
 
 
