@@ -1,11 +1,16 @@
 #!/usr/bin/env bash
-# Builds the wheels of this Python into dist/: one for manylinux_2_28 on x86-64, and one without
-# kernels for every other machine. The compiler is zig's, from PyPI: it links against an old glibc, so
-# that the wheel runs on machines older than the one that builds it.
+# Builds the wheels of one or more Pythons into dist/: for each, one for manylinux_2_28 on x86-64, and
+# one without kernels for every other machine. From 3.12 on, the wheel of one Python serves all later
+# ones. The compiler is zig's, from PyPI: it links against an old glibc, so that the wheel runs on
+# machines older than the one that builds it. Each Python needs its headers, as pyenv's have them.
 #
-#   PYTHON=python3.11 packaging/build_wheels.sh
+#   packaging/build_wheels.sh python3.10 python3.11 python3.12
 set -euo pipefail
 cd "$(dirname "$0")/.."
+if [ $# -gt 0 ]; then
+    for python in "$@"; do PYTHON=$python packaging/build_wheels.sh; done
+    exit
+fi
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 "${PYTHON:-python3}" -m venv "$work/env"
