@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import io
 import itertools
 import json
 import re
@@ -270,6 +272,24 @@ def test_what_is_recommended_is_run_and_says_how_far_it_is(tiny_llama: Path) -> 
     assert abs(plan.verified[0].error) < 0.08
     (before,) = [text for text in said if "stopped after 600 s" in text]
     assert any("loading" in text for text in said[said.index(before) :])
+
+
+@pytest.mark.parametrize("say", [True, False])
+def test_the_plan_of_a_training_run_says_how_far_it_is(
+    tiny_llama: Path, say: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Here in this process; a run asks another one."""
+    module = importlib.import_module("graftlm.planning.decide")
+    config = run_of(tiny_llama).model_copy(update={"method": "auto"})
+    asked = {"config": config.model_dump(mode="json"), "lengths": [], "limit": 8_000_000_000}
+    text = json.dumps({**asked, "processes": 1, "say": say})
+    monkeypatch.setattr("graftlm.system.heartbeat.EVERY", 0.02)
+    monkeypatch.setattr(module, "end_with_parent", lambda: None)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+    module.answer()
+    said = capsys.readouterr()
+    assert json.loads(said.out)["config"]["method"] == "lora"
+    assert ("planning: lora, embeddings keep, 64 long: " in said.err) is say
 
 
 def test_what_is_not_a_language_model_is_refused(tmp_path: Path) -> None:
