@@ -6,6 +6,8 @@
 
 curves   loss and gradient norm of 1, 2 and 4 processes with the same settings: the largest relative
          difference of the losses from those of one process
+trained  the same for what trains beside adapters: whole modules, rows of the table, new tokens; and
+         the largest difference of a tensor of the adapter that is left
 resume   saved on 2 processes, resumed on 2, 1 and 4, beside the run that was not stopped: 0 is
          equal to the last bit in every tensor
 kills    SIGKILL of a random rank at a random moment: seconds until all others have ended, and
@@ -55,6 +57,7 @@ def settings(work: Path, out: str, method: str, engine: str, **train: Any) -> An
     from graftlm.config import RunConfig, validate
 
     packing, dropout = train.pop("packing", False), train.pop("dropout", 0.0)
+    data, lora = train.pop("data", {}), train.pop("lora", {})
     few = {"steps": 30, "batch_size": 7, "learning_rate": 1e-3, "eval_steps": 10, "save_steps": 4}
     tree = {
         "out": str(work / out),
@@ -66,8 +69,9 @@ def settings(work: Path, out: str, method: str, engine: str, **train: Any) -> An
             "eval_fraction": 0.15,
             "max_length": 128,
             "packing": packing,
+            **data,
         },
-        "lora": {"rank": 4, "dropout": dropout},
+        "lora": {"rank": 4, "dropout": dropout, **lora},
         "train": few | train,
     }
     return validate(RunConfig, tree)
@@ -118,6 +122,32 @@ def curves(work: Path, quick: bool) -> bool:
             good = good and apart <= LIMIT
             told = f"{method},{packing},{accumulation},{engine},{world}"
             print(f"curve,{told},{apart:.1e}", flush=True)
+    return good
+
+
+PARTS: dict[str, dict[str, Any]] = {
+    "modules": {"lora": {"modules_to_save": ["norm", "lm_head"]}},
+    "rows": {"lora": {"trainable_token_indices": [5, 9, 101]}},
+    "new tokens": {"data": {"new_tokens": ["say"]}},
+}
+"""What trains beside the adapters."""
+
+
+def trained_parts(work: Path, quick: bool) -> bool:
+    """A row for each kind of part; whether all follow one process. FSDP2 takes new tokens only."""
+    print("trained,parts,method,engine,processes,difference of losses,difference of tensors")
+    good = True
+    for number, (parts, more) in enumerate(PARTS.items()):
+        for method in ("qlora",) if quick and number == 1 else ("lora", "qlora")[: 2 - quick]:
+            whole = settings(work, f"t-{number}-{method}", method, "none", steps=12, **more)
+            rows = trained(1, whole)
+            for engine in ("ddp", "fsdp") if "data" in more else ("ddp",):
+                out = f"t-{number}-{method}-{engine}"
+                config = settings(work, out, method, engine, steps=12, **more)
+                losses = difference(rows, trained(2, config))
+                found = apart(tensors(Path(whole.out)), tensors(Path(config.out)))
+                good = good and losses <= LIMIT and found < 1e-3
+                print(f"part,{parts},{method},{engine},2,{losses:.1e},{found:.1e}", flush=True)
     return good
 
 
@@ -220,7 +250,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("parts", nargs="*", default=["curves", "resume", "kills"])
+    parser.add_argument("parts", nargs="*", default=["curves", "trained", "resume", "kills"])
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         work = Path(name).resolve()
@@ -234,6 +264,7 @@ def main() -> int:
 
         made = {
             "curves": lambda: curves(work, options.quick),
+            "trained": lambda: trained_parts(work, options.quick),
             "resume": lambda: resume(work, options.quick),
             "kills": lambda: kills(work, 2 if options.quick else options.kills),
             "memory": lambda: rank_memory.memory(work),

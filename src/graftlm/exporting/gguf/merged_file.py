@@ -28,7 +28,7 @@ from graftlm.exporting.gguf.mixtures import (
 )
 from graftlm.exporting.gguf.proof import prove
 from graftlm.exporting.gguf.tensors import FileTensor, file_tensors, with_kept
-from graftlm.exporting.gguf.vocabulary import vocabulary
+from graftlm.exporting.gguf.vocabulary import added_tokens, vocabulary
 from graftlm.exporting.gguf.write import predicted_bytes, write_model
 from graftlm.exporting.llama_cpp import compare_file
 from graftlm.exporting.merge_plan import Merge, prepare_merge
@@ -96,12 +96,13 @@ class MergedFile(ExportTarget):
                 plan = with_kept(plan, merge, base_file)
             require_free_space(out, predicted_bytes(plan) * (1 + (kind in MIXTURES)), "Exporting")
             first = BEFORE if kind in MIXTURES else kind
-            write_model(file, merge, plan, config, tokenizer, first, base_file, name)
+            added = added_tokens(tokenizer, tokenizer_in(resolve(base).path))
+            write_model(file, merge, plan, config, tokenizer, first, base_file, name, added)
             if kind in MIXTURES:
                 quantize_file(file, kind)
                 plan = with_types_of(file, plan)
             template = getattr(tokenizer, "chat_template", None)
-            proof = prove(file, merge, plan, config, template)
+            proof = prove(file, merge, plan, config, template, added)
             if proof.problems:
                 raise ExportError(f"{out} was not written: " + "; ".join(proof.problems))
             size = file.stat().st_size

@@ -10,6 +10,7 @@ tensors, so that the sum over all tensors is judged.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,14 @@ LEAST_KEPT = 0.5
 
 
 def prove(
-    file: Path, merge: Merge, plan: list[FileTensor], config: Any, template: str | None
+    file: Path,
+    merge: Merge,
+    plan: list[FileTensor],
+    config: Any,
+    template: str | None,
+    added: Mapping[int, tuple[str, int]] | None = None,
 ) -> Proof:
-    """Compare the file's tensors and chat template with what was to be written.
+    """Compare the file's tensors, chat template and new tokens with what was to be written.
 
     Returns:
         Figures: ``tensors`` compared, ``adapted`` among them, ``largest_error``, and ``kept``; a
@@ -64,6 +70,7 @@ def prove(
     field = reader.fields.get("tokenizer.chat_template")
     if template and (field is None or field.contents() != template):
         problems.append("the chat template of the training is not in the file")
+    problems += _tokens_missing(reader, added or {}, merge.rows)
     largest, along, exact, adapted = 0.0, 0.0, 0.0, 0
     by_key = {merge.places[key]: key for key in merge.weights}
     if not missing:
@@ -102,6 +109,17 @@ def prove(
     elif not problems and kept < LEAST_KEPT:
         problems.append(f"{kept:.0%} of the adapter's update is in the file")
     return Proof(problems, figures)
+
+
+def _tokens_missing(reader: Any, added: Mapping[int, tuple[str, int]], rows: int) -> list[str]:
+    if not added and not rows:
+        return []
+    field = reader.fields.get("tokenizer.ggml.tokens")
+    tokens = [] if field is None else field.contents()
+    if len(tokens) < rows:
+        return [f"the file lists {len(tokens)} tokens for {rows} rows"]
+    lost = [text for place, (text, _) in added.items() if tokens[place : place + 1] != [text]]
+    return [f"the new token {lost[0]!r} is not in the file's list"] if lost else []
 
 
 def _dequantised(tensor: Any) -> Tensor:

@@ -20,7 +20,7 @@ from typing import Any
 from graftlm.data import stop_tokens
 from graftlm.errors import ArtifactError
 
-__all__ = ["Vocabulary", "vocabulary"]
+__all__ = ["LEAST_SCORE", "UNUSED", "Vocabulary", "added_tokens", "vocabulary"]
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """Token types of GGUF."""
@@ -116,6 +116,16 @@ def vocabulary(tokenizer: Any, size: int) -> Vocabulary:
         add_eos=bool(text) and text[-1] == tokenizer.eos_token_id,
         add_space_prefix=bytewise and _prefixed(described),
     )
+
+
+def added_tokens(tokenizer: Any, base: Any) -> dict[int, tuple[str, int]]:
+    """The text and the type of each token that ``tokenizer`` has and that of the base has not."""
+    known = base.get_vocab()
+    return {
+        place: (token.content, CONTROL if token.special else USER_DEFINED)
+        for place, token in tokenizer.added_tokens_decoder.items()
+        if token.content not in known
+    }
 
 
 def _merges(described: dict[str, Any]) -> list[Any]:

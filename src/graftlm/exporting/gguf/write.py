@@ -1,12 +1,13 @@
 """Writes a merged model as one GGUF file, tensor by tensor: peak memory is one tensor.
 
 If the base came from a GGUF file, the metadata and the tokenizer of that file are kept, except
-those fields that describe the weights and the chat template. Tensors that the merge does not change
-are copied from it, byte by byte.
+those fields that describe the weights and the chat template, and new tokens are added to its list.
+Tensors that the merge does not change are copied from it, byte by byte.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from graftlm.exporting.gguf.tensors import (
     merged_tensors,
     to_bytes,
 )
-from graftlm.exporting.gguf.vocabulary import Vocabulary, vocabulary
+from graftlm.exporting.gguf.vocabulary import LEAST_SCORE, UNUSED, Vocabulary, vocabulary
 from graftlm.exporting.merge_plan import Merge
 
 __all__ = ["predicted_bytes", "write_model"]
@@ -51,6 +52,7 @@ def write_model(
     kind: str,
     base_file: Path | None,
     model_name: str,
+    added: Mapping[int, tuple[str, int]] | None = None,
 ) -> None:
     """Write ``file``.
 
@@ -63,6 +65,7 @@ def write_model(
         kind: a key of `TYPES`.
         base_file: the GGUF file that the base was converted from, if there is one.
         model_name: the base's name, for the file's metadata.
+        added: the tokens that the base's tokenizer has not; see `added_tokens`.
     """
     library = gguf_library()
     name = ARCHITECTURES[config.model_type].name
@@ -74,7 +77,7 @@ def write_model(
         writer.add_name(model_name)
         _add_vocabulary(writer, vocabulary(tokenizer, config.vocab_size))
     else:
-        _keep(writer, base_file)
+        _keep(writer, base_file, added or {}, config.vocab_size)
     if template := getattr(tokenizer, "chat_template", None):
         writer.add_chat_template(template)
     writer.add_file_type(library.LlamaFileType[FILE_TYPES[kind]])
@@ -151,15 +154,29 @@ def _add_vocabulary(writer: Any, tokens: Vocabulary) -> None:
     writer.add_add_eos_token(tokens.add_eos)
 
 
-def _keep(writer: Any, base_file: Path) -> None:
-    """Copy the metadata of another file."""
+def _keep(writer: Any, base_file: Path, added: Mapping[int, tuple[str, int]], rows: int) -> None:
+    """Copy the metadata of another file; its list of tokens gets ``rows`` entries at least."""
     library = gguf_library()
     reader = library.GGUFReader(base_file)
     types = library.GGUFValueType
+    fillings = {"tokens": "[PAD{}]", "token_type": UNUSED, "scores": LEAST_SCORE}
     for key, field in reader.fields.items():
         if key.startswith(REPLACED) or key == "tokenizer.chat_template":
             continue
+        value: Any = field.contents()
+        if key.endswith(".vocab_size"):
+            value = rows
+        filling = fillings.get(key.removeprefix("tokenizer.ggml."))
+        if filling is not None:
+            value = list(value)
+            for place in range(len(value), rows):
+                value.append(filling.format(place) if isinstance(filling, str) else filling)
+            for place, (text, kind) in added.items():
+                if key.endswith("tokens"):
+                    value[place] = text
+                elif key.endswith("token_type"):
+                    value[place] = kind
         if field.types[0] == types.ARRAY:
-            writer.add_key_value(key, field.contents(), types.ARRAY, sub_type=field.types[-1])
+            writer.add_key_value(key, value, types.ARRAY, sub_type=field.types[-1])
         else:
-            writer.add_key_value(key, field.contents(), field.types[0])
+            writer.add_key_value(key, value, field.types[0])
