@@ -21,7 +21,7 @@ from graftlm.adapters.adapter_tokenizer import adapter_tokenizer, brings_tokeniz
 from graftlm.adapters.same_base import require_same_base
 from graftlm.errors import ConfigError, GraftLMError
 from graftlm.exporting.candidates import SIXTEEN_BIT, MergeSource, open_source
-from graftlm.exporting.measure import compare_passes, kept_share, pass_over
+from graftlm.exporting.measure import Passed, compare_passes, kept_share, pass_over
 from graftlm.exporting.merge_rows import MergeRows, merge_rows
 from graftlm.exporting.merged_weights import In16Bits, MergedWeights, StoredWeights
 from graftlm.exporting.model_card import card_of_adapter, write_card
@@ -116,6 +116,7 @@ def measured_merge(
             calibrated = _feedback(source, rows, Path(spill), tell)
             measuring.measure(f"{to}-feedback", calibrated)
         chosen = measuring.best(to, onto)
+        measuring.forget_live()
         candidate = measuring.report[chosen]
         if candidate["kept"] < least_kept and not force:
             raise TooLittleKeptError(_too_little(chosen, candidate, least_kept, to))
@@ -170,7 +171,7 @@ class _Measuring:
     def __init__(self, source: MergeSource, rows: MergeRows, tell: Callable[[str], None]) -> None:
         self._source, self._rows, self._tell = source, rows, tell
         tell("measuring the live adapter")
-        self._live = pass_over(source.live(), rows.measured, rows.pad_id)
+        self._live: Passed | None = pass_over(source.live(), rows.measured, rows.pad_id)
         tell("measuring its base")
         base = pass_over(source.weights.streamed(source.base()), rows.measured, rows.pad_id)
         self._of_live = compare_passes(self._live, self._live)
@@ -187,9 +188,14 @@ class _Measuring:
         passed = pass_over(
             self._source.weights.streamed(reader), self._rows.measured, self._rows.pad_id
         )
+        assert self._live is not None, "it is forgotten when all candidates are measured"
         found = compare_passes(self._live, passed)
         kept, how = kept_share(self._of_base, self._of_live, found)
         self.report[kind] = dataclasses.asdict(found) | {"kept": kept, "kept_by": how}
+
+    def forget_live(self) -> None:
+        """Let go of the live model when all candidates are measured."""
+        self._live = None
 
     def best(self, to: str, onto: str | None) -> str:
         """The candidate of the kind ``to`` that is nearest to the live adapter."""

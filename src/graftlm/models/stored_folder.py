@@ -114,6 +114,7 @@ def write_folder(
                 writer.add(key, plain(name))
                 if untied is not None and name == untied[0]:
                     writer.add(untied[1], plain(untied[1]))
+            weights.checkpoint.forget()  # a mapped table that was written
     source = weights.checkpoint.folder
     copy_companions(source, folder)
     config: dict[str, Any] = json.loads((source / "config.json").read_text(encoding="utf-8"))
