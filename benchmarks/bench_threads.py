@@ -34,7 +34,9 @@ def speed(
     if processes > 1:
         command += ["--processes", str(processes), "--set", "distributed=ddp"]
     environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, cores // processes))}
-    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr}")
     lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[1:]
     steps_ = [json.loads(line) for line in lines]
     seconds = sum(step["tokens"] / step["tokens_per_second"] for step in steps_)

@@ -4,7 +4,7 @@ import { api } from "../api.js";
 import { draft, keep } from "../draft.js";
 import { facts, field, h, replace, select, table } from "../dom.js";
 import { command, notice, work } from "../parts.js";
-import { bytes, figure, percent, t } from "../words.js";
+import { bytes, figure, has, percent, t } from "../words.js";
 
 const FORMS = ["ollama", "gguf", "gguf-adapter", "transformers", "merge", "peft", "vllm", "mlx"];
 
@@ -56,19 +56,31 @@ async function forms(found) {
       h("span", { lang: "en" }, problems.join("; ") || "–")]), t("export.which"))));
 }
 
+const SHARES = ["agreement", "kept", "same_answers", "same_tokens"];
+
 function exported(found, result) {
-  const known = ["to", "base", "out", "verified", "uploaded"];
+  const known = ["to", "base", "out", "verified", "uploaded", "proof"];
+  const proof = [...flat(result.proof ?? {}), ...flat(result.verified ?? {})];
   found.append(h("section", { class: "card" }, h("h2", {}, t("export.done")),
     notice(t(result.verified ? "export.proved" : "export.unproved"), result.verified ? "" : "warning"),
-    facts([[t("export.where"), result.out], ...figures(result, known)]),
-    result.verified ? h("div", { class: "push" }, h("h3", {}, t("export.proof")), facts(figures(result.verified, []))) : null,
+    facts([[t("export.where"), result.out], ...flat(without(result, known)).map(fact)]),
+    proof.length ? h("div", { class: "push" }, h("h3", {}, t("export.proof")), facts(proof.map(fact))) : null,
     result.to === "ollama" ? h("div", { class: "push" }, h("p", {}, t("export.ollama")), command(`ollama create my-model -f ${result.out}/Modelfile`),
       command("ollama run my-model")) : null));
 }
 
-const figures = (values, without) => Object.entries(values).filter(([name]) => !without.includes(name))
-  .map(([name, value]) => [h("span", { lang: "en" }, name.replaceAll("_", " ")), typeof value === "number" ? (name.includes("bytes") ? bytes(value) : figure(value))
-    : typeof value === "string" || typeof value === "boolean" ? String(value) : JSON.stringify(value)]);
+const without = (values, names) => Object.fromEntries(Object.entries(values).filter(([name]) => !names.includes(name)));
+
+// Names and values, those of inner objects too.
+const flat = (values) => Object.entries(values).flatMap(([name, value]) => value !== null && typeof value === "object" && !Array.isArray(value) ? flat(value) : [[name, value]]);
+
+function fact([name, value]) {
+  const label = has(`figure.${name}`) ? t(`figure.${name}`) : h("span", { lang: "en" }, name.replaceAll("_", " "));
+  if (typeof value === "boolean") return [label, t(value ? "yes" : "no")];
+  if (Array.isArray(value)) return [label, value.map((one) => typeof one === "string" ? JSON.stringify(one) : figure(one)).join(", ") || "–"];
+  if (typeof value !== "number") return [label, String(value ?? "–")];
+  return [label, SHARES.includes(name) ? percent(value) : name.includes("bytes") ? bytes(value) : figure(value)];
+}
 
 function merged(found, result) {
   found.append(h("section", { class: "card" }, h("h2", {}, t("export.done")),
