@@ -207,7 +207,17 @@ def test_every_text_that_the_page_names_exists() -> None:
         if script.parent.name != "uplot":
             named |= set(re.findall(r'\bt\("([^"]+)"', script.read_text(encoding="utf-8")))
     assert named <= set(english)
-    computed = ("way.", "state.", "job.", "method.", "form.", "severity.", "finding.", "theme.", "figure.")
+    computed = (
+        "way.",
+        "state.",
+        "job.",
+        "method.",
+        "form.",
+        "severity.",
+        "finding.",
+        "theme.",
+        "figure.",
+    )
     unused = {
         key for key in english if key not in named and not key.startswith((*computed, "part."))
     }
