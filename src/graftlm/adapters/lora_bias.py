@@ -144,5 +144,8 @@ class WithBias(Adapter):
 
     @property
     def bias(self) -> Tensor | None:
-        """The frozen bias."""
-        return self.base.bias  # type: ignore[return-value]
+        """The layer's own bias, for model code that reads it; the trained one while it is on."""
+        frozen: Tensor | None = self.base.bias  # type: ignore[assignment]
+        if frozen is None or self.trained_bias is None or not self.enabled:
+            return frozen
+        return self.trained_bias.to(frozen.dtype)

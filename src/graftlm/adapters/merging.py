@@ -25,7 +25,7 @@ from graftlm.adapters.adapter import Adapter
 from graftlm.adapters.layers import stores_transposed
 from graftlm.adapters.report import tied_head
 from graftlm.adapters.several import adapters_at
-from graftlm.adapters.weights_read_directly import without_effect
+from graftlm.adapters.weights_read_directly import in_effect, without_effect
 from graftlm.frozen.experts import DenseExperts, FrozenExperts
 from graftlm.frozen.linear import FrozenLinear
 from graftlm.models.capabilities import forget
@@ -229,11 +229,12 @@ def merge_adapters(model: nn.Module) -> MergeReport:
     followers: list[tuple[nn.Module, Tensor]] = []
     for name, there in adapted_modules(model).items():
         base = there.base
-        on = [one for one in adapters_at(there) if one.enabled and name not in dead]
+        on = [adapter for adapter in adapters_at(there) if adapter.enabled]
+        changed = {part: one for part, one in changing(on).items() if in_effect(name, part, dead)}
         if on and all(getattr(adapter, "through", None) is not None for adapter in on):
             merged.append(name)  # the stored weight is the merged one
-        elif on:
-            for part, adapters in changing(on).items():
+        elif changed:
+            for part, adapters in changed.items():
                 holder, leaf = part_of(base, part)
                 tensor, rounding = merge_part(adapters, base, part, getattr(holder, leaf))
                 setattr(holder, leaf, nn.Parameter(tensor, requires_grad=False))

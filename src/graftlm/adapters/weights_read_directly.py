@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from graftlm.adapters.without_gradient import FAILURES, layer_of_experts, leaves
 from graftlm.frozen.linear import FrozenLinear
 from graftlm.models.probing import being_probed
 
-__all__ = ["say_left_out", "weights_read_directly", "without_effect"]
+__all__ = ["in_effect", "say_left_out", "weights_read_directly", "without_effect"]
 
 SMALL = 0.01
 
@@ -43,6 +44,11 @@ def without_effect(model: nn.Module) -> list[str]:
         failure = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     say_left_out(names, failure)
     return names
+
+
+def in_effect(name: str, part: str, dead: Collection[str]) -> bool:
+    """Whether a merge takes a part of an adapter: a bias that trains is read with its values."""
+    return name not in dead or part != "weight"
 
 
 def say_left_out(names: list[str], failure: str) -> None:

@@ -23,7 +23,7 @@ from graftlm.adapters.adapter import Adapter
 from graftlm.adapters.merging import Rounding, exact_part, merge_part
 from graftlm.adapters.peft_format import load_adapter
 from graftlm.adapters.trained_parts import ends_of
-from graftlm.adapters.weights_read_directly import say_left_out
+from graftlm.adapters.weights_read_directly import in_effect, say_left_out
 from graftlm.exporting.left_out import left_out_on_disk
 from graftlm.frozen.experts import ExpertStack, FrozenExperts
 from graftlm.frozen.weight import FrozenWeight, StorageSettings
@@ -114,8 +114,8 @@ def load_updates(model: Any, adapter: str | Path, folder: Path) -> Updates:
             module, part, rows if f"{name}.{part}" in longer else 0
         )
         for name, module in lora_modules(model).items()
-        if name not in left_out
         for part in module.parts()
+        if in_effect(name, part, left_out)
     }
     return Updates(by_name, rows, longer, _parted(model, by_name), tuple(left_out))
 
