@@ -8,10 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from graftlm.adapters import add_lora, lora_parameters
+from graftlm.adapters.peft_format import load_adapter, save_adapter
+from graftlm.config import LoRAConfig
 from graftlm.data.example import Example
 from graftlm.errors import DataError
 from graftlm.exporting import measure
 from graftlm.exporting.measure import Comparison, compare_passes, kept_share, pass_over
+from graftlm.models import load_model
 from graftlm.models.named_weights import named_weights
 from graftlm.models.streamed import StreamedModel
 
@@ -51,6 +55,28 @@ def test_measures_equal_the_formulas_over_whole_logits(
     same = compare_passes(live, live)
     assert (same.agreement, max(same.layers.values())) == (1.0, 0.0)
     assert same.kl < 1e-6
+
+
+def test_an_adapted_output_layer_is_compared_in_parts_too(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("graftlm.models.streamed.VOCABULARY_ROWS", 50)
+    model, _ = load_model(tiny_llama, quantize=None)
+    add_lora(model, LoRAConfig(rank=2, targets=("lm_head",)))
+    with torch.no_grad():
+        for _, parameter in lora_parameters(model):
+            parameter.normal_(std=0.2)
+    save_adapter(model, tmp_path, base_name=str(tiny_llama))
+    weights = named_weights(tiny_llama)
+    adapted = weights.streamed()
+    load_adapter(adapted.model, tmp_path)
+    live = pass_over(adapted, rows(3), 0)
+    base = pass_over(weights.streamed(), rows(3), 0)
+    found = compare_passes(live, base)
+    p, q = (one.model.logits(one.hidden).double().log_softmax(-1) for one in (live, base))
+    assert found.loss == pytest.approx(float(F.nll_loss(q, live.targets)), rel=1e-6)
+    assert found.kl == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-4)
+    assert found.kl > 1e-3
 
 
 def test_kept_is_from_the_loss_where_the_tune_improves_it() -> None:

@@ -68,6 +68,16 @@ def test_a_type_without_a_name_is_refused(tmp_path: Path) -> None:
     writer.discard()
 
 
+def test_a_name_that_comes_twice_or_is_too_long_is_refused(tmp_path: Path) -> None:
+    writer = SafetensorsWriter(tmp_path / "model.safetensors")
+    writer.add("weight", torch.zeros(8))
+    for name in ("weight", "w" * 300_000):
+        with pytest.raises(ModelError, match="comes twice, or is longer"):
+            writer.add(name, torch.zeros(8))
+    writer.close()
+    assert [*load_file(tmp_path / "model.safetensors")] == ["weight"]
+
+
 def test_an_unfinished_file_is_refused(tmp_path: Path) -> None:
     writer = SafetensorsWriter(tmp_path / "model.safetensors")
     writer.add("weight", torch.zeros(8))

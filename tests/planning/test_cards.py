@@ -124,3 +124,30 @@ def test_layers_in_host_memory_leave_two_of_them_on_the_card_and_take_the_links_
     limit = there.predicted_peak_bytes  # which leaves no room
     assert option("auto", "16GB").offload == "none"
     assert option("auto", f"{limit / 1e6:.3f}MB").offload == "layers"
+
+
+def test_where_layers_cannot_be_in_host_memory_shorter_rows_are_tried_without() -> None:
+    def option(length: int, limit: str) -> Option:
+        config = RunConfig(
+            method="full",
+            device="cuda",
+            model=ModelConfig(name="a", embeddings="keep"),
+            data=DataConfig(max_length=length),
+            train=TrainConfig(batch_size=1, gradient_checkpointing=True, micro_batch_tokens=64),
+        )
+        plan = make_plan(
+            config,
+            architecture=llama(),
+            device="cuda",
+            card="T4",
+            methods=["full"],
+            memory=limit,
+            only_recommended=True,
+        )
+        return plan.recommendation.option
+
+    long, short = (option(length, "16GB").predicted_peak_bytes for length in (4096, 512))
+    found = option(4096, f"{(long + short) / 2e6:.3f}MB")
+    assert found.offload == "none"
+    assert found.length < 4096
+    assert found.fits

@@ -46,6 +46,19 @@ def test_layers_below_the_first_adapter_take_no_part_in_the_backward_pass() -> N
     assert set(reached) == {"1"}
 
 
+def test_a_model_of_the_older_form_keeps_a_gradient_at_its_input() -> None:
+    model = tiny_model("llama").requires_grad_(False)
+    reached: list[bool] = []
+
+    def older(_: object, value: bool = False) -> None:
+        reached.append(value)
+
+    model._set_gradient_checkpointing = older
+    recompute_activations(model)
+    assert True in reached
+    assert model.get_input_embeddings()(IDS).requires_grad
+
+
 def test_a_model_that_adds_to_its_embeddings_in_place() -> None:
     """As BLT does."""
     model = tiny_model("llama").requires_grad_(False)

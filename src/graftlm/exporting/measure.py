@@ -30,7 +30,8 @@ from graftlm.models.streamed import VOCABULARY_ROWS, StreamedModel
 __all__ = ["Comparison", "Passed", "compare_passes", "kept_share", "pass_over"]
 
 POSITIONS_A_PASS = 1024
-LOGITS_BYTES = 16 << 20
+LOGITS_BYTES, ADAPTED_BYTES = 16 << 20, 128 << 20
+"""Of an adapted output layer more at once: each time it is read and widened as a whole."""
 LAYER_POSITIONS = 64
 """The outputs of the layers are compared at so many positions of the longest rows."""
 KL_POSITIONS = 512
@@ -187,5 +188,7 @@ def _groups(rows: Sequence[Example]) -> Iterator[list[Example]]:
 def _parts(passed: Passed, positions: Tensor) -> Iterator[Tensor]:
     """``positions``, as many at a time as their logits may take memory."""
     vocabulary = int(passed.model.model.config.get_text_config().vocab_size)
-    width = vocabulary if passed.model.adapted_head else min(vocabulary, VOCABULARY_ROWS)
-    yield from torch.split(positions, max(1, LOGITS_BYTES // (4 * width)))
+    width, room = min(vocabulary, VOCABULARY_ROWS), LOGITS_BYTES
+    if passed.model.adapted_head:
+        width, room = vocabulary, ADAPTED_BYTES
+    yield from torch.split(positions, max(1, room // (4 * width)))

@@ -26,7 +26,7 @@ from graftlm.models.safetensors_file import DTYPES
 __all__ = ["SafetensorsWriter"]
 
 DATA_START = 1 << 18
-"""Room for the header: about 2,000 tensors."""
+"""Room for the header: about 1,400 tensors."""
 ALIGNMENT = 8
 METADATA = {"__metadata__": {"format": "pt"}}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -59,8 +59,11 @@ class SafetensorsWriter:
         """Append one tensor; `has_room` must hold.
 
         Raises:
-            ModelError: safetensors has no name for its type.
+            ModelError: safetensors has no name for its type, or the name was given before, or it
+                is longer than the header.
         """
+        if name in self.names or not self.has_room(name, tensor):
+            raise ModelError(f"{name[:200]} comes twice, or is longer than a header may be")
         if tensor.dtype not in NAMES:
             raise ModelError(f"{name} is of {tensor.dtype}, which safetensors cannot hold")
         self._room -= _entry_bytes(name, tensor)

@@ -153,7 +153,7 @@ class StreamedModel:
     def logits_in_parts(self, hidden: Tensor) -> Iterator[Tensor]:
         """The logits (..., V) in order, some tokens of the vocabulary at a time.
 
-        An adapted output layer gives them all at once.
+        An adapted output layer computes them all at once.
         """
         for raw in self._raw_in_parts(hidden):
             scaled, cap = self._scale * raw, self._softcap
@@ -175,7 +175,7 @@ class StreamedModel:
                     self._hook(hooks, name, module, None)
                 with torch.no_grad():
                     raw: Tensor = head(hidden)
-            yield raw
+            yield from torch.split(raw, VOCABULARY_ROWS, dim=-1)
             return
         if self._head_weight is None:
             self._head_weight = self.read(f"{self._head_name}.weight")

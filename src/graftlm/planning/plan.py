@@ -169,7 +169,9 @@ def make_plan(
     allowed: tuple[Embeddings, ...] = ("keep", "int8")
     if config.model.embeddings != "auto":
         allowed = (config.model.embeddings,)
+    offloaded = dataclasses.replace(asked, method=methods[-1], offload="layers").applied(config)
     offloads = config.model.offload == "auto" and not placement.runs_on_cpu
+    offloads = offloads and not contradictions(offloaded)
     settings = ladder(asked, methods, planner.at_once(asked), allowed, offloads, engines)
     chosen = recommend(settings, limit, planner.option)
     options: dict[Any, Option] = {}

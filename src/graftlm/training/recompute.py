@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from graftlm._compat.checkpointing import chooses_its_own_kind
 from graftlm.config import RunConfig
 from graftlm.errors import ConfigError
 from graftlm.system.placement import Placement
@@ -61,4 +62,5 @@ def recompute_activations(model: Any, *, offload: bool = False) -> None:
         enable({"use_reentrant": False}, offload=True)
     else:
         (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
-    model.disable_input_require_grads()
+    if not chooses_its_own_kind(model):
+        model.disable_input_require_grads()

@@ -46,7 +46,8 @@ class WholeAnswers:
         """
         if ask.constraint is not None:
             raise DataError(
-                f"response_format: {type(self.model).__name__} is continued without it here"
+                f"response_format or tool_choice: {type(self.model).__name__} is continued "
+                "without a form here"
             )
         if ask.sampling.top_p < 1:
             raise DataError(f"top_p: {type(self.model).__name__} is sampled without it here")

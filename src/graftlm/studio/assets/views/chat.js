@@ -20,7 +20,8 @@ function turn(place, asked) {
   const end = (note) => {
     answer.classList.remove("writing");
     if (!words.data) answer.append("–");
-    answer.after(h("p", { class: "small soft took" }, note));
+    nodes.push(h("p", { class: "small soft took" }, note));
+    answer.after(nodes.at(-1));
   };
   return {
     get text() {
