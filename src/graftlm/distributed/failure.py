@@ -5,10 +5,12 @@ The launcher's store holds what failed:
     failed      how many processes have reported an error
     error/R     the message of rank R
     code/R      its exit code, with which the others end as well
+    said        the first to report is about to tell the user
 
 The first to report tells the user, with its rank unless all ranks say the same. A process that
-waits for the others in vain learns of it here and ends silently. A thread of each process looks
-into the store, since some backends wait forever for a process that is gone.
+waits for the others in vain learns of it here and ends silently; not before the first has told,
+because a launcher ends all processes as soon as one has ended. A thread of each process looks into
+the store, since some backends wait forever for a process that is gone.
 """
 
 from __future__ import annotations
@@ -51,9 +53,10 @@ class Failures:
     def __init__(self, store: Any, second: Any, processes: Processes) -> None:
         self.store, self.second, self.processes = store, second, processes
         self.over = threading.Event()
+        self.looking = threading.Thread(target=self._look, daemon=True)
 
     def __enter__(self) -> Self:
-        threading.Thread(target=self._look, daemon=True).start()
+        self.looking.start()
         return self
 
     def _look(self) -> None:
@@ -72,23 +75,23 @@ class Failures:
         traceback: TracebackType | None,
     ) -> None:
         if error is None or isinstance(error, SystemExit | GeneratorExit) or _is_exit(error):
-            self.over.set()
+            self._stop_looking()
             return
         lost = _connection_lost(error)
         try:
-            told = self._another_told(wait=lost)
+            told = lost and self._another_told()
             if not told:
                 self.store.set(f"code/{self.processes.rank}", str(_exit_code(error)))
-                first = self.store.add("failed", 1) == 1
                 self.store.set(f"error/{self.processes.rank}", str(error))
-                told = not first
+                told = self.store.add("failed", 1) > 1
             if not told:
                 same = self._all_say(str(error))
+                self.store.set("said", "1")
             code = self._their_code() if told else 1
         except Exception:
             told, same, code = False, True, 1  # no store: say what there is to say
         finally:
-            self.over.set()
+            self._stop_looking()
         if told:
             raise EndedByAnotherRank(str(error), code) from error
         if lost:
@@ -100,9 +103,14 @@ class Failures:
         if isinstance(error, GraftLMError) and not same:
             raise _of_rank(self.processes.rank, error) from error
 
-    def _another_told(self, wait: bool) -> bool:
-        """Whether another process has reported; a lost connection waits for its report."""
-        end = time.monotonic() + (2 * TOGETHER if wait else 0.0)
+    def _stop_looking(self) -> None:
+        """End the thread: one that is inside the store when Python ends would abort the process."""
+        self.over.set()
+        self.looking.join(GRACE)
+
+    def _another_told(self) -> bool:
+        """Whether another process reports soon, for one that has lost its connection."""
+        end = time.monotonic() + 2 * TOGETHER
         while self.store.add("failed", 0) == 0:
             if time.monotonic() >= end:
                 return False
@@ -110,7 +118,11 @@ class Failures:
         return True
 
     def _their_code(self) -> int:
-        """The exit code of the first other process that has reported."""
+        """The exit code of another process that has reported, when the first has told the user."""
+        end = time.monotonic() + 2 * TOGETHER
+        while not self.store.check(["said"]) and time.monotonic() < end:
+            time.sleep(0.02)
+        time.sleep(LOOK)  # it is printed now
         others = [r for r in range(self.processes.world_size) if r != self.processes.rank]
         keys = [f"code/{rank}" for rank in others]
         return next((int(self.store.get(key)) for key in keys if self.store.check([key])), 1)
