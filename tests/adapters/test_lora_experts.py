@@ -16,7 +16,6 @@ from graftlm.adapters import (
     add_lora,
     lora_config,
     lora_modules,
-    lora_parameters,
     merge_in_place,
     remove,
 )
@@ -30,19 +29,12 @@ from graftlm.frozen.experts import FrozenExperts
 from graftlm.frozen.nf4.frozen_nf4 import FrozenNF4
 from graftlm.frozen.weight import WeightSettings
 from graftlm.models.experts import expert_weights, hold, rounded_experts
-from tests.oracles.mixtures import MIXTURES, tiny_mixture
+from tests.oracles.mixtures import BOTH, MIXTURES, tiny_mixture
+from tests.oracles.peft_experts import IDS, draw, logits, require_same_in_peft
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 
-IDS = torch.arange(1, 41).view(2, 20)
-BOTH = ("experts.gate_up_proj", "experts.down_proj")
 ENDS = [BOTH, BOTH[:1], BOTH[1:]]
-
-
-def logits(model: Any) -> torch.Tensor:
-    with torch.no_grad():
-        result: torch.Tensor = model(IDS).logits
-    return result
 
 
 def adapted(kind: str, parameters: tuple[str, ...] = BOTH, **settings: Any) -> Any:
@@ -53,13 +45,6 @@ def adapted(kind: str, parameters: tuple[str, ...] = BOTH, **settings: Any) -> A
     add_lora(model, LoRAConfig(**(chosen | settings)))
     draw(model)
     return model
-
-
-def draw(model: Any) -> None:
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for _, parameter in lora_parameters(model):
-            parameter.normal_(std=0.1)
 
 
 def in_nf4(model: Any) -> Any:
@@ -76,24 +61,7 @@ def test_peft_computes_the_same_from_our_file(
     kind: str, parameters: tuple[str, ...], tmp_path: Path
 ) -> None:
     model = adapted(kind, parameters)
-    save_adapter(model, tmp_path)
-    theirs = peft.PeftModel.from_pretrained(tiny_mixture(kind), tmp_path, is_trainable=True)
-    torch.testing.assert_close(logits(model), logits(theirs), rtol=1e-5, atol=2e-5)
-    assert (logits(model) - logits(tiny_mixture(kind))).abs().max() > 1e-2
-    for one in (model, theirs):
-        one(input_ids=IDS, labels=IDS).loss.backward()
-    wanted = {
-        key.replace(".default", ""): parameter.grad
-        for key, parameter in theirs.named_parameters()
-        if parameter.requires_grad
-    }
-    for _, parameter in lora_parameters(model):
-        parameter.data = parameter.grad  # the file of the gradients has the form of the adapter's
-    save_adapter(model, tmp_path / "gradients")
-    found = load_file(tmp_path / "gradients/adapter_model.safetensors")
-    assert found.keys() == wanted.keys()
-    for key, gradient in wanted.items():
-        torch.testing.assert_close(found[key], gradient, rtol=1e-4, atol=2e-6)
+    require_same_in_peft(model, kind, tmp_path)
 
 
 # PEFT 0.21 says that it ignores these patterns, which it does not for parameters.

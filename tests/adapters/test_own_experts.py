@@ -9,7 +9,6 @@ from typing import Any
 import peft
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from graftlm.adapters import add_lora, lora_config, lora_modules, lora_parameters, merge_in_place
@@ -24,19 +23,13 @@ from graftlm.models import load_model
 from graftlm.models.quantize import quantize_folder
 from graftlm.models.unquantised import unquantised
 from tests.oracles.mixtures import BOTH, LEAVES, OWN_CODE, tiny_mixture
+from tests.oracles.peft_experts import IDS, draw, logits, require_same_in_peft
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),
     pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys:RuntimeWarning"),
 ]
-IDS = torch.arange(1, 41).view(2, 20)
 LINEAR = {"jetmoe": ("kv_proj",)}
-
-
-def logits(model: Any) -> torch.Tensor:
-    with torch.no_grad():
-        result: torch.Tensor = model(input_ids=IDS, use_cache=False).logits
-    return result
 
 
 def settings(kind: str, parameters: slice = slice(None), **more: Any) -> LoRAConfig:
@@ -48,10 +41,7 @@ def settings(kind: str, parameters: slice = slice(None), **more: Any) -> LoRACon
 def drawn(model: Any, config: LoRAConfig) -> Any:
     """``model`` with random adapters on its experts and on a linear layer of each layer."""
     add_lora(model, config)
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for _, parameter in lora_parameters(model):
-            parameter.normal_(std=0.1)
+    draw(model)
     return model
 
 
@@ -61,24 +51,7 @@ def drawn(model: Any, config: LoRAConfig) -> Any:
 @pytest.mark.parametrize("kind", OWN_CODE)
 def test_peft_computes_the_same_from_our_file(kind: str, parameters: slice, tmp_path: Path) -> None:
     model = drawn(tiny_mixture(kind), settings(kind, parameters))
-    save_adapter(model, tmp_path)
-    theirs = peft.PeftModel.from_pretrained(tiny_mixture(kind), tmp_path, is_trainable=True)
-    torch.testing.assert_close(logits(model), logits(theirs), rtol=1e-5, atol=2e-5)
-    assert (logits(model) - logits(tiny_mixture(kind))).abs().max() > 1e-2
-    for one in (model, theirs):
-        one(input_ids=IDS, labels=IDS).loss.backward()
-    wanted = {
-        key.replace(".default", ""): parameter.grad
-        for key, parameter in theirs.named_parameters()
-        if parameter.requires_grad
-    }
-    for _, parameter in lora_parameters(model):
-        parameter.data = parameter.grad  # the file of the gradients has the form of the adapter's
-    save_adapter(model, tmp_path / "gradients")
-    found = load_file(tmp_path / "gradients/adapter_model.safetensors")
-    assert found.keys() == wanted.keys()
-    for key, gradient in wanted.items():
-        torch.testing.assert_close(found[key], gradient, rtol=1e-4, atol=2e-6)
+    require_same_in_peft(model, kind, tmp_path)
 
 
 @pytest.mark.parametrize("kind", OWN_CODE)

@@ -111,8 +111,9 @@ def test_the_measured_merge_proves_it_too(
         torch.testing.assert_close(logits(merged), logits(theirs), atol=2e-4, rtol=2e-4)
 
 
-def test_a_trained_bias_that_the_model_reads_has_an_effect(tmp_path: Path) -> None:
-    tiny_model("mamba").save_pretrained(tmp_path / "base")
+def with_trained_biases(folder: Path) -> torch.Tensor:
+    """Write Mamba and an adapter of PEFT with biases there; its logits."""
+    tiny_model("mamba").save_pretrained(folder / "base")
     config = peft.LoraConfig(r=4, target_modules=["in_proj", "dt_proj"], bias="lora_only")
     theirs: Any = peft.get_peft_model(tiny_model("mamba"), config)
     torch.manual_seed(0)
@@ -120,8 +121,12 @@ def test_a_trained_bias_that_the_model_reads_has_an_effect(tmp_path: Path) -> No
         for parameter in theirs.parameters():
             if parameter.requires_grad:
                 parameter.normal_(std=0.2)
-    theirs.save_pretrained(tmp_path / "adapter")
-    expected = logits(theirs)
+    theirs.save_pretrained(folder / "adapter")
+    return logits(theirs)
+
+
+def test_a_trained_bias_that_the_model_reads_has_an_effect(tmp_path: Path) -> None:
+    expected = with_trained_biases(tmp_path)
     model = tiny_model("mamba")
     load_adapter(model, tmp_path / "adapter")
     torch.testing.assert_close(logits(model), expected, atol=2e-4, rtol=2e-4)
@@ -134,19 +139,11 @@ def test_a_trained_bias_that_the_model_reads_has_an_effect(tmp_path: Path) -> No
 
 
 def test_a_measured_merge_counts_such_a_bias(tmp_path: Path) -> None:
-    tiny_model("mamba").save_pretrained(tmp_path / "base")
-    config = peft.LoraConfig(r=4, target_modules=["in_proj", "dt_proj"], bias="lora_only")
-    theirs: Any = peft.get_peft_model(tiny_model("mamba"), config)
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in theirs.parameters():
-            if parameter.requires_grad:
-                parameter.normal_(std=0.2)
-    theirs.save_pretrained(tmp_path / "adapter")
+    expected = with_trained_biases(tmp_path)
     report = measured_merge(tmp_path / "adapter", tmp_path / "out", base=str(tmp_path / "base"))
     assert report["proof"]["tensors_left_over"] == 0
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    torch.testing.assert_close(logits(merged), logits(theirs), atol=2e-4, rtol=2e-4)
+    torch.testing.assert_close(logits(merged), expected, atol=2e-4, rtol=2e-4)
 
 
 def test_weights_in_4_bits_that_the_model_reads(tmp_path: Path, tiny_tokenizer: Any) -> None:

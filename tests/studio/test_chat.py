@@ -8,6 +8,7 @@ import json
 import queue
 import sys
 import threading
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from starlette.testclient import TestClient
 
 from graftlm.errors import GraftLMError
 from graftlm.models.decoding.row import Ask, Row
-from graftlm.serve.engine import Engine
+from graftlm.serve.engine import Engine, Piece
 from graftlm.serve.voices import TokenizerVoice
 from graftlm.studio.answers import Answering
 from graftlm.studio.app import create_app
@@ -276,3 +277,30 @@ def test_stopped_answers_are_no_longer_written() -> None:
     assert {line["number"] for line in lines} == {6}
     assert (text_of(lines, "base"), text_of(lines, "tuned")) == ("a" * 20, "b" * 20)
     assert [line["tokens"] for line in lines if "reason" in line] == [20, 20]
+
+
+def test_a_side_that_waits_for_the_other_is_timed_from_its_own_beginning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = iter((0.0, 3.0, 5.0))
+    counter = types.SimpleNamespace(perf_counter=lambda: next(clock))
+    monkeypatch.setattr("graftlm.studio.answers.time", counter)
+    deliver: list[Callable[[Piece], None]] = []
+
+    class Engines:
+        def submit(self, _: Any, told: Callable[[Piece], None]) -> Callable[[], None]:
+            deliver.append(told)
+            return lambda: None
+
+    class Asked:
+        engine, in_turn = Engines(), True
+
+        def ask(self, *_: Any) -> None:
+            return None
+
+    told: list[dict[str, Any]] = []
+    one: Any = Asked()
+    Answering({"base": one, "tuned": one}, {"number": 1, "base": [], "tuned": []}, told.append)
+    for tell in deliver:
+        tell(Piece("", "stop", 4, 0, None))
+    assert [line["seconds"] for line in told if "reason" in line] == [3.0, 2.0]

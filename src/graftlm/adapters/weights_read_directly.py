@@ -15,7 +15,6 @@ so that the model may be on the meta device.
 from __future__ import annotations
 
 import contextlib
-import functools
 import sys
 from collections.abc import Collection
 from typing import Any
@@ -28,11 +27,12 @@ from graftlm.adapters.adapted import adapted_modules
 from graftlm.adapters.several import adapters_at
 from graftlm.adapters.without_gradient import FAILURES, layer_of_experts, leaves, short_row
 from graftlm.frozen.linear import FrozenLinear
-from graftlm.models.probing import being_probed
+from graftlm.models.probing import being_probed, calls_of
 
-__all__ = ["in_effect", "say_left_out", "weights_read_directly", "without_effect"]
+__all__ = ["SMALL", "in_effect", "say_left_out", "weights_read_directly", "without_effect"]
 
 SMALL = 0.01
+"""Stands for every weight where no value counts."""
 
 
 def without_effect(model: nn.Module) -> list[str]:
@@ -115,24 +115,15 @@ def _not_called(model: nn.Module, ids: Tensor) -> list[str]:
 
     An expert that was not chosen counts as called if another expert of the same layer was.
     """
-    called: set[str] = set()
     adapted = {
         name: there
         for name, there in adapted_modules(model).items()
         if all(one.variant != "trained" for one in adapters_at(there))  # their weight is read
     }
-    with contextlib.ExitStack() as hooks:
-        for name, module in adapted.items():
-            note = functools.partial(_note, called, name)
-            hooks.callback(module.register_forward_pre_hook(note).remove)
-        with being_probed(model):
-            _logits(model, ids)
+    with calls_of(adapted.items()) as called, being_probed(model):
+        _logits(model, ids)
     groups = {layer_of_experts(name) for name in called}
     return [name for name in adapted if layer_of_experts(name) not in groups]
-
-
-def _note(called: set[str], name: str, *_: Any) -> None:
-    called.add(name)
 
 
 def _logits(model: nn.Module, ids: Tensor) -> Tensor:

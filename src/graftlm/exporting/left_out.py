@@ -14,15 +14,13 @@ import torch
 from torch import nn
 
 from graftlm.adapters.peft_format import load_adapter
-from graftlm.adapters.weights_read_directly import weights_read_directly
+from graftlm.adapters.weights_read_directly import SMALL, weights_read_directly
 from graftlm.errors import GraftLMError
 from graftlm.models.named_weights import NamedWeights, named_weights
 from graftlm.models.streamed import StreamedModel
 from graftlm.models.without_values import has_no_values
 
 __all__ = ["left_out_on_disk"]
-
-SMALL = 0.01
 
 
 def left_out_on_disk(model: Any, adapter: Path, folder: Path) -> tuple[list[str], str]:

@@ -21,6 +21,7 @@ from graftlm.adapters import add_lora
 from graftlm.adapters.adapter_folder import adapter_folder, base_of
 from graftlm.adapters.peft_config import CONFIG_NAME
 from graftlm.adapters.peft_format import load_adapter
+from graftlm.adapters.weights_read_directly import say_left_out
 from graftlm.config import RunConfig
 from graftlm.errors import ConfigError, GraftLMError
 from graftlm.exporting.left_out import left_out_on_disk
@@ -122,7 +123,8 @@ def effect_rules(model: Any, adapter: Path, base: str, target: str) -> list[str]
         base: the name of the base.
         target: one of `PLAIN_ONLY`.
     """
-    names, _ = left_out_on_disk(model, adapter, resolve(base).path)
+    names, failure = left_out_on_disk(model, adapter, resolve(base).path)
+    say_left_out([], failure)
     if not names:
         return []
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""

@@ -44,12 +44,16 @@ class SafetensorsWriter:
     def __init__(self, file: Path) -> None:
         self._stream = file.open("wb")
         self._stream.seek(DATA_START)
-        self._header: dict[str, Any] = dict(METADATA)
+        self._header: dict[str, Any] = {}
         self._later: dict[str, Tensor] = {}
         self._room = DATA_START - 8 - len(json.dumps(METADATA))
         self._end = 0
-        self.names: list[str] = []
         self.nbytes = 0
+
+    @property
+    def names(self) -> list[str]:
+        """The tensors so far."""
+        return [*self._header, *self._later]
 
     def has_room(self, name: str, tensor: Tensor) -> bool:
         """Whether the header has room for one more tensor."""
@@ -62,12 +66,11 @@ class SafetensorsWriter:
             ModelError: safetensors has no name for its type, or the name was given before, or it
                 is longer than the header.
         """
-        if name in self.names or not self.has_room(name, tensor):
+        if name in self._header or name in self._later or not self.has_room(name, tensor):
             raise ModelError(f"{name[:200]} comes twice, or is longer than a header may be")
         if tensor.dtype not in NAMES:
             raise ModelError(f"{name} is of {tensor.dtype}, which safetensors cannot hold")
         self._room -= _entry_bytes(name, tensor)
-        self.names.append(name)
         self.nbytes += tensor.nbytes
         if tensor.nbytes % ALIGNMENT:
             self._later[name] = tensor
@@ -79,7 +82,8 @@ class SafetensorsWriter:
         with self._stream:
             for name, tensor in sorted(self._later.items(), key=lambda item: -item[1].itemsize):
                 self._write(name, tensor)
-            text = json.dumps(self._header).encode().ljust(DATA_START - 8)
+            self._later.clear()
+            text = json.dumps(METADATA | self._header).encode().ljust(DATA_START - 8)
             self._stream.seek(0)
             self._stream.write(len(text).to_bytes(8, "little") + text)
 

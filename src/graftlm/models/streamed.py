@@ -29,6 +29,7 @@ from graftlm.errors import ModelError
 from graftlm.frozen.experts import DenseExperts
 from graftlm.models.lazy import LazyTensor
 from graftlm.models.output_head import head_settings
+from graftlm.models.probing import calls_of
 from graftlm.models.readers import add_readers
 from graftlm.models.without_values import has_no_values, without_values
 
@@ -120,12 +121,10 @@ class StreamedModel:
         """Hidden states, the model's own logits of one token, and the layers' outputs."""
         outputs: dict[str, Tensor] = {}
         entered: list[Tensor] = []
-        called: set[str] = set()
         model = self.model.train(False)
         with contextlib.ExitStack() as hooks:
+            called = hooks.enter_context(calls_of(model.named_modules()))
             for name, module in model.named_modules():
-                note = functools.partial(_note, called, name)
-                hooks.callback(module.register_forward_pre_hook(note).remove)
                 self._hook(hooks, name, module, before)
             if keep_layers is not None:
                 for name in decoder_layers(model):
@@ -229,7 +228,7 @@ class StreamedModel:
                     setattr(holder, key, nn.Parameter(value, requires_grad=False))
                     given.append((holder, key, empty))
             stack.append(given)
-            if before is not None and own and given and args and args[0].is_floating_point():
+            if before is not None and own and args and args[0].is_floating_point():
                 before(name, module, args[0])
 
         def forget(_: nn.Module, __: Any, result: Any) -> Any:
@@ -285,10 +284,6 @@ class _Entry(nn.Module):
         """(B, L, D) → (1, 1, V)."""
         self._entered.append(hidden)
         return self._raw(hidden[:1, :1])
-
-
-def _note(called: set[str], name: str, *_: Any) -> None:
-    called.add(name)
 
 
 def _keep(

@@ -50,7 +50,8 @@ class Answering:
         self._tell = tell
         self._left = len(sides)
         self._lock = threading.Lock()
-        self._started = time.perf_counter()
+        self._began = time.perf_counter()
+        self._in_turn = any(side.in_turn for side in sides.values())
         asks = {name: side.ask(question[name], question) for name, side in sides.items()}
         self._cancel = [
             side.engine.submit(asks[name], functools.partial(self._deliver, name))
@@ -69,7 +70,10 @@ class Answering:
         if piece.text:
             self._say(side=name, text=piece.text)
         if piece.reason is not None:
-            seconds = time.perf_counter() - self._started
+            now = time.perf_counter()
+            with self._lock:
+                seconds = now - self._began
+                self._began = now if self._in_turn else self._began
             self._say(side=name, reason=piece.reason, tokens=piece.tokens, seconds=seconds)
             with self._lock:
                 self._left -= 1

@@ -7,7 +7,7 @@
 | /api without the token                   | 401    |
 | a body over the limit                    | 413    |
 | a body that stands still                 | 408    |
-| who does not take an answer              | none   |
+| a client that takes no piece for 60 s    | ended  |
 
 The token is in the `Authorization` header, not in a cookie: a browser sends cookies of 127.0.0.1 to
 every port, and with requests that other pages cause. The page itself holds no secret and needs no

@@ -21,6 +21,7 @@ from graftlm.adapters.by_row import AdaptersByRow
 from graftlm.adapters.merge_aware import merge_format
 from graftlm.adapters.open_model import open_model
 from graftlm.data.prompt_format import format_in
+from graftlm.models.capabilities import capabilities
 from graftlm.models.decoding.choice import Sampling
 from graftlm.models.decoding.decoder import UseAdapters
 from graftlm.models.decoding.row import Ask
@@ -39,10 +40,12 @@ class Side:
     Attributes:
         engine: writes its answers; both sides of an adapter have the same.
         voice: how it is asked.
+        in_turn: whether the two sides' answers are written one after the other.
     """
 
     engine: Engine
     voice: TokenizerVoice
+    in_turn: bool = False
 
     def ask(self, turns: Sequence[Mapping[str, Any]], question: Mapping[str, Any]) -> Ask:
         """What is asked of the engine.
@@ -78,11 +81,12 @@ def open_sides(run: Path) -> dict[str, Side]:
         return {side: Side(Engine(writer_for(m, tokenizer)), voice) for side, m in pair.items()}
     model, tokenizer = open_model(base_of(run), str(run), None, "auto")
     use, mixed = _by_row(model)
+    in_turn = not (mixed and capabilities(model).continues_rows)
     engine = Engine(writer_for(model, tokenizer, use, mixed))
     voice = TokenizerVoice.of(tokenizer, None)
     return {
-        "base": Side(engine, voice),
-        "tuned": Side(engine, dataclasses.replace(voice, adapter=DEFAULT)),
+        "base": Side(engine, voice, in_turn),
+        "tuned": Side(engine, dataclasses.replace(voice, adapter=DEFAULT), in_turn),
     }
 
 

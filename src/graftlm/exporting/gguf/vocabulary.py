@@ -20,7 +20,7 @@ from typing import Any
 from graftlm.data import stop_tokens
 from graftlm.errors import ArtifactError
 
-__all__ = ["LEAST_SCORE", "UNUSED", "Vocabulary", "added_tokens", "vocabulary"]
+__all__ = ["LEAST_SCORE", "UNUSED", "Vocabulary", "added_tokens", "unused_token", "vocabulary"]
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """Token types of GGUF."""
@@ -90,7 +90,7 @@ def vocabulary(tokenizer: Any, size: int) -> Vocabulary:
     added = {token["id"]: token for token in described["added_tokens"]}
     if (last := max([*described["model"]["vocab"].values(), *added])) >= size:
         raise ArtifactError(f"the tokenizer has token {last}, and the model {size} rows for tokens")
-    tokens = [f"[PAD{i}]" for i in range(size)]
+    tokens = [unused_token(i) for i in range(size)]
     types = [UNUSED] * size
     bytewise = bool(described["model"].get("byte_fallback"))
     for token, place in described["model"]["vocab"].items():
@@ -116,6 +116,11 @@ def vocabulary(tokenizer: Any, size: int) -> Vocabulary:
         add_eos=bool(text) and text[-1] == tokenizer.eos_token_id,
         add_space_prefix=bytewise and _prefixed(described),
     )
+
+
+def unused_token(place: int) -> str:
+    """The text of a row of the table that is no token."""
+    return f"[PAD{place}]"
 
 
 def added_tokens(tokenizer: Any, base: Any) -> dict[int, tuple[str, int]]:

@@ -19,7 +19,13 @@ from graftlm.exporting.gguf.tensors import (
     merged_tensors,
     to_bytes,
 )
-from graftlm.exporting.gguf.vocabulary import LEAST_SCORE, UNUSED, Vocabulary, vocabulary
+from graftlm.exporting.gguf.vocabulary import (
+    LEAST_SCORE,
+    UNUSED,
+    Vocabulary,
+    unused_token,
+    vocabulary,
+)
 from graftlm.exporting.merge_plan import Merge
 
 __all__ = ["predicted_bytes", "write_model"]
@@ -159,23 +165,22 @@ def _keep(writer: Any, base_file: Path, added: Mapping[int, tuple[str, int]], ro
     library = gguf_library()
     reader = library.GGUFReader(base_file)
     types = library.GGUFValueType
-    fillings = {"tokens": "[PAD{}]", "token_type": UNUSED, "scores": LEAST_SCORE}
     for key, field in reader.fields.items():
         if key.startswith(REPLACED) or key == "tokenizer.chat_template":
             continue
         value: Any = field.contents()
         if key.endswith(".vocab_size"):
             value = rows
-        filling = fillings.get(key.removeprefix("tokenizer.ggml."))
-        if filling is not None:
-            value = list(value)
-            for place in range(len(value), rows):
-                value.append(filling.format(place) if isinstance(filling, str) else filling)
-            for place, (text, kind) in added.items():
-                if key.endswith("tokens"):
-                    value[place] = text
-                elif key.endswith("token_type"):
-                    value[place] = kind
+        elif key == "tokenizer.ggml.tokens":
+            value = [*value, *map(unused_token, range(len(value), rows))]
+            for place, (text, _) in added.items():
+                value[place] = text
+        elif key == "tokenizer.ggml.token_type":
+            value = [*value, *[UNUSED] * (rows - len(value))]
+            for place, (_, kind) in added.items():
+                value[place] = kind
+        elif key == "tokenizer.ggml.scores":
+            value = [*value, *[LEAST_SCORE] * (rows - len(value))]
         if field.types[0] == types.ARRAY:
             writer.add_key_value(key, value, types.ARRAY, sub_type=field.types[-1])
         else:
