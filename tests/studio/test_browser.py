@@ -168,6 +168,6 @@ def test_file_over_the_limit_is_not_sent(rows: Path, tmp_path: Path) -> None:
         walk.chosen = rows
         walk.activate(".drop button")
         walk.page.wait_for_selector("[role=alert]")
-        assert "the page takes 100 B" in walk.page.inner_text("[role=alert]")
+        assert "the page takes at most 100 B" in walk.page.inner_text("[role=alert]")
         assert "PUT" not in sent
         assert walk.complaints == []
