@@ -2,9 +2,11 @@
 
     python benchmarks/export_parity.py --out DIR [--adapter RUN] [--prompts 50] [--tokens 64]
 
-Without ``--adapter`` it trains LoRA on the demo's rows first. Each form is exported, opened by
-llama.cpp (`llama-cpp-python`) and asked the prompts of the held-out rows. One CSV row a form on
-stdout and in DIR/parity.csv; `graftlm.exporting.llama_cpp` says what the columns are.
+Without ``--adapter`` it trains LoRA on the demo's rows first; ``--tiny llama qwen3 phi3`` does so
+on random models of these families, two layers each, and compares them one after another. Each form
+is exported, opened by llama.cpp (`llama-cpp-python`) and asked the held-out rows' prompts. One
+CSV row a form on stdout and in DIR/parity.csv (DIR/FAMILY/parity.csv); what the columns are,
+`graftlm.exporting.llama_cpp` says.
 """
 
 from __future__ import annotations
@@ -20,11 +22,15 @@ from typing import Any
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
 from graftlm.adapters.adapter_folder import base_of
 from graftlm.demo.requests import generate_rows
 from graftlm.demo.stages import write_rows
 from graftlm.exporting import export
 from graftlm.exporting.llama_cpp import LiveAnswers, base_file_of, compare_with, live_answers
+from tests.oracles.merging_tokenizer import bpe_tokenizer
+from tests.oracles.model_families import COMMON, FAMILIES
 
 FORMS = ("gguf:f32", "gguf:bf16", "gguf:f16", "gguf:q8_0", "gguf:q4_0", "gguf-adapter:f32")
 COLUMNS = (
@@ -43,8 +49,21 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=50)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--forms", nargs="+", default=FORMS)
+    parser.add_argument("--tiny", nargs="+", default=[], help="random models of these families")
     a = parser.parse_args()
     a.out.mkdir(parents=True, exist_ok=True)
+    out = a.out
+    for family in a.tiny:
+        a.out = out / family
+        a.out.mkdir(exist_ok=True)
+        a.model = str(random_base(family, a.out / "base"))
+        compare(a)
+    if not a.tiny:
+        compare(a)
+
+
+def compare(a: argparse.Namespace) -> None:
+    """All forms of one adapter: print a row each and write them to the folder."""
     adapter = a.adapter or trained(a.out, a.model, a.steps, a.prompts)
     base = base_of(adapter)
     import llama_cpp
@@ -90,6 +109,27 @@ def measured(
         "seconds": round(time.perf_counter() - started),
     }
     return {name: found[name] for name in COLUMNS}
+
+
+def random_base(family: str, folder: Path) -> Path:
+    """A random model of two layers with a tokenizer that GGUF holds."""
+    if (folder / "config.json").exists():
+        return folder
+    import transformers
+
+    name, own = FAMILIES[family]
+    sizes = {
+        "vocab_size": 400,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "max_position_embeddings": 512,
+    }
+    own = own | ({"head_dim": 128} if family == "qwen3" else {})  # the reader's default
+    torch.manual_seed(0)
+    config = getattr(transformers, name)(**(COMMON | own | sizes))
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    bpe_tokenizer().save_pretrained(folder)
+    return folder
 
 
 def trained(out: Path, model: str, steps: int, held: int) -> Path:
