@@ -34,6 +34,7 @@ from graftlm.adapters.peft_fit import (
     problems_of,
     rank_of,
 )
+from graftlm.adapters.peft_renamed import as_in_model, as_peft_renames
 from graftlm.adapters.peft_trained import (
     States,
     trained_in_file,
@@ -90,11 +91,14 @@ def save_adapter(
     places = places_in_peft(model, stacks)
     states = {name: module.peft_state() for name, module in adapted.items()}
     tensors = {
-        f"{PREFIX}{places.get(name, name)}.{suffix}": tensor
+        f"{places.get(name, name)}.{suffix}": tensor
         for name, state in as_peft_writes(states, model, stacks).items()
         for suffix, tensor in state.items()
     }
-    content = {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
+    content = {
+        PREFIX + key: tensor.cpu().contiguous()
+        for key, tensor in as_peft_renames(model, tensors).items()
+    }
     with atomic_write(Path(path) / WEIGHTS_NAME) as temporary:
         # Not by way of bytes: a table that trains whole would be twice in memory once more.
         safetensors.torch.save_file(content, temporary, {"format": "pt"})
@@ -125,7 +129,8 @@ def load_adapter(model: nn.Module, path: str | Path, *, name: str = DEFAULT) -> 
     base = folder_read(model)
     if base is not None:
         require_same_base(folder, base)
-    states, others = _states(_read_tensors(folder), config.variant)
+    tensors = as_in_model(model, _read_tensors(folder))
+    states, others = _states(tensors, config.variant)
     with_biases(states, others, config)
     rows = first_rows(model)
     undo = grow_vocabulary(model, wanted_rows(model, config, others))
@@ -174,6 +179,7 @@ def _load(
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    """By key without PEFT's prefix, which may be missing; one that is there twice keeps it."""
     path = folder / WEIGHTS_NAME
     if not path.exists():
         if (folder / "adapter_model.bin").exists():
@@ -184,24 +190,28 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
             )
         raise ArtifactError(f"{path} is missing; the adapter folder is incomplete")
     try:
-        return safetensors.torch.load_file(path)
+        written = safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError) as error:
         raise ArtifactError(
             f"{path} is not a valid safetensors file: {error}. "
             "The file may be cut off; fetch or save the adapter again."
         ) from error
+    tensors: dict[str, Tensor] = {}
+    for key, tensor in written.items():
+        bare = without_compile_prefix(key.removeprefix(PREFIX))
+        tensors[key if bare in tensors else bare] = tensor
+    return tensors
 
 
 def _states(tensors: Mapping[str, Tensor], variant: str) -> tuple[States, dict[str, Tensor]]:
     """The adapter's tensors by module and end of key, and the other tensors by key.
 
-    Keys may lack PEFT's prefix, or contain the adapter's name, as in PEFT's state dictionaries.
+    Keys may contain the adapter's name, as in PEFT's state dictionaries.
     """
     suffixes = suffix_patterns(variant)
     states: States = {}
     others: dict[str, Tensor] = {}
-    for key, tensor in tensors.items():
-        bare = without_compile_prefix(key.removeprefix(PREFIX))
+    for bare, tensor in tensors.items():
         matches = ((suffix, pattern.fullmatch(bare)) for suffix, pattern in suffixes.items())
         module, suffix = next(((m["module"], suffix) for suffix, m in matches if m), ("", ""))
         if not suffix or suffix in states.get(module, {}):
