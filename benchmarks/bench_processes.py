@@ -3,6 +3,7 @@
     python benchmarks/bench_processes.py                 all of it, a random Llama of two layers
     python benchmarks/bench_processes.py --quick         a few of each, as the tests run it
     python benchmarks/bench_processes.py memory          memory of a rank, a random Llama of 1.1 B
+    python benchmarks/bench_processes.py --quick --model gemma-3-270m curves     of a real model
 
 curves   loss and gradient norm of 1, 2 and 4 processes with the same settings: the largest relative
          difference of the losses from those of one process
@@ -42,9 +43,14 @@ LIMIT = 1e-5
 ENDS_WITHIN = 30.0
 
 
-def write_inputs(work: Path) -> None:
-    """A random Llama and rows of uneven length."""
-    write_tiny_llama(work / "llama")
+def write_inputs(work: Path, model: str | None) -> None:
+    """A random Llama, or a link to the model that is named, and rows of uneven length."""
+    if model is None:
+        write_tiny_llama(work / "model")
+    else:
+        from graftlm.models import resolve
+
+        (work / "model").symlink_to(resolve(model).path, target_is_directory=True)
     draw, rows = random.Random(0), []
     for _ in range(61):  # with batches of 7, the last one is short
         word = "".join(draw.choice("abcdefgh") for _ in range(draw.randint(2, 50)))
@@ -63,7 +69,7 @@ def settings(work: Path, out: str, method: str, engine: str, **train: Any) -> An
         "out": str(work / out),
         "method": method,
         "distributed": engine,
-        "model": {"name": str(work / "llama"), "dtype": "float32"},
+        "model": {"name": str(work / "model"), "dtype": "float32"},
         "data": {
             "train": str(work / "rows.jsonl"),
             "eval_fraction": 0.15,
@@ -250,6 +256,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--model", help="a folder or a built-in model in the place of the tiny one")
     parser.add_argument("parts", nargs="*", default=["curves", "trained", "resume", "kills"])
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -257,7 +264,7 @@ def main() -> int:
         import torch
 
         torch.set_num_threads(1)
-        write_inputs(work)
+        write_inputs(work, options.model)
         import graftlm.distributed.joined
         import graftlm.distributed.sharded  # noqa: F401 - imported before the first fork
         from graftlm.training import run  # noqa: F401
