@@ -1,12 +1,15 @@
 """How much of the gap between 4 and 16 bits a calibrated base closes, on several texts.
 
     python benchmarks/bench_calibrated.py --out DIR --text NAME=FILE … [--calibrate NAME …]
+                                          [--train NAME] [--steps 100]
 
     closed = (loss_rounded - loss_calibrated) / (loss_rounded - loss_16bit)
 
 and the same of KL(16 bits ‖ 4 bits). Each NAME is calibrated on the first half of its rows and
-measured on the second; ``shipped`` is the text that comes with graftlm, and not measured. One line
-of JSON a result on stdout.
+measured on the second; ``shipped`` is the text that comes with graftlm, and not measured. Then
+transformers with bitsandbytes opens each folder and measures the same rows, and with ``--train``
+QLoRA starts from each base: the loss of rows of that text's second half after the steps. One line of
+JSON a result on stdout.
 """
 
 from __future__ import annotations
@@ -14,16 +17,23 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import subprocess
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from graftlm.config import DataConfig
+from graftlm.data.example import Example
 from graftlm.data.examples import load_examples
 from graftlm.exporting.measure import compare_passes, pass_over
 from graftlm.models import load_tokenizer, quantize_folder, resolve
 from graftlm.models.named_weights import named_weights
 from graftlm.models.quantize_calibrated import SHIPPED, quantize_calibrated
+from graftlm.training import evaluate
 
 
 def main() -> None:
@@ -34,6 +44,8 @@ def main() -> None:
     parser.add_argument("--text", action="append", required=True, help="NAME=FILE")
     parser.add_argument("--calibrate", action="append", default=[])
     parser.add_argument("--rows", type=int, default=48, help="measured rows a text")
+    parser.add_argument("--train", help="NAME: train QLoRA from each base on its first half")
+    parser.add_argument("--steps", type=int, default=100)
     a = parser.parse_args()
     a.out.mkdir(parents=True, exist_ok=True)
     tokenizer = load_tokenizer(a.model)
@@ -86,6 +98,44 @@ def main() -> None:
         tokens = None if report is None else report["calibration_tokens"]
         told = {"what": "fitted", "on": name, "seconds": seconds, "peak_memory_bytes": peak}
         print(json.dumps({**told, "tokens": tokens, "texts": said}), flush=True)
+    folders = [a.out / "rounded", *sorted(a.out.glob("fitted-*"))]
+    for folder in folders:
+        found_there = {name: bitsandbytes_loss(folder, rows) for name, rows in measured.items()}
+        told = {"what": "bitsandbytes", "base": folder.name, "loss": found_there}
+        print(json.dumps(told), flush=True)
+    for folder in folders if a.train else []:
+        summary = trained(folder, a.out, a.train, a.steps)
+        told = {"what": "trained", "base": folder.name, "on": a.train, "steps": a.steps}
+        names = ("eval_loss_before", "eval_loss_after", "wall_seconds")
+        print(json.dumps({**told, **{name: summary[name] for name in names}}), flush=True)
+
+
+def bitsandbytes_loss(folder: Path, rows: Sequence[Example]) -> float:
+    """Loss of the rows as transformers and bitsandbytes compute it, in float32."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    modules: list[Any] = list(model.modules())
+    for module in modules:
+        if hasattr(module, "compute_dtype"):
+            module.compute_dtype = torch.float32
+    return evaluate(model, rows).loss
+
+
+def trained(base: Path, out: Path, text: str, steps: int) -> dict[str, Any]:
+    """The summary of a QLoRA run from the base, by the command."""
+    run = out / f"run-{base.name}-{text}-{steps}"
+    if not (run / "summary.json").exists():
+        first, second = (next(out.glob(f"{text}-{part}.*")) for part in ("first", "second"))
+        held = out / f"{text}-held{second.suffix}"
+        rows = second.read_text(encoding="utf-8").splitlines()
+        held.write_text("\n".join(rows[:: max(1, len(rows) // 96)][:96]) + "\n", encoding="utf-8")
+        command = [sys.executable, "-m", "graftlm", "train", "--method", "qlora", "--json"]
+        command += ["--model", str(base), "--data", str(first), "--eval-data", str(held)]
+        command += ["--steps", str(steps), "--out", str(run)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    summary: dict[str, Any] = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    return summary
 
 
 if __name__ == "__main__":
