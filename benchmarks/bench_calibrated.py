@@ -8,7 +8,7 @@
 and the same of KL(16 bits ‖ 4 bits). Each NAME is calibrated on the first half of its rows and
 measured on the second; ``shipped`` is the text that comes with graftlm, and not measured. Then
 transformers with bitsandbytes opens each folder and measures the same rows, and with ``--train``
-QLoRA starts from each base: the loss of rows of that text's second half after the steps. One line of
+QLoRA starts from each base: the loss of rows of its second half after the steps. One line of
 JSON a result on stdout.
 """
 
