@@ -18,6 +18,7 @@ from graftlm.models.experts import expert_weights
 from graftlm.models.named_weights import named_weights
 from graftlm.models.quantize import quantize_folder
 from tests.oracles.mixtures import MIXTURES, tiny_mixture
+from tests.oracles.tiny_architectures import tiny_model
 
 IDS = torch.arange(1, 41).view(2, 20)
 
@@ -100,3 +101,27 @@ def test_a_folder_of_other_sizes_is_refused(folders: dict[str, Path], tmp_path: 
     (tmp_path / "nf4/config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match=r"\[64, 48\].*\[64, 32\]"):
         load_model(tmp_path / "nf4")
+
+
+def test_experts_whose_rows_lie_in_turn_are_stored_and_read(
+    tmp_path: Path, tiny_tokenizer: Any
+) -> None:
+    tiny_model("inkling2_text").save_pretrained(tmp_path / "base")
+    tiny_tokenizer.save_pretrained(tmp_path / "base")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    names = {name: weight.shape[0] for name, weight in expert_weights(plain).items()}
+    weights = named_weights(tmp_path / "base")
+    tensors = load_file(tmp_path / "base" / "model.safetensors")
+    turned = {name: weights.experts[name] for name in names if name in weights.experts}
+    assert turned
+    for name, one in turned.items():
+        fused = plain.get_parameter(name)
+        assert torch.equal(weights(name), fused)
+        assert not torch.equal(tensors[one.keys[0][0]], fused)
+        for key, part in one.split(fused.data).items():
+            assert torch.equal(part, tensors[key])
+    report = quantize_folder(tmp_path / "base", tmp_path / "nf4")
+    assert report["quantized_experts"] == sum(names.values())
+    quantized, _ = load_model(tmp_path / "base", quantize="nf4")
+    opened, _ = load_model(tmp_path / "nf4")
+    assert torch.equal(logits(opened), logits(quantized))

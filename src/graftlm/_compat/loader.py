@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import (
     Concatenate,
     ConversionOps,
+    Interleave,
     MergeModulelist,
     WeightConverter,
     WeightRenaming,
@@ -24,6 +25,7 @@ from transformers.quantizers.base import HfQuantizer
 __all__ = [
     "Concatenate",
     "ConversionOps",
+    "Interleave",
     "LoaderPlugin",
     "MergeModulelist",
     "WeightConverter",

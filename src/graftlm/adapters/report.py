@@ -118,10 +118,8 @@ def tied_head(model: nn.Module) -> bool:
     table = table.base if isinstance(table, Adapter | SeveralAdapters) else table
     head, shared = (shared_weight(module) for module in (output_head(model), table))
     if isinstance(head, Tensor) and not head.is_meta and has_no_values(head):
-        config: Any = model.config
-        return bool(
-            config.get_text_config().tie_word_embeddings
-        )  # a model on the disk has a view for each of the two
+        config: Any = model.config  # a model on the disk has a view for each of the two
+        return bool(getattr(config.get_text_config(), "tie_word_embeddings", False))
     return head is not None and head is shared
 
 

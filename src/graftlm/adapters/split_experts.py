@@ -22,7 +22,7 @@ from graftlm.adapters.adapter import adapter_scaling
 from graftlm.adapters.names import pattern_value
 from graftlm.adapters.peft_config import AdapterConfig
 from graftlm.frozen.experts import ExpertStack
-from graftlm.models.joined_experts import JoinedExperts, joined_experts
+from graftlm.models.joined_experts import JoinedExperts, ReorderedExperts, joined_experts
 
 __all__ = ["SplitExperts", "with_split_experts"]
 
@@ -100,6 +100,8 @@ def _fused(
     unknown = [f"{module}.weight" for module in states if module not in modules]
     found = {}
     for name, one in joined_experts(model, unknown, sizes).items():
+        if isinstance(one, ReorderedExperts):  # no expert has layers of its own there
+            continue
         parts = [key.removesuffix(".weight") for keys in one.keys for key in keys]
         scalings = {_scaling(config, part) for part in parts}
         shapes = {tuple(tuple(t.shape) for _, t in sorted(states[part].items())) for part in parts}
