@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -52,6 +53,49 @@ def test_torchrun_trains_one_model(settings: Path, tmp_path: Path) -> None:
     assert (result["steps"], result["finished"], result["processes"]) == (12, True, 2)
     assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
     assert done.stderr.count("tok/s") >= 1
+
+
+def _on_two_machines(settings: Path, folders: tuple[Path, Path], *words: str) -> dict[str, Any]:
+    """Two launchers that know each other by an address alone; each machine has its own disk."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"]
+    command += ["--nproc-per-node", "1", "--rdzv-backend", "c10d"]
+    command += ["--rdzv-endpoint", f"127.0.0.1:{port}", "-m", "graftlm", "train", str(settings)]
+    started = [
+        subprocess.Popen(
+            [*command, "--json", "--set", f"out={folder}", *words],
+            env=_environment() | {"GRAFTLM_CACHE": str(folder.parent / "cache")},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for folder in folders
+    ]
+    try:
+        ended = [one.communicate(timeout=ENDS) for one in started]
+    finally:
+        for one in started:
+            one.kill()
+    assert [one.returncode for one in started] == [0, 0], ended
+    results = [json.loads(said) for said, _ in ended if said]
+    assert len(results) == 1
+    return dict(results[0])
+
+
+def test_two_machines_train_one_model_and_only_the_first_needs_the_folder(
+    settings: Path, tmp_path: Path
+) -> None:
+    folders = tmp_path / "one" / "run", tmp_path / "two" / "run"
+    result = _on_two_machines(settings, folders, "--set", "train.steps=4")
+    assert (result["steps"], result["finished"], result["processes"]) == (4, True, 2)
+    result = _on_two_machines(settings, folders, "--set", "train.steps=6", "--resume")
+    assert (result["steps"], result["finished"]) == (6, True)
+    written = [folder for folder in folders if (folder / "metrics.jsonl").is_file()]
+    assert len(written) == 1
+    rows = [json.loads(line) for line in (written[0] / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_killed_process_starts_again_from_the_last_checkpoint(
