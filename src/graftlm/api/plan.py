@@ -9,6 +9,7 @@ from graftlm.api.rows import Rows
 from graftlm.api.settings import settings_of
 from graftlm.config import RunConfig
 from graftlm.planning import Plan, make_plan, row_lengths
+from graftlm.planning.deadline import PLAN_SECONDS
 from graftlm.planning.option import METHODS, Method
 from graftlm.system.placement import DEVICES, candidates
 
@@ -29,6 +30,7 @@ def plan(
     verify: Literal["recommended", "all"] | None = None,
     progress: Callable[[str], None] = lambda text: None,
     processes: int = 1,
+    time_limit: float = PLAN_SECONDS,
 ) -> Plan:
     """Predict memory and time of a run, as `graftlm plan` does, before it starts.
 
@@ -45,10 +47,12 @@ def plan(
         verify: also run the recommended settings, or all that fit, and measure.
         progress: is called with a description of the current work.
         processes: how many train together; memory is that of each.
+        time_limit: seconds after which it gives up; trial runs have a limit of their own.
 
     Raises:
         ConfigError: a setting is wrong.
         ModelError: the model cannot be found, or is no causal language model.
+        ResourceError: the time limit is over; the message says where the plan was.
     """
     config = settings_of(
         model,
@@ -67,4 +71,5 @@ def plan(
         verify=verify,
         progress=progress,
         processes=processes,
+        time_limit=time_limit,
     )

@@ -63,6 +63,9 @@ def plan(
     verify_all: Annotated[
         bool, typer.Option("--verify-all", help="Also run every setting that fits, and compare.")
     ] = False,
+    time_limit: Annotated[
+        float, typer.Option(help="Seconds after which the plan gives up, trial runs apart.")
+    ] = 600.0,
     as_json: JsonOption = False,
 ) -> None:
     """Say what training would take, before it starts, and which method to use.
@@ -114,6 +117,7 @@ def plan(
             verify="all" if verify_all else "recommended" if verify else None,
             progress=say_progress,
             processes=processes,
+            time_limit=time_limit,
         )
     if as_json:
         ranks = _rank_probe(config)

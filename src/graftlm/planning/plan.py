@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import shlex
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +18,7 @@ from graftlm.config import (
     parse_size,
 )
 from graftlm.errors import ConfigError, near_matches
+from graftlm.planning.deadline import ends_after
 from graftlm.planning.fused_experts import FusedExperts, fused_experts
 from graftlm.planning.option import METHODS, Distributed, Method, Option, as_setting
 from graftlm.planning.planner import Planner
@@ -95,6 +97,7 @@ def make_plan(
     only_recommended: bool = False,
     card: str | None = None,
     processes: int = 1,
+    time_limit: float = math.inf,
 ) -> Plan:
     """Plan a run from its settings. Of the model only the config is read.
 
@@ -109,6 +112,7 @@ def make_plan(
     Raises:
         ConfigError: a size, device or method is invalid, training refuses the settings with each
             of the methods, or the objective is not `next_token`.
+        ResourceError: the time limit is over.
         ModelError: the model cannot be found, or is not a causal language model.
     """
     problems = [f"method {m!r}: expected full, lora or qlora" for m in methods if m not in METHODS]
@@ -136,6 +140,8 @@ def make_plan(
             "without a plan, leave out memory and say what is auto (method, "
             "train.gradient_checkpointing)"
         )
+    if not time_limit > 0:
+        problems.append(f"a time limit of {time_limit:g} s: expected more than 0")
     if problems:
         raise ConfigError(problems)
     if not _leads_to(device, config.device):
@@ -155,7 +161,8 @@ def make_plan(
     if memory is None and placement.runs_on_cpu:
         limit //= processes
     source = Source(architecture) if architecture is not None else source_of(config)
-    planner = Planner(source, config, limit, placement, lengths, sheet, processes, progress)
+    bounded = ends_after(time_limit, progress)
+    planner = Planner(source, config, limit, placement, lengths, sheet, processes, bounded)
     engines: tuple[Distributed, ...] = ("none",)
     if processes > 1:
         named = config.distributed
