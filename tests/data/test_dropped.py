@@ -45,6 +45,8 @@ def found(name, messages, template=None, **more):
         ("qwen3", [USER, THOUGHT, USER, ANSWER], {}, "thoughts_dropped"),
         ("qwen2", [USER, ANSWER | {"reasoning_content": "a thought"}], {}, "thoughts_dropped"),
         ("llama2", [USER, ANSWER | {"thinking": "a thought"}], {}, "thoughts_dropped"),
+        ("qwen2", [USER, ANSWER | {"reasoning": ["a", "thought"]}], {}, "thoughts_dropped"),
+        ("qwen2", [USER, ANSWER | {"notes": {"of": "good"}}], {}, "fields_dropped"),
         ("llama3", [USER, ANSWER], {"tools": TOOLS}, "tools_dropped"),
         ("qwen2", [USER, ANSWER | {"rating": "good"}], {}, "fields_dropped"),
         ("zephyr", [USER | {"name": "Lan"}, ANSWER], {}, "fields_dropped"),

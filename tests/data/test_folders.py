@@ -36,7 +36,9 @@ def arrow(path, *names):
     ("train", "test"),
     [("train.jsonl", "test.jsonl"), ("rows.jsonl", "dev.jsonl"), ("train/a.jsonl", "test/a.jsonl"),
      ("data/train-00000-of-00002.jsonl", "data/validation-00000-of-00001.jsonl"),
-     ("my_train.jsonl", "my_eval.jsonl"), ("a.jsonl", "held/heldout-a.jsonl")],
+     ("my_train.jsonl", "my_eval.jsonl"), ("a.jsonl", "held/heldout-a.jsonl"),
+     ("trainset.jsonl", "testset.jsonl"), ("a.jsonl", "held_out.jsonl"),
+     ("a.jsonl", "hold-out/a.jsonl")],
 )  # fmt: skip
 def test_test_files_are_left_out_of_training_and_named(train, test, tmp_path):
     write(tmp_path / train, "learn")
@@ -46,6 +48,15 @@ def test_test_files_are_left_out_of_training_and_named(train, test, tmp_path):
     assert [test in note for note in source.notes] == [False, True]
     assert "not trained on" in source.notes[1]
     assert prompts(open_source(tmp_path, "eval")) == ["measure"]
+
+
+@pytest.mark.parametrize("pattern", ["*/a.jsonl", "**/*.jsonl"])
+def test_the_folders_that_a_pattern_matches_name_the_split(pattern, tmp_path):
+    write(tmp_path / "test rows" / "train" / "a.jsonl", "learn")
+    write(tmp_path / "test rows" / "test" / "a.jsonl", "measure")
+    source = open_source(str(tmp_path / "test rows" / pattern))
+    assert prompts(source) == ["learn"]
+    assert "test/a.jsonl left out" in source.notes[1]
 
 
 def test_words_that_only_look_like_a_split_are_none(tmp_path):

@@ -60,6 +60,41 @@ def test_numbers_and_text_at_the_edge_of_python_are_refused_by_row(line, tmp_pat
     assert (report.rows, report.malformed) == (2, 1)
 
 
+ROW = json.dumps(GOOD)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.json", f"[{ROW}]\n[{ROW}]".encode(), "after the end of the array"),
+        ("a.json", f"[{ROW}] tail".encode(), "after the end of the array"),
+        ("a.json", f'[{{"prompt": "x", "prompt": "y"}}, {ROW}]'.encode(), "stands twice"),
+        ("a.json", b'{"data": [], "data": []}', "'data' stands twice"),
+        ("a.jsonl", b'{"prompt": "x", "prompt": "y", "completion": "b"}', "'prompt' stands twice"),
+        ("a.txt", "hello".encode("utf-16-le"), "null characters, as UTF-16 without"),
+        ("a.csv", "prompt,completion\na,b".encode("utf-16-be"), "null characters"),
+        ("a.txt", "hello".encode("utf-32"), "UTF-32"),
+    ],
+)
+def test_a_part_of_a_file_that_would_be_lost_or_misread_is_refused(name, content, said, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=said):
+        load_examples(tmp_path / name, tokenizer_of("qwen2"), DataConfig())
+
+
+def test_a_table_that_names_a_column_twice_is_refused(tmp_path):
+    columns = [pa.array(["a"]), pa.array(["b"]), pa.array(["c"])]
+    table = pa.Table.from_arrays(columns, names=["prompt", "completion", "prompt"])
+    pq.write_table(table, tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match="the table names 'prompt' twice"):
+        load_examples(tmp_path / "rows.parquet", tokenizer_of("qwen2"), DataConfig())
+
+
+def test_a_compressed_file_may_have_capital_letters_in_its_suffix(tmp_path):
+    (tmp_path / "rows.jsonl.GZ").write_bytes(gzip.compress(ROW.encode()))
+    assert [raw.parse() for raw in read_file(tmp_path / "rows.jsonl.GZ")] == [GOOD]
+
+
 def test_numbers_of_python_rows_are_refused_alike():
     for row in ({"prompt": "a", "completion": 10**5000}, {"messages": 10**5000}, 10**5000):
         with pytest.raises(DataError, match="row:1: "):

@@ -48,11 +48,14 @@ def dropped_parts(
             if not _holds(shown, value) and not _holds(shown, json.dumps(value)[1:-1])
         ]
         for field, value in message.items():
-            if field in _PLACED or not isinstance(value, str) or _holds(shown, value):
+            texts = _leaves(value) if isinstance(value, Mapping | list | tuple) else [value]
+            gone = [text for text in texts if isinstance(text, str) and not _holds(shown, text)]
+            if field in _PLACED or not gone:
                 continue
             kind = "thoughts_dropped" if field in _THOUGHTS else "fields_dropped"
             found.append((kind, f"{where}.{field}"))
-    if tools and not any(_holds(located.text, name) for name in _names(tools)):
+    names = _names(tools or ())
+    if tools and not (names and all(_holds(located.text, name) for name in names)):
         found.append(("tools_dropped", "the tools"))
     return tuple(dict(found).items())
 

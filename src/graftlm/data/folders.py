@@ -26,10 +26,12 @@ _ABOUT = re.compile(
 )
 """Names of texts about a data set, which are skipped in its folder but not if named directly."""
 _SPLITS = {
-    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("train", "training", "trainset"), "train"),
     **dict.fromkeys(("valid", "validation", "val", "dev", "eval", "evaluation"), "validation"),
-    **dict.fromkeys(("test", "testing", "heldout", "holdout"), "test"),
+    **dict.fromkeys(("valset", "devset", "evalset", "validate"), "validation"),
+    **dict.fromkeys(("test", "testing", "testset", "heldout", "holdout"), "test"),
 }
+_TWO_WORDS = re.compile(r"(?<![a-z])(held|hold)[-_ ]?out(?![a-z])")
 _SHOWN = 8
 
 
@@ -124,7 +126,7 @@ def _split_of(file: Path, root: Path | None) -> str | None:
         stem = Path(stem).stem
     folders = file.relative_to(root).parts[-2::-1] if root else ()
     for part in (stem, *folders):
-        words = re.split(r"[^a-z]+", part.lower())
+        words = re.split(r"[^a-z]+", _TWO_WORDS.sub("holdout", part.lower()))
         found = {_SPLITS[word] for word in words if word in _SPLITS}
         if len(found) == 1:
             return found.pop()

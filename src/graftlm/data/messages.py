@@ -18,6 +18,16 @@ __all__ = ["Arguments", "RowError", "parse_messages", "parse_tools", "shown", "t
 _USUAL = {"role", "from", "content", "value"}
 _MEDIA = ("image", "images", "audio", "audios", "video", "videos", "input_audio", "file", "files")
 
+_OF_CALL = {
+    *("name", "arguments", "function", "type"),
+    *("id", "index", "call_id", "status", "description", "extra_content", "thought_signature"),
+}
+"""Fields of a call: what is learned of it, and remarks."""
+_NOT_LEARNED = ("loss", "loss_weight", "loss_mask", "training", "trainable", "train_on_turn")
+"""Fields by which other tools leave a message out of the loss, where they are 0 or false."""
+_MASKED = ("mask", "masked", "train_detail", "train_details")
+"""Likewise, where they are anything else."""
+
 _ROLES = {
     "system": "system",
     "developer": "system",
@@ -98,6 +108,10 @@ def _message(item: Any, where: str) -> tuple[dict[str, Any], bool]:
     if media := [key for key in _MEDIA if item.get(key)]:
         raise RowError(f"{where} holds {media[0]}; graftlm trains on text only")
     content = item.get("content", item.get("value"))
+    if isinstance(value := item.get("value"), str) and value != content:
+        raise RowError(f"{where} has content and value, and they differ; expected one")
+    if _ROLES.get(str(item.get("from")).strip().lower(), role) != role:
+        raise RowError(f"{where} has role and from, and they differ; expected one")
     skipped = {"role", "from", "content", "value", "train", "weight", "tool_calls", "function_call"}
     message = {k: v for k, v in item.items() if k not in skipped and v is not None}
     if role == "function_call":
@@ -107,6 +121,8 @@ def _message(item: Any, where: str) -> tuple[dict[str, Any], bool]:
     calls = item.get("tool_calls")
     if not calls and item.get("function_call"):  # OpenAI's older name for a single call
         calls = [item["function_call"]]
+    elif calls and item.get("function_call"):
+        raise RowError(f"{where} has tool_calls and function_call, expected one of them")
     if calls:
         if not isinstance(calls, list | tuple):
             raise RowError(f"{where}.tool_calls is {type(calls).__name__}, expected a list")
@@ -120,6 +136,13 @@ def _message(item: Any, where: str) -> tuple[dict[str, Any], bool]:
 
 
 def _learned(item: Mapping[str, Any], role: str, where: str) -> bool:
+    for field in (*_NOT_LEARNED, *_MASKED):
+        value = item.get(field)
+        if value is not None and (bool(value) if field in _MASKED else value in (0, False)):
+            raise RowError(
+                f"{where}.{field} is {shown(value)}, which graftlm does not read; an answer that "
+                "is not to be learned says train: false"
+            )
     weight = item.get("weight")
     if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
         raise RowError(
@@ -148,6 +171,8 @@ def _part(part: Any, where: str) -> str:
     if isinstance(part, str):
         raise RowError(f"{where} is a list of texts ({shown(part)}, ...), expected one text")
     if isinstance(part, Mapping) and part.get("type", "text") == "text":
+        if media := [key for key in _MEDIA if part.get(key)]:
+            raise RowError(f"{where} has a part with {media[0]}; graftlm trains on text only")
         text = part.get("text")
         if isinstance(text, str):
             return text
@@ -161,6 +186,12 @@ def _tool_call(call: Any, where: str) -> dict[str, Any]:
     function = call.get("function", call)
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise RowError(f"{where} has no function name, expected {{name, arguments}}")
+    for part in (call, function):
+        if other := [key for key, value in part.items() if key not in _OF_CALL and value]:
+            raise RowError(
+                f"{where} holds a call with {other[0]} ({shown(part[other[0]])}), expected name "
+                "and arguments"
+            )
     given = function.get("arguments") or {}
     arguments = Arguments(
         _object(given, f"{where}.arguments"), given if isinstance(given, str) else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import itertools
 import re
 import stat
 import sys
@@ -109,7 +110,7 @@ def open_source(data: Data, purpose: Purpose = "train") -> Source:
         files = tuple(match for match in matches if match.is_file())
         if not files:
             raise DataError(f"no file matches {name}; expected at least one data file")
-        files, notes = chosen_files(name, files, None, purpose)
+        files, notes = chosen_files(name, files, _folder_of(name), purpose)
         return Source(name, files, notes=tuple(notes))
     hub = _HUB.fullmatch(name)
     if hub and suffix_of(path) not in READERS and not path.parent.is_dir():
@@ -120,6 +121,13 @@ def open_source(data: Data, purpose: Purpose = "train") -> Source:
     beside = path.parent.iterdir() if path.parent.is_dir() else ()
     hint = near_matches(path.name, [file.name for file in beside])
     raise DataError(f"data file {path} does not exist; expected a file, folder or glob{hint}")
+
+
+def _folder_of(pattern: str) -> Path:
+    """The folder in which a pattern begins to match: the names below it may tell the split."""
+    parts = Path(pattern).parts
+    fixed = itertools.takewhile(lambda part: not glob.has_magic(part), parts)
+    return Path(*fixed)
 
 
 def _pipe(name: str, path: Path, mode: int) -> Source:

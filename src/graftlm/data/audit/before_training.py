@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from graftlm.config import DataConfig
-from graftlm.data.audit.findings import Finding, template_findings
+from graftlm.data.audit.findings import Finding, template_findings, text_findings
 from graftlm.data.audit.fits import ModelLimits, fit_findings
 from graftlm.data.chat import ChatFormat
 from graftlm.data.example import Example
@@ -47,6 +47,7 @@ def said_before_training(
     """Messages about rows that can be trained on, to print before a long run."""
     findings = template_findings(examples.report, config, form)
     found = [finding for finding in findings if finding.severity == "warning"]
+    found += text_findings(examples.report)
     if isinstance(held, Examples) and len(held):
         same = int(np.isin(held.hashes, examples.hashes).sum())
         if same:

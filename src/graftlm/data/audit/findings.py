@@ -12,7 +12,7 @@ from graftlm.data.report import LoadReport
 from graftlm.data.store import Examples
 from graftlm.data.tokenise import Encoder
 
-__all__ = ["Finding", "Severity", "by_notes", "template_findings"]
+__all__ = ["Finding", "Severity", "by_notes", "template_findings", "text_findings"]
 
 Severity = Literal["error", "warning", "info"]
 
@@ -76,13 +76,7 @@ def by_notes(
             report.unsupervised,
             "rows or windows are left out: no token in them is learned",
         )
-    if empty := report.notes["empty_answer"]:
-        severity: Severity = "error" if empty > _TOO_MANY * read else "warning"
-        add("empty_answer", severity, empty, "rows have an empty answer: teaches to say nothing")
-    if twice := report.notes["template_in_text"]:
-        severity = "error" if twice > 0.5 * read else "warning"
-        message = "rows hold marks of a chat template in their text: it would be applied twice"
-        add("template_in_text", severity, twice, message)
+    found += text_findings(report)
     for kind, note in NOTES.items():
         if report.notes[kind]:
             add(kind, note.severity, report.notes[kind], note.message)
@@ -93,6 +87,23 @@ def by_notes(
     for line in report.sources:
         add("sources", "info", len(report.sources), line)
     return found + template_findings(report, config, encoder.format)
+
+
+def text_findings(report: LoadReport) -> list[Finding]:
+    """Answers without text, and texts to which a chat template was applied before."""
+    found: list[Finding] = []
+    read = max(report.rows, 1)
+    if empty := report.notes["empty_answer"]:
+        severity: Severity = "error" if empty > _TOO_MANY * read else "warning"
+        message = "rows have an empty answer: teaches to say nothing"
+        places = tuple(report.places.get("empty_answer", ()))
+        found.append(Finding("empty_answer", severity, empty, message, places))
+    if twice := report.notes["template_in_text"]:
+        severity = "error" if twice > 0.5 * read else "warning"
+        message = "rows hold marks of a chat template in their text: it would be applied twice"
+        places = tuple(report.places.get("template_in_text", ()))
+        found.append(Finding("template_in_text", severity, twice, message, places))
+    return found
 
 
 def template_findings(report: LoadReport, config: DataConfig, form: ChatFormat) -> list[Finding]:

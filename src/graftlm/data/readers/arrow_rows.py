@@ -44,6 +44,12 @@ def read_arrow(name: str, file: BinaryIO) -> Iterator[Raw]:
 def _rows(name: str, batches: Iterable[pa.RecordBatch]) -> Iterator[Raw]:
     number = 0
     for batch in batches:
+        if twice := sorted(
+            {one for one in batch.schema.names if batch.schema.names.count(one) > 1}
+        ):
+            problem = f"the table names {', '.join(map(repr, twice))} twice"
+            yield Raw(name, 1, RowError(f"{problem}; give each column its own name"))
+            return
         # Offsets outside the buffers would crash the process instead of raising.
         batch.validate(full=True)
         for start in range(0, batch.num_rows, _ROWS):

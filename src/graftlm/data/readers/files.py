@@ -20,7 +20,7 @@ from graftlm.errors import DataError, near_matches
 
 __all__ = ["READERS", "read_file", "read_stream", "suffix_of"]
 
-_COMPRESSED = (".gz", ".zst", ".bz2")
+_COMPRESSED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 _BUFFER = 1 << 20
 
 READERS: dict[str, Callable[[str, BinaryIO], Iterator[Raw]]] = {
@@ -101,4 +101,5 @@ def _read(
 def _open(path: Path) -> BinaryIO:
     if path.suffix.lower() not in _COMPRESSED:
         return path.open("rb")
-    return io.BufferedReader(pa.input_stream(str(path), compression="detect"), _BUFFER)
+    kind = _COMPRESSED[path.suffix.lower()]  # Arrow itself looks for small letters only
+    return io.BufferedReader(pa.input_stream(str(path), compression=kind), _BUFFER)

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 from graftlm.data.messages import RowError
 from graftlm.data.readers.lines import as_text, byte_lines
-from graftlm.data.readers.raw import Raw, json_problem
+from graftlm.data.readers.raw import Raw, json_problem, object_of
 from graftlm.errors import DataError
 
 __all__ = ["read_json", "read_jsonl"]
@@ -40,7 +40,10 @@ def read_json(name: str, file: BinaryIO) -> Iterator[Raw]:
         yield from _array(name, text)
         return
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=object_of)
+    except RowError as error:
+        yield Raw(name, 1, error)
+        return
     except (ValueError, RecursionError) as error:
         lines = text.splitlines()
         if len(lines) > 1 and lines[0].rstrip().endswith("}"):  # lines of JSON after all
@@ -68,7 +71,7 @@ def _other_keys(value: dict[str, object], key: str) -> tuple[tuple[str, str], ..
 
 
 def _array(name: str, text: str) -> Iterator[Raw]:
-    decoder = json.JSONDecoder()
+    decoder = json.JSONDecoder(object_pairs_hook=object_of)
     at, line = text.index("[") + 1, 1
     counted = 0
     while True:
@@ -77,9 +80,15 @@ def _array(name: str, text: str) -> Iterator[Raw]:
         line += text.count("\n", counted, at)
         counted = at
         if at < len(text) and text[at] == "]":
+            if rest := text[at + 1 :].strip():
+                problem = f"found {rest[:40]!r} after the end of the array; expected one array"
+                yield Raw(name, line, RowError(problem))
             return
         try:
             value, at = decoder.raw_decode(text, at)
+        except RowError as error:
+            yield Raw(name, line, error)
+            return
         except (ValueError, RecursionError) as error:
             line = getattr(error, "lineno", line)
             problem = f"{json_problem(error)}: found {text[at : at + 40]!r}"

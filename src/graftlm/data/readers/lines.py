@@ -12,6 +12,7 @@ from graftlm.data.readers.raw import MAX_ROW
 __all__ = ["as_text", "byte_lines", "peek"]
 
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_UTF32 = (b"\xff\xfe\0\0", b"\0\0\xfe\xff")
 _BLOCK = 1 << 20
 
 
@@ -25,8 +26,18 @@ def as_text(file: BinaryIO) -> TextIO:
     """The file as text: UTF-8, or UTF-16 where a byte order mark says so (Excel's "Unicode text").
 
     Line ends are left as they are.
+
+    Raises:
+        UnicodeError: it is UTF-32, or UTF-16 without a mark, which read as UTF-8 would be text with
+            a null character beside each letter.
     """
     buffered, head = peek(file)
+    if head[:4] in _UTF32:
+        raise UnicodeError("it is UTF-32; save it as UTF-8")
+    if head[:2] not in _UTF16 and b"\0" in head:
+        raise UnicodeError(
+            "it holds null characters, as UTF-16 without a byte order mark does; save it as UTF-8"
+        )
     encoding = "utf-16" if head[:2] in _UTF16 else "utf-8-sig"
     return io.TextIOWrapper(buffered, encoding=encoding, newline="")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from graftlm.data.messages import RowError
 
-__all__ = ["MAX_ROW", "Raw", "json_problem"]
+__all__ = ["MAX_ROW", "Raw", "json_problem", "object_of"]
 
 MAX_ROW = 8 << 20
 """Maximum bytes of a row: tokenising takes up to 220 bytes of memory for each byte."""
@@ -46,16 +46,32 @@ class Raw:
 
 def _parse_json(line: bytes) -> Any:
     try:
-        return json.loads(line.decode("utf-8"))
+        return json.loads(line.decode("utf-8"), object_pairs_hook=object_of)
     except UnicodeDecodeError as error:
         raise RowError(
             f"byte {error.start} is not UTF-8 ({error.reason}); save the file as UTF-8"
         ) from None
+    except RowError:
+        raise
     except (ValueError, RecursionError) as error:
         found = line.strip()[:60].decode("utf-8", errors="replace")
         raise RowError(
             f"{json_problem(error)}: found {found!r}; expected one JSON object a line"
         ) from None
+
+
+def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; Python's parser would keep the last of two values with one name.
+
+    Raises:
+        RowError: a name stands twice.
+    """
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise RowError(f"{twice[:40]!r} stands twice in one object; expected each name once")
+    return found
 
 
 def json_problem(error: Exception) -> str:
