@@ -47,8 +47,8 @@ def _rows(name: str, batches: Iterable[pa.RecordBatch]) -> Iterator[Raw]:
         if twice := sorted(
             {one for one in batch.schema.names if batch.schema.names.count(one) > 1}
         ):
-            problem = f"the table names {', '.join(map(repr, twice))} twice"
-            yield Raw(name, 1, RowError(f"{problem}; give each column its own name"))
+            said = f"the table names {', '.join(map(repr, twice))} twice"
+            yield Raw(name, 1, RowError(f"{said}; give each column its own name"))
             return
         # Offsets outside the buffers would crash the process instead of raising.
         batch.validate(full=True)
