@@ -98,6 +98,8 @@ def test_patterns_give_ranks_and_alphas() -> None:
         ({"targets": ("self_attn",)}, r"not model\.layers\.0\.self_attn \(LlamaAttention\)"),
         ({"targets": ("norm",)}, r"model\.norm \(LlamaRMSNorm\)"),
         ({"rank": 33, "targets": ("k_proj",)}, r"k_proj \[32, 64\] with rank 33"),
+        ({"layers": (0, 99)}, r"layers \[99\]: no target stands in these layers"),
+        ({"layers_pattern": ("layers",)}, "layers_pattern has no effect without layers"),
         ({"rank": 1000}, r"q_proj \[64, 64\] with rank 1000"),
         ({"exclude": ("q_prj",)}, r"exclude 'q_prj' matches none of the targets; did you mean"),
         ({"targets": ("q_proj",), "exclude": ("q_proj",)}, "exclude removes all targets"),

@@ -16,8 +16,9 @@ from graftlm import evaluate
 from graftlm.adapters import add_lora, lora_parameters, merge_in_place, remove
 from graftlm.config import LoRAConfig
 from graftlm.data import Example, collate
+from graftlm.errors import ModelError
 from graftlm.models import packing_support
-from graftlm.models.capabilities import capabilities, forget
+from graftlm.models.capabilities import capabilities, forget, require_left_to_right
 from graftlm.training.next_token import next_token_loss
 from tests.oracles.model_families import tiny_model
 
@@ -72,6 +73,15 @@ def test_the_head_is_used_again_when_its_adapter_is_gone(way_out: Any) -> None:
     again = capabilities(model).output_head
     assert again is not None
     assert again.linear is model.get_output_embeddings()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_no_reason_to_call_a_model_an_encoder(value: float) -> None:
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.model.norm.weight[0] = value
+    with pytest.raises(ModelError, match="LlamaForCausalLM computes NaN or infinity"):
+        require_left_to_right(model)
 
 
 def test_a_model_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:

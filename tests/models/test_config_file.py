@@ -42,6 +42,7 @@ IMPOSSIBLE: list[tuple[str, Any]] = [
     ("rope_scaling", {"rope_type": "linear", "factor": 0}),
     *(("dtype", value) for value in ("nonsense", 7)),
     *(("architectures", value) for value in ("x", [5])),
+    *(("attention_dropout", value) for value in (2, 1.0, -0.1, "x")),
 ]
 
 

@@ -141,6 +141,12 @@ def test_missing_shard_is_named(tmp_path: Path) -> None:
         Checkpoint(tmp_path)
 
 
+def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(2), "b": torch.ones(2)}, shard(tmp_path) / "model-2.safetensors")
+    with pytest.raises(ModelError, match=r"tensor 'a' twice, in model-2.* and in model-1"):
+        Checkpoint(tmp_path)
+
+
 def test_tensor_missing_from_its_shard_is_named(tmp_path: Path) -> None:
     write_index(shard(tmp_path), {"a": "model-1.safetensors", "lost": "model-1.safetensors"})
     with pytest.raises(ModelError, match="'lost'"):

@@ -17,6 +17,7 @@ from graftlm.adapters import add_lora
 from graftlm.adapters.open_model import open_model
 from graftlm.adapters.peft_format import load_adapter
 from graftlm.config import recorded_config
+from graftlm.data.new_tokens import add_tokens
 from graftlm.errors import ArtifactError, ConfigError
 from graftlm.exporting.measured_merge import measured_merge
 from graftlm.exporting.merge import merge_to_folder
@@ -39,6 +40,11 @@ def bases(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> dict
         tiny_model(family).save_pretrained(root / family, max_shard_size="100KB")
         tiny_tokenizer.save_pretrained(root / family)
     return {folder.name: folder for folder in root.iterdir()}
+
+
+def test_a_token_without_characters_is_refused(tiny_tokenizer: Any) -> None:
+    with pytest.raises(ConfigError, match=r"data\.new_tokens holds a token without characters"):
+        add_tokens(tiny_tokenizer, ["<a>", ""])
 
 
 @pytest.fixture

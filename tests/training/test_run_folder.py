@@ -66,6 +66,29 @@ def test_fewer_steps_than_a_run_has_made_are_refused(
         run(fewer, resume=True)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metrics.jsonl", "{bad\n"),
+        ("metrics.jsonl", '{"loss": 1}\n'),
+        ("provenance.json", "{bad"),
+        ("provenance.json", '{"base": null}'),
+        ("summary.json", "[]"),
+    ],
+)
+def test_a_damaged_record_is_named_and_no_traceback(
+    name: str, content: str, tiny_llama: Path, rows_file: Path, tmp_path: Path
+) -> None:
+    asked = request(tiny_llama, rows_file, tmp_path / "run")
+    run(asked)
+    (tmp_path / "run" / name).write_text(content)
+    before = weights(tmp_path / "run")
+    longer = asked.model_copy(update={"train": asked.train.model_copy(update={"steps": 3})})
+    with pytest.raises(ArtifactError, match=f"{name}.*damaged|entry base .* damaged"):
+        run(longer, resume=True)
+    assert weights(tmp_path / "run") == before
+
+
 def test_the_summary_says_which_weights_were_kept(
     tiny_llama: Path, rows_file: Path, tmp_path: Path
 ) -> None:

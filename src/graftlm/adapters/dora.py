@@ -69,7 +69,8 @@ class DoRALinear(LoRALinear):
         """Start as LoRA does, with the rows as long as the base's."""
         super().reset()
         if not self.magnitude.is_meta:
-            squares = self._row_squares(_weight(self.base))
+            # Not kept: a model that runs from the disk reads its weights only later.
+            squares = _squares(_weight(self.base).dequantize())
             self.magnitude.copy_(squares.sqrt().clamp(min=SMALLEST))
 
     def product(self, base: nn.Module, x: Tensor) -> Tensor:

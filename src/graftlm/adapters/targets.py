@@ -110,9 +110,16 @@ def select(model: nn.Module, config: LoRAConfig, name: str = DEFAULT) -> list[Ta
         problems.append("every target is in modules_to_save, so none is left for an adapter")
     names = [name for name in names if name not in whole]
     if config.layers and names:
+        empty = [
+            index
+            for index in config.layers
+            if not any(in_layers(name, [index], config.layers_pattern) for name in names)
+        ]
+        if empty:
+            problems.append(f"layers {empty}: no target stands in these layers")
         names = [n for n in names if in_layers(n, config.layers, config.layers_pattern)]
-        if not names:
-            problems.append(f"layers {list(config.layers)}: no target stands in these layers")
+    elif config.layers_pattern:
+        problems.append("layers_pattern has no effect without layers: name their indices")
     excluded = set(matching(names, config.exclude))
     unasked = left_out(model, set(names) & others.keys(), config) if every else {}
     if len(unasked) < len(names):  # else every layer is refused below, with its size

@@ -7,7 +7,6 @@ weights into the model. Anything else in the folder is refused, and the message 
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,8 @@ from transformers import PreTrainedModel
 from graftlm.api.rows import Rows, named_rows
 from graftlm.api.settings import settings_of
 from graftlm.config import DataConfig, RunConfig, TrainConfig, recorded_config, require_complete
-from graftlm.errors import ConfigError
+from graftlm.config.records import read_record
+from graftlm.errors import ArtifactError, ConfigError
 from graftlm.planning.decide import run as run_planned
 from graftlm.training import RunResult
 from graftlm.training import train as train_in_hand
@@ -153,7 +153,12 @@ def _finished(out: Path) -> RunResult | None:
     summary = out / "summary.json"
     if not summary.is_file() or not (out / "config.yaml").is_file():
         return None
-    known = RunResult(**{"kept_step": None, **json.loads(summary.read_text(encoding="utf-8"))})
+    try:
+        known = RunResult(**{"kept_step": None, **read_record(summary)})
+    except TypeError as error:
+        raise ArtifactError(
+            f"{summary} is damaged ({error}); choose another folder, or remove this one"
+        ) from error
     there = known.adapter is not None and Path(known.adapter).is_dir()
     return known if known.finished and there else None
 

@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from graftlm.errors import ConfigError
+
 __all__ = ["add_tokens"]
 
 
 def add_tokens(tokenizer: Any, tokens: Sequence[str]) -> list[int]:
-    """Add those of ``tokens`` that the tokenizer does not have; returns the ids of all."""
+    """Add those of ``tokens`` that the tokenizer does not have; returns the ids of all.
+
+    Raises:
+        ConfigError: a token is without characters.
+    """
+    if not all(tokens):
+        raise ConfigError("data.new_tokens holds a token without characters; expected text")
     known = tokenizer.get_vocab() if tokens else {}
     if missing := [token for token in tokens if token not in known]:
         tokenizer.add_tokens(missing)

@@ -106,8 +106,8 @@ def measured_merge(
     fits = to != SIXTEEN_BIT and not source.weights.stored and not source.through_merge
     size = sum(tensor.numel() for tensor in source.weights.empty.state_dict().values())
     rows = merge_rows(adapter, folder, data, calibration, fits, size)
-    measuring = _Measuring(source, rows, tell)
     with atomic_folder(out) as temporary, tempfile.TemporaryDirectory(dir=temporary) as spill:
+        measuring = _Measuring(source, rows, tell)
         kinds = measuring.kinds()
         for kind in kinds:
             measuring.measure(kind, source.reader(kind))

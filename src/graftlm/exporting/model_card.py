@@ -8,7 +8,6 @@ resumed run is the same.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import yaml
 
 from graftlm.adapters.adapter_folder import run_folder_of
 from graftlm.config import RunConfig, recorded_config
+from graftlm.config.records import object_in, read_record
 from graftlm.files import atomic_write
 from graftlm.models import builtin
 from graftlm.models.source import HUB_ID, without_revision
@@ -124,12 +124,12 @@ def _origin(run: Path | None, name: str, settings: RunConfig | None) -> dict[str
     found: dict[str, Any] = {"base model": name}
     if run is None:
         return found
-    record = json.loads((run / "provenance.json").read_text(encoding="utf-8"))
-    if digest := record.get("base", {}).get("sha256"):
+    record = read_record(run / "provenance.json")
+    if digest := object_in(record, "base").get("sha256"):
         found["base weights, sha256"] = digest
-    for path, digest in record.get("data", {}).items():
+    for path, digest in object_in(record, "data").items():
         found[f"data {Path(path).name}, sha256"] = digest
-    for which, digest in record.get("rows_sha256", {}).items():
+    for which, digest in object_in(record, "rows_sha256").items():
         if digest:
             found[f"rows to {'train on' if which == 'train' else 'measure on'}, sha256"] = digest
     if settings is not None:
@@ -148,7 +148,7 @@ def _settings(settings: RunConfig) -> dict[str, Any]:
 def _results(run: Path | None) -> dict[str, Any]:
     if run is None or not (run / "summary.json").is_file():
         return {}
-    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    summary = read_record(run / "summary.json")
     return {words: summary[key] for key, words in RESULTS.items() if summary.get(key) is not None}
 
 

@@ -137,4 +137,10 @@ def _reads_left_to_right(model: Any) -> bool:
     with being_probed(model):
         device = placement_of(model).first
         logits = model(input_ids=ids.to(device), use_cache=False).logits[:, :start].float()
+    if not logits.isfinite().all():
+        raise ModelError(
+            f"{type(model).__name__} computes NaN or infinity for a row of {ids.shape[1]} tokens: "
+            "its weights hold such numbers, or are too large for their type. Check the checkpoint "
+            f"({getattr(model, 'name_or_path', '') or 'without a name'}), or load it in float32."
+        )
     return float((logits[0] - logits[1]).abs().max()) <= ROUNDING * float(logits.std())

@@ -30,6 +30,8 @@ _SIZES = {
 _NOT_NEGATIVE = ("intermediate_size", "ffn_dim", "n_inner", "moe_intermediate_size")
 _MOST_WIDTH = 10_000_000
 _POSITIVE = ("rope_theta", "rope_local_base_freq", "factor", "partial_rotary_factor")
+_SHARES = re.compile(r"(\w+_)?(dropout|pdrop)")
+"""Names of settings that are the share of values set to zero in training."""
 _LAYERS = ("num_hidden_layers", "n_layer")
 _ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function")
 _TYPES = re.compile(r"auto|(torch\.)?(float|bfloat|half|double|u?int)\w*")
@@ -98,6 +100,9 @@ def _expected(name: str, value: Any) -> str:
     elif name in _POSITIVE:
         if not number or not 0 < value < math.inf:
             return "a number above 0"
+    elif _SHARES.fullmatch(name):
+        if not number or not 0 <= value < 1:
+            return "a number from 0 to below 1"
     elif name in _ACTIVATIONS:
         return _known_activation(value)
     elif name in ("dtype", "torch_dtype") and not (

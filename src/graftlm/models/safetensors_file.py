@@ -150,7 +150,14 @@ class Checkpoint(Mapping[str, StoredTensor]):
                     f"{index.parent} lacks {shard}, which its index names. "
                     "The download may be incomplete; fetch the file again."
                 )
-            self._tensors |= read_header(index.parent / shard)
+            tensors = read_header(index.parent / shard)
+            if twice := sorted(tensors.keys() & self._tensors.keys()):
+                raise ModelError(
+                    f"{index.parent} holds tensor {twice[0]!r} twice, in {shard} and in "
+                    f"{self._tensors[twice[0]].file.name}, so it is not known which one counts "
+                    f"({len(twice)} in all). Fetch or write the model folder again."
+                )
+            self._tensors |= tensors
         if lost := sorted(set(weight_map) - set(self._tensors)):
             raise ModelError(
                 f"{index} promises tensor {lost[0]!r}, but {weight_map[lost[0]]} does not hold it "

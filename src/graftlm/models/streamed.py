@@ -192,8 +192,8 @@ class StreamedModel:
         ours = self.logits(hidden)
         if not torch.isfinite(ours).all():
             raise ModelError(
-                f"{type(self.model).__name__} reads weights of modules that it does not call, so "
-                "it cannot run from the disk"
+                f"{type(self.model).__name__} computes NaN or infinity from the disk: its weights "
+                "hold such numbers, or it reads weights of modules that it does not call"
             )
         if ours.shape != shown.shape or not torch.allclose(ours, shown, rtol=1e-3, atol=1e-3):
             raise ModelError(

@@ -6,12 +6,12 @@ They are recorded in ``provenance.json``. A resumed run is compared with them.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from graftlm.config import DataConfig, RunConfig
+from graftlm.config.records import object_in, read_record
 from graftlm.data.batch import Example
 from graftlm.data.store import Examples
 from graftlm.files import sha256_of_files
@@ -50,13 +50,13 @@ def origin_of(
 def changes(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """The inputs that differ from the record; inputs without a record are skipped."""
     found = []
-    before, after = recorded.get("base", {}).get("sha256"), now["base"]["sha256"]
+    before, after = object_in(recorded, "base").get("sha256"), now["base"]["sha256"]
     if before and after and before != after:
         found.append(f"the weights of the base model {now['base']['name']}")
-    files = recorded.get("data", {})
+    files = object_in(recorded, "data")
     found += [path for path, digest in now["data"].items() if files.get(path, digest) != digest]
     names = {"train": "the rows to train on", "eval": "the rows to measure on"}
-    for which, digest in recorded.get("rows_sha256", {}).items():
+    for which, digest in object_in(recorded, "rows_sha256").items():
         if digest and now["rows_sha256"][which] and digest != now["rows_sha256"][which]:
             found.append(names[which])
     return found
@@ -67,7 +67,7 @@ def changed_files(out: Path) -> list[str]:
     provenance = out / "provenance.json"
     if not provenance.exists():
         return []  # it ended between its first two files
-    known = json.loads(provenance.read_text(encoding="utf-8"))["data"]
+    known = object_in(read_record(provenance), "data")
     return [
         path
         for path, digest in known.items()

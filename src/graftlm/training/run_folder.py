@@ -17,6 +17,7 @@ from typing import Any, Literal
 import yaml
 
 from graftlm.config import ResolvedConfig, RunConfig, recorded_config
+from graftlm.config.records import read_record
 from graftlm.errors import ArtifactError, ConfigError, ResourceError
 from graftlm.files import atomic_write, require_writable, write_json
 from graftlm.system import versions
@@ -134,8 +135,7 @@ def begun_in_this_launch(out: Path) -> bool:
     provenance = out / "provenance.json"
     if launch_name() is None or not provenance.exists():
         return False
-    recorded: dict[str, Any] = json.loads(provenance.read_text(encoding="utf-8"))
-    return recorded.get("launch") == launch_name() and (out / "config.yaml").exists()
+    return read_record(provenance).get("launch") == launch_name() and (out / "config.yaml").exists()
 
 
 def result_folder(out: Path, method: str) -> Path:
@@ -175,13 +175,11 @@ def require_same_run(
             file=sys.stderr,
         )
     provenance = out / "provenance.json"
-    if provenance.exists():
-        recorded = json.loads(provenance.read_text(encoding="utf-8"))
-        if changed := changes(recorded, origin):
-            raise ArtifactError(
-                f"the run in {out} cannot go on: since it began, {' and '.join(changed)} changed. "
-                "Put back what it began with, or start anew with another --out."
-            )
+    if provenance.exists() and (changed := changes(read_record(provenance), origin)):
+        raise ArtifactError(
+            f"the run in {out} cannot go on: since it began, {' and '.join(changed)} changed. "
+            "Put back what it began with, or start anew with another --out."
+        )
     if checkpoint.latest(out / "checkpoints") is None:
         print(f"{out}: no checkpoint yet; the run starts from its beginning", file=sys.stderr)
         return "anew"
@@ -229,7 +227,7 @@ def _open_in(begun: RunConfig) -> set[str]:
 
 def _finished(out: Path) -> bool:
     summary = out / "summary.json"
-    return summary.exists() and bool(json.loads(summary.read_text(encoding="utf-8"))["finished"])
+    return summary.exists() and bool(read_record(summary).get("finished"))
 
 
 def _has_result(out: Path) -> bool:

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any, TextIO
 
-from graftlm.errors import ResourceError
+from graftlm.errors import ArtifactError, ResourceError
 from graftlm.files import atomic_write
 from graftlm.training.active_run import ActiveRun
 from graftlm.training.hooks.hook import Hook
@@ -71,8 +71,24 @@ class MetricsFile(Hook):
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a `metrics.jsonl`, without a last line that a crash cut off."""
+    """The rows of a `metrics.jsonl`, without a last line that a crash cut off.
+
+    Raises:
+        ArtifactError: a line before it is damaged.
+    """
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]  # text after the last newline is incomplete
+    rows: list[dict[str, Any]] = []
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+        for line in lines[:-1]:  # text after the last newline is incomplete
+            row = json.loads(line)
+            if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+                raise ValueError("expected an object with the number of its step")
+            rows.append(row)
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(
+            f"{path}: line {len(rows) + 1} is damaged ({error}). Remove the line, or move the file "
+            "away: the run then goes on without the record of its steps so far."
+        ) from error
+    return rows
