@@ -79,6 +79,8 @@ def started(
     app = application(engine, voices, limits=limits, **keywords)
     server = server_for(app, "127.0.0.1", 0, limits)
     with socket.socket() as listening:
+        # The system keeps little of what a client does not take.
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         listening.bind(("127.0.0.1", 0))
         thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
         thread.start()

@@ -5,10 +5,13 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import psutil
 import pytest
 
 from graftlm.serve.guard import Limits, is_local
@@ -113,6 +116,54 @@ def test_slow_clients_are_sent_away(serve: Any) -> None:
             )
             assert half.recv(100).startswith(b"HTTP/1.1 408")
         assert ask(port)[0] == 200
+
+
+def within_30_seconds(true: Callable[[], bool]) -> bool:
+    end = time.monotonic() + 30
+    while not (done := true()) and time.monotonic() < end:
+        time.sleep(0.02)
+    return done
+
+
+def held_by_the_server(port: int) -> set[int]:
+    """The ports of the clients that a server of this process has a connection with."""
+    every = psutil.Process().net_connections("tcp")
+    return {one.raddr.port for one in every if one.raddr and one.laddr.port == port}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the sizes of buffers are Linux's")
+def test_a_client_that_takes_nothing_of_its_answer_is_sent_away(serve: Any) -> None:
+    body = json.dumps(CHAT | {"max_tokens": 150, "stream": True}).encode()
+    with serve(Limits(requests=1, send_seconds=0.5)) as port, socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        deaf.settimeout(30)
+        deaf.connect(("127.0.0.1", port))
+        deaf.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+        )
+        address = deaf.getsockname()[1]
+        assert within_30_seconds(lambda: ask(port)[0] == 429)
+        assert address in held_by_the_server(port)
+        assert within_30_seconds(lambda: address not in held_by_the_server(port))
+        assert within_30_seconds(lambda: ask(port)[0] == 200)
+
+
+def test_a_slow_client_that_takes_something_is_not_sent_away(serve: Any) -> None:
+    body = json.dumps(CHAT | {"max_tokens": 150, "stream": True}).encode()
+    with serve(Limits(send_seconds=0.5)) as port, socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        slow.settimeout(30)
+        slow.connect(("127.0.0.1", port))
+        slow.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+            b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+        )
+        begun, taken = time.monotonic(), b""
+        while some := slow.recv(4096):
+            taken += some
+            time.sleep(0.1 if time.monotonic() < begun + 2 else 0)
+        assert b"[DONE]" in taken
 
 
 def test_two_hundred_connections_are_answered(port: int) -> None:

@@ -4,7 +4,8 @@
   another site could otherwise reach it under its own name (DNS rebinding).
 - A request from a page of another origin is refused, and no header allows one (CORS stays closed).
 - With a key, every request needs it.
-- A body is at most so large, and has to arrive in time. An answer has to be read in time.
+- A body is at most so large, and has to arrive in time. (That an answer is read in time is seen to
+  by `patience.py`.)
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Limits:
     Attributes:
         body_bytes: the largest body.
         body_seconds: in which a body has to arrive.
-        send_seconds: in which a client has to take each piece of the answer.
+        send_seconds: in which a client has to take something of the answer that waits for it.
         header_seconds: in which the header of a request has to arrive.
         requests: unanswered requests at once.
         new_tokens: the longest answer.
@@ -76,14 +77,14 @@ class Guard:
             await self.app(scope, receive, send)
             return
 
-        async def patient(message: Message) -> None:
+        async def guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [
                     *message["headers"],
                     (b"x-content-type-options", b"nosniff"),
                     (b"cache-control", b"no-store"),
                 ]
-            await asyncio.wait_for(send(message), self.limits.send_seconds)
+            await send(message)
 
         self._open += 1
         try:
@@ -95,10 +96,10 @@ class Guard:
                     408, f"the body did not arrive within {self.limits.body_seconds:g} s"
                 )
             answer = JSONResponse(error.tree(), error.status, {"connection": "close"})
-            await answer(scope, receive, patient)
+            await answer(scope, receive, guarded)
             return
         else:
-            await self.app(scope, _with_body(body, receive), patient)
+            await self.app(scope, _with_body(body, receive), guarded)
         finally:
             self._open -= 1
 

@@ -1,4 +1,4 @@
-"""Runs the application under uvicorn, with a time limit on the header of a request."""
+"""Runs the application under uvicorn, with time limits on what a client sends and takes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def server_for(app: ASGIApp, host: str, port: int, limits: Limits) -> uvicorn.Se
         app,
         host=host,
         port=port,
-        http=patient(limits.header_seconds),
+        http=patient(limits.header_seconds, limits.send_seconds),
         ws="none",
         lifespan="off",
         log_level="warning",

@@ -24,7 +24,7 @@ from typing import Any
 
 from starlette.exceptions import HTTPException
 
-__all__ = ["HEADERS", "Guard"]
+__all__ = ["HEADERS", "TAKE_SECONDS", "Guard"]
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -47,7 +47,7 @@ HEADERS = {
 
 _MOST_BYTES = 1 << 20
 _STILL_SECONDS = 20.0
-_TAKE_SECONDS = 60.0
+TAKE_SECONDS = 60.0
 
 
 class Guard:
@@ -67,7 +67,7 @@ class Guard:
         hosts: Collection[str],
         token: str,
         still_seconds: float = _STILL_SECONDS,
-        take_seconds: float = _TAKE_SECONDS,
+        take_seconds: float = TAKE_SECONDS,
     ) -> None:
         self._app, self._hosts = app, frozenset(hosts)
         self._token = token.encode()

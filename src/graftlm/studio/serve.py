@@ -51,6 +51,7 @@ def serve(
 
         from graftlm.serve.patience import patient
         from graftlm.studio.app import create_app
+        from graftlm.studio.guard import TAKE_SECONDS
     except ImportError as error:
         raise ConfigError(
             f"`graftlm studio` needs {error.name}: pip install 'graftlm[studio]'"
@@ -80,7 +81,7 @@ def serve(
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
         config = uvicorn.Config(
             app,
-            http=patient(_HEADER_SECONDS),
+            http=patient(_HEADER_SECONDS, TAKE_SECONDS),
             ws="none",
             lifespan="on",
             log_level="warning",
