@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from graftlm.adapters import add_lora, lora_modules, lora_parameters, merge_adapters, merge_in_place
-from graftlm.adapters.merging import round_once
+from graftlm.adapters.rounding import round_once
 from graftlm.config import LoRAConfig
 from graftlm.frozen.linear import FrozenLinear
 from graftlm.frozen.nf4.frozen_nf4 import FrozenNF4

@@ -15,8 +15,10 @@ from graftlm.adapters.fold import fold
 from graftlm.adapters.inject import attach
 from graftlm.adapters.peft_format import load_adapter
 from graftlm.adapters.targets import Target
+from graftlm.exporting import left_out
 from graftlm.exporting.measured_merge import measured_merge
 from graftlm.exporting.merge import merge_to_folder
+from graftlm.exporting.merged_weights import updates_of
 from graftlm.exporting.rules import broken_rules
 from graftlm.frozen.linear import FrozenLinear
 from graftlm.models import load_model
@@ -79,6 +81,21 @@ def test_a_merge_does_what_the_adapter_does_in_peft(
     assert not {*in_memory.left_out} & {*in_memory.merged}
     assert ("without effect left out" in str(in_memory)) == bool(dead)
     assert ("has no effect and is not merged" in capsys.readouterr().err) == bool(dead)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma3_text"])
+def test_a_model_without_experts_is_asked_without_weights(
+    model_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With weights of one number its output layer would be in memory whole, in float32."""
+    tiny_model(model_type).save_pretrained(tmp_path / "base")
+    theirs: Any = peft.get_peft_model(
+        tiny_model(model_type), peft.LoraConfig(r=4, target_modules="all-linear")
+    )
+    theirs.save_pretrained(tmp_path / "adapter")
+    monkeypatch.delattr(left_out, "_of_one_number")
+    updates = updates_of(tmp_path / "adapter", tmp_path / "base")
+    assert updates.by_name
 
 
 @pytest.mark.parametrize("to", ["16bit", "nf4"])

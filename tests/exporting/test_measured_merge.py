@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,19 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from graftlm.adapters import add_lora, lora_modules, lora_parameters
+from graftlm.adapters.adapter import Adapter
 from graftlm.adapters.adapter_folder import adapter_folder
 from graftlm.adapters.peft_format import save_adapter
 from graftlm.cli import main
 from graftlm.config import LoRAConfig, ModelConfig, RunConfig
 from graftlm.errors import ArtifactError, ConfigError, GraftLMError
 from graftlm.exporting import measured_merge as module
+from graftlm.exporting.candidates import open_source
 from graftlm.exporting.measured_merge import measured_merge
 from graftlm.files import sha256_of_files
 from graftlm.frozen.linear import FrozenLinear
 from graftlm.models import load_model
+from tests.oracles.mapped_pages import resident_pages
 from tests.oracles.model_families import tiny_model
 
 IDS = torch.arange(1, 25).view(2, 12)
@@ -65,6 +69,28 @@ def as_run(folder: Path, base: Path, lora: LoRAConfig | None = None, **model: An
 
 def merged(run: Path, out: Path, **arguments: Any) -> dict[str, Any]:
     return measured_merge(run, out, least_kept=0.0, **arguments)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's list of mapped pages")
+def test_the_adapter_is_read_from_its_file_each_time(
+    bases: dict[str, Path], tmp_path: Path
+) -> None:
+    run = trained(tmp_path / "run", bases["llama"])
+    source = open_source(run, bases["llama"], "llama")
+    live = source.live()
+    once = {place.adapter: place.place(name) for name, place in source.updates.items()}
+    for adapter, place in once.items():
+        same = live.model.get_submodule(place)
+        assert isinstance(same, Adapter)
+        for name, parameter in same.adapter_parameters().items():
+            assert parameter.data_ptr() == adapter.adapter_parameters()[name].data_ptr()
+            assert float(parameter.detach().abs().sum())
+    assert resident_pages(run)
+    live.run(IDS)
+    assert resident_pages(run) == 0
+    for name in source.updates:
+        source.reader("16bit-original")(name)
+    assert resident_pages(run) == 0
 
 
 def test_every_way_is_measured_and_the_best_of_the_kind_is_written(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from graftlm.frozen.weight import WeightSettings
 from graftlm.models import load_model, quantize_folder
 from graftlm.models.named_weights import in_format, named_weights
 from graftlm.models.without_values import has_no_values
+from tests.oracles.mapped_pages import resident_pages
 from tests.oracles.model_families import FAMILIES, tiny_model
 
 IDS = torch.arange(1, 25).view(2, 12)
@@ -101,17 +101,6 @@ def test_mapped_tables_do_not_stay_in_memory(folders: dict[str, Path]) -> None:
     streamed_logits(weights.streamed())
     assert resident_pages(folders["llama"]) == 0
     assert torch.equal(table, weights("model.embed_tokens.weight"))
-
-
-def resident_pages(folder: Path) -> int:
-    """Kilobytes of the folder's files that this process has mapped and in memory."""
-    found, ours = 0, False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        if re.match("[0-9a-f]+-[0-9a-f]+ ", line):
-            ours = str(folder) in line
-        elif ours and line.startswith("Rss:"):
-            found += int(line.split()[1])
-    return found
 
 
 def test_a_weight_that_is_not_given_is_refused(folders: dict[str, Path]) -> None:

@@ -2,11 +2,7 @@
 
     W' = W + Δ          Δ = s · B A for LoRA; the sum over the adapters that are on
 
-computed in float32 and rounded once, to the type of W. The rounding R is the only loss: in bfloat16
-it is at most 2⁻⁹ of the weight, which can exceed a small update. The report gives the largest
-rounding, the share of the update that remains, and the share of weights that change:
-
-    kept = ⟨R(W + Δ) − W, Δ⟩ / ⟨Δ, Δ⟩            1 when nothing is lost, 0 when no weight changes
+computed in float32 and rounded once, to the type of W: see `rounding.py`.
 """
 
 from __future__ import annotations
@@ -24,6 +20,7 @@ from graftlm.adapters.adapted import adapted_modules, base_modules, token_table
 from graftlm.adapters.adapter import Adapter
 from graftlm.adapters.layers import stores_transposed
 from graftlm.adapters.report import tied_head
+from graftlm.adapters.rounding import Rounding, round_once
 from graftlm.adapters.several import adapters_at
 from graftlm.adapters.weights_read_directly import in_effect, without_effect
 from graftlm.frozen.experts import DenseExperts, FrozenExperts
@@ -33,7 +30,6 @@ from graftlm.models.experts import dense_experts, parent_of, release
 
 __all__ = [
     "MergeReport",
-    "Rounding",
     "changing",
     "delta_of",
     "dequantize_layers",
@@ -42,47 +38,12 @@ __all__ = [
     "merge_in_place",
     "merge_part",
     "part_of",
-    "round_once",
 ]
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
-
-@dataclasses.dataclass
-class Rounding:
-    """The effect of rounding on merged weights, summed over all of them.
-
-    Attributes:
-        largest: largest difference between a stored weight and its float32 value.
-        along: ⟨rounded change, exact change⟩.
-        exact: ⟨exact change, exact change⟩.
-        changed: of the weights in ``to_change``, those whose stored value changed.
-        to_change: weights whose exact change is not zero.
-    """
-
-    largest: float = 0.0
-    along: float = 0.0
-    exact: float = 0.0
-    changed: int = 0
-    to_change: int = 0
-
-    def add(self, other: Rounding) -> None:
-        """Add the figures of ``other``."""
-        self.largest = max(self.largest, other.largest)
-        self.along += other.along
-        self.exact += other.exact
-        self.changed += other.changed
-        self.to_change += other.to_change
-
-    @property
-    def update_kept(self) -> float:
-        """Share of the update that remains; 1 if there is no update."""
-        return self.along / self.exact if self.exact else 1.0
-
-    @property
-    def weights_changed(self) -> float:
-        """Share of the weights with an update whose stored value changed; 1 if there are none."""
-        return self.changed / self.to_change if self.to_change else 1.0
+SOME = 1 << 20
+"""So many weights are added at once, since torch widens what it adds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,13 +102,18 @@ def merge_part(
     return round_once(tensor, exact, delta, dtype)
 
 
+@torch.no_grad()
 def exact_part(adapters: Sequence[Adapter], base: nn.Module, part: str, tensor: Tensor) -> Tensor:
     """One tensor of the base after the merge, in float32; the arguments are as above."""
     first = adapters[0].replaced(part, tensor)
     if first is not None and len(adapters) == 1:
         return first
-    exact = tensor.to(torch.float32, copy=True)
-    for adapter in adapters:
+    delta = delta_of(adapters[:1], base, tensor) if first is None else first - tensor
+    exact = delta.contiguous()
+    parts = torch.split(exact.view(-1), SOME), torch.split(tensor.reshape(-1), SOME)
+    for into, some in zip(*parts, strict=True):
+        into += some  # W + Δ in the memory of Δ
+    for adapter in adapters[1:]:
         new = adapter.replaced(part, tensor)
         exact += delta_of([adapter], base, tensor) if new is None else new - tensor
     return exact
@@ -166,31 +132,6 @@ def part_of(base: nn.Module, part: str) -> tuple[nn.Module, str]:
     """The module inside ``base`` that holds the tensor ``part``, and its name there."""
     parent, _, leaf = part.rpartition(".")
     return base.get_submodule(parent), leaf
-
-
-@torch.no_grad()
-def round_once(
-    weight: Tensor, exact: Tensor, delta: Tensor, dtype: torch.dtype | None = None
-) -> tuple[Tensor, Rounding]:
-    """``exact`` in its stored type, and the effect of the rounding.
-
-    Args:
-        weight: the frozen tensor, any floating-point type.
-        exact: the merged tensor in float32.
-        delta: what the merge changes, float32.
-        dtype: the type of the result; that of ``weight`` by default.
-    """
-    rounded = exact.to(dtype or weight.dtype)
-    widened = rounded.float()
-    largest = float((widened - exact).abs().max()) if weight.numel() else 0.0
-    change = widened - weight
-    return rounded, Rounding(
-        largest=largest,
-        along=float((change * delta).sum(dtype=torch.float64)),
-        exact=float(delta.square().sum(dtype=torch.float64)),
-        changed=int(torch.count_nonzero(torch.logical_and(change, delta))),
-        to_change=int(torch.count_nonzero(delta)),
-    )
 
 
 def delta_of(adapters: Iterable[Adapter], base: nn.Module, weight: Tensor) -> Tensor:

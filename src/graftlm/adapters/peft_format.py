@@ -7,7 +7,7 @@ must belong to a parameter, and every parameter needs a tensor.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +47,15 @@ from graftlm.adapters.split_experts import with_split_experts
 from graftlm.adapters.stray_tensors import stray_tensors
 from graftlm.adapters.targets import Target
 from graftlm.adapters.variant_of_file import WEIGHTS_NAME, suffix_patterns
-from graftlm.errors import ArtifactError
+from graftlm.errors import ArtifactError, ModelError
 from graftlm.files import atomic_write, write_json
 from graftlm.frozen.experts import ExpertStack
 from graftlm.models.base_files import folder_read
+from graftlm.models.safetensors_file import Checkpoint
 from graftlm.models.save import save_tokenizer
 from graftlm.models.vocabulary import first_rows, grow_vocabulary
 
-__all__ = ["load_adapter", "save_adapter"]
+__all__ = ["load_adapter", "map_adapter", "save_adapter"]
 
 
 def save_adapter(
@@ -125,11 +126,33 @@ def load_adapter(model: nn.Module, path: str | Path, *, name: str = DEFAULT) -> 
             with other weights than the adapter's run records. The model is unchanged.
     """
     folder = adapter_folder(path)
-    config = read_config(folder)
+    _put(model, folder, read_config(folder), _read_tensors(folder), name)
+    return describe(model, adapter=name)
+
+
+def map_adapter(model: nn.Module, path: str | Path) -> Callable[[], None]:
+    """`load_adapter` for a model without values, whose parameters become views of the file.
+
+    Returns:
+        Releases the memory of what was read of the file; the next use reads it again.
+    """
+    folder = adapter_folder(path)
+    config, file = read_config(folder), _require_file(folder)
+    try:
+        tensors = Checkpoint(folder, file.name)
+    except ModelError as error:
+        raise ArtifactError(str(error)) from error
+    _put(model, folder, config, {key: tensors.map(key) for key in tensors}, DEFAULT)
+    return tensors.forget
+
+
+def _put(
+    model: nn.Module, folder: Path, config: AdapterConfig, tensors: Mapping[str, Tensor], name: str
+) -> None:
     base = folder_read(model)
     if base is not None:
         require_same_base(folder, base)
-    tensors = as_in_model(model, _read_tensors(folder))
+    tensors = as_in_model(model, _bare(tensors))
     states, others = _states(tensors, config.variant)
     with_biases(states, others, config)
     rows = first_rows(model)
@@ -139,7 +162,6 @@ def load_adapter(model: nn.Module, path: str | Path, *, name: str = DEFAULT) -> 
     except BaseException:
         undo()
         raise
-    return describe(model, adapter=name)
 
 
 def _load(
@@ -179,7 +201,17 @@ def _load(
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    """By key without PEFT's prefix, which may be missing; one that is there twice keeps it."""
+    path = _require_file(folder)
+    try:
+        return safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ArtifactError(
+            f"{path} is not a valid safetensors file: {error}. "
+            "The file may be cut off; fetch or save the adapter again."
+        ) from error
+
+
+def _require_file(folder: Path) -> Path:
     path = folder / WEIGHTS_NAME
     if not path.exists():
         if (folder / "adapter_model.bin").exists():
@@ -189,13 +221,11 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
                 "again with save_pretrained."
             )
         raise ArtifactError(f"{path} is missing; the adapter folder is incomplete")
-    try:
-        written = safetensors.torch.load_file(path)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ArtifactError(
-            f"{path} is not a valid safetensors file: {error}. "
-            "The file may be cut off; fetch or save the adapter again."
-        ) from error
+    return path
+
+
+def _bare(written: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """By key without PEFT's prefix, which may be missing; one that is there twice keeps it."""
     tensors: dict[str, Tensor] = {}
     for key, tensor in written.items():
         bare = without_compile_prefix(key.removeprefix(PREFIX))

@@ -67,23 +67,27 @@ def say_left_out(names: list[str], failure: str) -> None:
         )
 
 
-def weights_read_directly(model: Any) -> list[str]:
+def weights_read_directly(model: Any, *, use_cache: bool = False) -> list[str]:
     """The adapted layers of ``model`` that it does not call but whose weight it reads.
 
     A model that cannot be asked, because it names no token table, answers with none. The errors are
     those of the model's forward pass.
+
+    Args:
+        model: a model with adapters.
+        use_cache: whether the forward pass fills a cache.
     """
     ids = short_row(model)
     if ids is None:
         return []
-    silent = _not_called(model, ids)
+    silent = _not_called(model, ids, use_cache)
     if not silent:
         return []
     adapted = adapted_modules(model)
     with contextlib.ExitStack() as restored:
         weights = {name: _watched(adapted[name], restored) for name in silent}
         with being_probed(model), torch.enable_grad():
-            read = leaves(_logits(model, ids))
+            read = leaves(_logits(model, ids, use_cache))
     return [name for name, weight in weights.items() if id(weight) in read]
 
 
@@ -110,7 +114,7 @@ def _watched(there: Any, restored: contextlib.ExitStack) -> nn.Parameter | None:
     return watched
 
 
-def _not_called(model: nn.Module, ids: Tensor) -> list[str]:
+def _not_called(model: nn.Module, ids: Tensor, use_cache: bool) -> list[str]:
     """The adapted layers that a forward pass does not call.
 
     An expert that was not chosen counts as called if another expert of the same layer was.
@@ -121,11 +125,11 @@ def _not_called(model: nn.Module, ids: Tensor) -> list[str]:
         if all(one.variant != "trained" for one in adapters_at(there))  # their weight is read
     }
     with calls_of(adapted.items()) as called, being_probed(model):
-        _logits(model, ids)
+        _logits(model, ids, use_cache)
     groups = {layer_of_experts(name) for name in called}
     return [name for name in adapted if layer_of_experts(name) not in groups]
 
 
-def _logits(model: nn.Module, ids: Tensor) -> Tensor:
-    logits: Tensor = uncompiled(model)(input_ids=ids, use_cache=False).logits
+def _logits(model: nn.Module, ids: Tensor, use_cache: bool) -> Tensor:
+    logits: Tensor = uncompiled(model)(input_ids=ids, use_cache=use_cache).logits
     return logits

@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from graftlm.adapters.adapted import lora_modules
 from graftlm.adapters.adapter_folder import run_settings, trained_on
 from graftlm.adapters.peft_format import load_adapter
 from graftlm.config import ModelConfig
@@ -43,6 +44,7 @@ from graftlm.models.named_weights import (
 )
 from graftlm.models.stored_folder import storable_experts, storable_layers
 from graftlm.models.streamed import Reader, StreamedModel
+from graftlm.system import trim_heap
 
 __all__ = ["SIXTEEN_BIT", "MergeSource", "Original", "open_source"]
 
@@ -100,8 +102,16 @@ class MergeSource:
         """The live adapter on that base."""
         if self.through_merge:
             return self.weights.streamed(self.stored(f"{self.to}-original"))
-        model = self.weights.streamed(self.base())
+        by_place = {update.place(name): update for name, update in self.updates.items()}
+        release = next((update.release for update in by_place.values()), lambda: None)
+        model = self.weights.streamed(self.base(), release)
         load_adapter(model.model, self.adapter)
+        for place, adapter in lora_modules(model.model).items():
+            if place in by_place:  # one copy for both, which is the file's
+                same = by_place[place].adapter.adapter_parameters()
+                for attribute, parameter in adapter.adapter_parameters().items():
+                    parameter.data = same[attribute].data
+        trim_heap()
         return model
 
     def kinds(self) -> list[str]:

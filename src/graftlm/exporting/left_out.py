@@ -7,6 +7,7 @@ weights one small number; they take no memory.
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,9 @@ def left_out_on_disk(model: Any, adapter: Path, folder: Path) -> tuple[list[str]
         adapter: the adapter's folder.
         folder: the base's folder.
     """
-    try:
-        return weights_read_directly(model), ""
-    except Exception:  # a model's code that needs values fails in any way
-        pass
+    for use_cache in (True, False):  # without one, most read the values of positions
+        with contextlib.suppress(Exception):  # a model's code that needs values fails in any way
+            return weights_read_directly(model, use_cache=use_cache), ""
     try:
         return weights_read_directly(_of_one_number(named_weights(folder), adapter)), ""
     except GraftLMError:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from graftlm.adapters.adapter_folder import run_settings, trained_on
-from graftlm.adapters.merging import Rounding
+from graftlm.adapters.rounding import Rounding
 from graftlm.config import ModelConfig
 from graftlm.errors import ArtifactError, ConfigError, near_matches
 from graftlm.exporting.merged_weights import Update, load_updates

@@ -11,7 +11,7 @@ adds; nothing else here changes a number.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ from torch import Tensor
 
 from graftlm.adapters.adapted import lora_modules
 from graftlm.adapters.adapter import Adapter
-from graftlm.adapters.merging import Rounding, exact_part, merge_part
-from graftlm.adapters.peft_format import load_adapter
+from graftlm.adapters.merging import exact_part, merge_part
+from graftlm.adapters.peft_format import map_adapter
+from graftlm.adapters.rounding import Rounding
 from graftlm.adapters.trained_parts import ends_of
 from graftlm.adapters.weights_read_directly import in_effect, say_left_out
 from graftlm.exporting.left_out import left_out_on_disk
@@ -53,21 +54,33 @@ class Update:
         adapter: the adapter.
         part: the tensor's name in the module.
         rows: the rows that the tensor has after the merge; 0: as many as before.
+        release: gives back the memory of the adapter's file after each use.
     """
 
     adapter: Adapter
     part: str
     rows: int = 0
+    release: Callable[[], None] = lambda: None
+
+    def place(self, name: str) -> str:
+        """The module of the adapter, if ``name`` is that of the tensor."""
+        if isinstance(self.adapter.base, ExpertStack):
+            return name
+        return name.removesuffix(f".{self.part}")
 
     def exact(self, tensor: Tensor) -> Tensor:
         """The tensor after the merge in float32, in the base's own layout."""
         tensor = padded(tensor, self.rows)
-        return exact_part([self.adapter], self.adapter.base, self.part, tensor)
+        exact = exact_part([self.adapter], self.adapter.base, self.part, tensor)
+        self.release()
+        return exact
 
     def merged(self, tensor: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Rounding]:
         """The tensor after the merge, in the base's own layout, and the effect of the rounding."""
         tensor = padded(tensor, self.rows)
-        return merge_part([self.adapter], self.adapter.base, self.part, tensor, dtype)
+        merged = merge_part([self.adapter], self.adapter.base, self.part, tensor, dtype)
+        self.release()
+        return merged
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -104,14 +117,14 @@ def updates_of(adapter: str | Path, folder: Path) -> Updates:
 def load_updates(model: Any, adapter: str | Path, folder: Path) -> Updates:
     """`updates_of` for a model without values, which gets the adapter; says what is left out."""
     before, names = table_rows(model), frozenset(grown_names(model))
-    load_adapter(model, adapter)
+    release = map_adapter(model, adapter)
     left_out, failure = left_out_on_disk(model, Path(adapter), folder)
     say_left_out(left_out, failure)
     longer = names if table_rows(model) > before else frozenset()
     rows = table_rows(model) if longer else 0
     by_name = {
         (name if isinstance(module.base, ExpertStack) else f"{name}.{part}"): Update(
-            module, part, rows if f"{name}.{part}" in longer else 0
+            module, part, rows if f"{name}.{part}" in longer else 0, release
         )
         for name, module in lora_modules(model).items()
         for part in module.parts()

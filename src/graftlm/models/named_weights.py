@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -105,9 +105,21 @@ class NamedWeights:
         """Whether the module ``layer`` holds its weight as [in, out] (GPT-2)."""
         return isinstance(self.empty.get_submodule(layer), Conv1D)
 
-    def streamed(self, read: Reader | None = None) -> StreamedModel:
-        """A model that runs from the disk, by default over exactly these weights."""
-        forget, read_by = self.checkpoint.forget, self.read_by
+    def streamed(
+        self, read: Reader | None = None, release: Callable[[], None] = lambda: None
+    ) -> StreamedModel:
+        """A model that runs from the disk, by default over exactly these weights.
+
+        Args:
+            read: reads a weight.
+            release: gives back the memory of other mapped files after each use.
+        """
+
+        def forget() -> None:
+            self.checkpoint.forget()
+            release()
+
+        read_by = self.read_by
         return StreamedModel(self.empty, read or self, self.fused, self.joined, forget, read_by)
 
 

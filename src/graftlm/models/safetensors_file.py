@@ -65,16 +65,20 @@ class StoredTensor(NamedTuple):
 class Checkpoint(Mapping[str, StoredTensor]):
     """All tensors of a model folder, one file or sharded: `name → StoredTensor`.
 
+    Args:
+        folder: the folder.
+        single: the name of the file, if there is only one.
+
     Raises:
         ModelError: there is no safetensors checkpoint, or it is corrupt or incomplete.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, single: str = SINGLE_NAME) -> None:
         self.folder = folder
         self._maps: dict[Path, mmap.mmap] = {}
         self._tensors: dict[str, StoredTensor] = {}
-        if (folder / SINGLE_NAME).exists():
-            self._tensors = read_header(folder / SINGLE_NAME)
+        if (folder / single).exists():
+            self._tensors = read_header(folder / single)
         elif (folder / INDEX_NAME).exists():
             self._read_shards(folder / INDEX_NAME)
         else:
