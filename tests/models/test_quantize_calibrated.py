@@ -15,6 +15,7 @@ from graftlm.frozen.linear import FrozenLinear
 from graftlm.models import load_model, load_tokenizer, quantize_folder
 from graftlm.models.quantize_calibrated import calibration_rows, quantize_calibrated
 from tests.oracles.model_families import tiny_model
+from tests.oracles.tiny_architectures import tiny_model as tiny_model_of
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2"])
@@ -30,6 +31,7 @@ def test_logits_are_nearer_to_the_dense_model(base: Path, tmp_path: Path, rows_f
     plain = quantize_folder(base, tmp_path / "plain")
     assert abs(report["bytes"] - plain["bytes"]) < 1000  # the length of a number in JSON
     assert report["quantized_layers"] == plain["quantized_layers"]
+    assert report["rounded_plainly"] == []
     tokenizer = load_tokenizer(base)
     batch = collate(calibration_rows(str(rows_file), tokenizer), 0)
     real = slice(None) if batch.attention_mask is None else batch.attention_mask
@@ -43,6 +45,18 @@ def test_logits_are_nearer_to_the_dense_model(base: Path, tmp_path: Path, rows_f
     assert float((fitted - dense).norm()) < 0.8 * float((rounded - dense).norm())
     model, _ = load_model(tmp_path / "fitted", quantize=None)
     assert any(isinstance(m, FrozenLinear) for m in model.modules())
+
+
+def test_layers_that_are_not_called_are_said(
+    tmp_path: Path, tiny_tokenizer: Any, rows_file: Path
+) -> None:
+    model = tiny_model_of("mamba")
+    model.save_pretrained(tmp_path / "base")
+    tiny_tokenizer.save_pretrained(tmp_path / "base")
+    report = quantize_calibrated(tmp_path / "base", tmp_path / "fitted", str(rows_file))
+    names = [name for name, _ in model.named_modules() if name.endswith("dt_proj")]
+    assert report["rounded_plainly"] == names
+    assert len(names) < report["quantized_layers"]
 
 
 def test_a_folder_that_is_quantised_already_is_refused(base: Path, tmp_path: Path) -> None:

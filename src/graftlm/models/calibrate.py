@@ -36,10 +36,14 @@ class CalibratedWeights:
 
     Args:
         folder: an existing folder for the files; it must live as long as the weights are read.
+
+    Attributes:
+        plain: the names of those that are rounded plainly, since no call told their inputs.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self.plain: list[str] = []
         self._made: dict[str, tuple[FrozenWeight, dict[str, StoredTensor]]] = {}
 
     def keep(self, name: str, weight: FrozenWeight) -> None:
@@ -111,6 +115,7 @@ def calibrate(
             start(name) if start is not None else store(read(name), layers[name], format, settings)
         )
         made.keep(name, weight.of_type(dtype or weights.dtype(name)))
+        made.plain.append(name)
     if lost := [name for name in layers if name not in made]:
         raise ModelError(
             f"{lost[0]} was never called on the calibration rows, so it cannot be fitted to them "

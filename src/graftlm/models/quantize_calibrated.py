@@ -82,8 +82,8 @@ def quantize_calibrated(
 
     Returns:
         ``out``, ``quantized_layers``, ``quantized_experts`` (matrices; they are rounded plainly),
-        ``calibration``, ``calibration_tokens``, ``bytes`` and
-        ``bytes_before``.
+        ``rounded_plainly`` (the layers that are too, since the model reads their weights without
+        calling them), ``calibration``, ``calibration_tokens``, ``bytes`` and ``bytes_before``.
 
     Raises:
         ConfigError: the format is not registered, or cannot be calibrated or written.
@@ -136,6 +136,7 @@ def quantize_calibrated(
         "out": str(out),
         "quantized_layers": len(layers),
         "quantized_experts": sum(weight.shape[0] for weight in fused.values()),
+        "rounded_plainly": [weight.removesuffix(".weight") for weight in made.plain],
         "calibration": data,
         "calibration_tokens": sum(map(len, rows)),
         "bytes": nbytes,
