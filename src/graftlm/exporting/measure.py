@@ -30,7 +30,7 @@ from graftlm.models.streamed import VOCABULARY_ROWS, StreamedModel
 __all__ = ["Comparison", "Passed", "compare_passes", "kept_share", "pass_over"]
 
 POSITIONS_A_PASS = 512
-LOGITS_BYTES, ADAPTED_BYTES = 16 << 20, 128 << 20
+LOGITS_BYTES, ADAPTED_BYTES = 8 << 20, 128 << 20
 """Of an adapted output layer more at once: each time it is read and widened as a whole."""
 LAYER_POSITIONS = 64
 """The outputs of the layers are compared at so many positions of the longest rows."""

@@ -40,7 +40,7 @@ Reader = Callable[[str], Tensor]
 Before = Callable[[str, nn.Module, Tensor], None]
 """Called with the name of a module, the module and its input, when the module has its weights. It
 may put another parameter in the place of one."""
-VOCABULARY_ROWS = 4096
+VOCABULARY_ROWS = 2048
 
 
 class StreamedModel:
