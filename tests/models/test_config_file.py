@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
 from graftlm.errors import ModelError
 from graftlm.models import load_model, load_tokenizer
@@ -98,7 +98,7 @@ def test_a_config_that_is_no_settings_is_refused(content: bytes, changed: Any) -
 
 def test_every_architecture_of_transformers_passes() -> None:
     seen = 0
-    for kind in MODEL_FOR_CAUSAL_LM_MAPPING:
+    for kind in {*MODEL_FOR_CAUSAL_LM_MAPPING, *MODEL_FOR_MASKED_LM_MAPPING}:
         try:
             tree = json.loads(json.dumps(kind().to_dict(), default=str))
         except Exception:  # one that has no default values

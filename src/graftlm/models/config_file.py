@@ -100,7 +100,7 @@ def _expected(name: str, value: Any) -> str:
     elif name in _POSITIVE:
         if not number or not 0 < value < math.inf:
             return "a number above 0"
-    elif _SHARES.fullmatch(name):
+    elif _SHARES.fullmatch(name) and not isinstance(value, bool):  # ESM switches one on or off
         if not number or not 0 <= value < 1:
             return "a number from 0 to below 1"
     elif name in _ACTIVATIONS:
