@@ -127,7 +127,9 @@ def within_30_seconds(true: Callable[[], bool]) -> bool:
 
 def held_by_the_server(port: int) -> set[int]:
     """The ports of the clients that a server of this process has a connection with."""
-    every = psutil.Process().net_connections("tcp")
+    process = psutil.Process()  # psutil 6 has a new name for it
+    name = "net_connections" if hasattr(process, "net_connections") else "connections"
+    every = getattr(process, name)("tcp")
     return {one.raddr.port for one in every if one.raddr and one.laddr.port == port}
 
 
