@@ -18,7 +18,7 @@ import graftlm
 from graftlm.adapters import lora_parameters, train_through_merge
 from graftlm.adapters.dora import DoRALinear
 from graftlm.adapters.merging import merge_in_place
-from graftlm.errors import ConfigError
+from graftlm.errors import ConfigError, TargetError
 from graftlm.frozen.linear import FrozenLinear, frozen_weight
 from graftlm.frozen.nf4.frozen_nf4 import FrozenNF4
 
@@ -176,3 +176,25 @@ def test_it_is_not_trained_through_the_merge(tiny_llama: Path) -> None:
     assert any(name.endswith("magnitude") for name, _ in lora_parameters(model))
     with pytest.raises(ConfigError, match="DoRALinear has no such form"):
         train_through_merge(model, lambda name: torch.zeros(1))
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+def test_the_output_layer_of_a_loaded_model_can_be_adapted(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    model, _ = graftlm.load_model(tiny_llama, quantize=None)
+    targets = ("q_proj", "lm_head")
+    graftlm.add_lora(model, graftlm.LoRAConfig(rank=4, variant="dora", targets=targets))
+    randomised(model)
+    graftlm.save_adapter(model, tmp_path)
+    plain = transformers.AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
+    with torch.no_grad():
+        expected = peft.PeftModel.from_pretrained(plain, tmp_path).eval()(IDS).logits
+        torch.testing.assert_close(model(IDS).logits, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_module_that_it_does_not_adapt_is_refused_with_its_name(tiny_llama: Path) -> None:
+    model, _ = graftlm.load_model(tiny_llama)
+    config = graftlm.LoRAConfig(rank=4, variant="dora", targets=("embed_tokens",))
+    with pytest.raises(TargetError, match=r"by lora\.variant=dora .* not model\.embed_tokens"):
+        graftlm.add_lora(model, config)

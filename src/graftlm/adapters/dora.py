@@ -32,9 +32,11 @@ from graftlm.frozen.dense import DenseWeight
 from graftlm.frozen.linear import FrozenLinear, frozen_weight
 from graftlm.frozen.weight import FrozenWeight
 from graftlm.kernels.low_rank import add_low_rank
+from graftlm.models.fused import OutputLinear
 
 __all__ = ["DoRALinear"]
 
+_PLAIN = (nn.Linear, Conv1D, OutputLinear)
 SMALLEST = 1e-12
 """A shorter row is taken to be this long: a row of zeros then gives zeros, not NaN."""
 
@@ -55,7 +57,7 @@ class DoRALinear(LoRALinear):
     @classmethod
     def adapts(cls, module: nn.Module) -> bool:
         """Layers whose weight can be read: of a weight format, or plain `nn.Linear`, `Conv1D`."""
-        readable = isinstance(module, FrozenLinear) or type(module) in (nn.Linear, Conv1D)
+        readable = isinstance(module, FrozenLinear) or type(module) in _PLAIN
         return readable and super().adapts(module)
 
     @classmethod
