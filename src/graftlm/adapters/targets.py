@@ -236,8 +236,8 @@ def _unfit(targets: Iterable[Target], variant: str) -> list[str]:
         kinds = " or a ".join(cls.beside for cls in adapter_classes(variant))
         by = "" if variant == "lora" else f" by lora.variant={variant}"
         problems.append(
-            f"only a {kinds} can be adapted{by} (one held in 8 bits by model.embeddings=int8 can't), "
-            f"not {_listed(unfit)}. "
+            f"only a {kinds} can be adapted{by} (one held in 8 bits by model.embeddings=int8 "
+            f"can't), not {_listed(unfit)}. "
             "Make the targets more precise, or exclude these."
         )
     if small:
