@@ -128,7 +128,7 @@ def trained(base: Path, out: Path, text: str, steps: int) -> dict[str, Any]:
     if not (run / "summary.json").exists():
         first, second = (next(out.glob(f"{text}-{part}.*")) for part in ("first", "second"))
         held = out / f"{text}-held{second.suffix}"
-        rows = second.read_text(encoding="utf-8").splitlines()
+        rows = second.read_text(encoding="utf-8").rstrip("\n").split("\n")
         held.write_text("\n".join(rows[:: max(1, len(rows) // 96)][:96]) + "\n", encoding="utf-8")
         command = [sys.executable, "-m", "graftlm", "train", "--method", "qlora", "--json"]
         command += ["--model", str(base), "--data", str(first), "--eval-data", str(held)]

@@ -71,10 +71,10 @@ def main() -> None:
 
 def split(rows: Path, out: Path, count: int, held: int, seed: int) -> tuple[Path, Path]:
     """Write the rows to train on and the held-out ones; the prompt decides."""
-    lines = rows.read_text(encoding="utf-8").splitlines()
+    lines = rows.read_text(encoding="utf-8").rstrip("\n").split("\n")  # a text may hold U+2028
     random.Random(seed).shuffle(lines)
-    aside = [line for line in lines if _bucket(json.loads(line)["prompt"]) == 0]
-    kept = [line for line in lines if _bucket(json.loads(line)["prompt"]) != 0]
+    aside = [line for line in lines if _bucket(line) == 0]
+    kept = [line for line in lines if _bucket(line) != 0]
     paths = out / f"train-{seed}.jsonl", out / "held.jsonl"
     paths[0].write_text("\n".join(kept[: count or None]) + "\n", encoding="utf-8")
     random.Random(0).shuffle(aside)
@@ -82,7 +82,9 @@ def split(rows: Path, out: Path, count: int, held: int, seed: int) -> tuple[Path
     return paths
 
 
-def _bucket(prompt: str) -> int:
+def _bucket(line: str) -> int:
+    row = json.loads(line)
+    prompt = row["prompt"] if "prompt" in row else json.dumps(row["messages"][:-1])
     return int(hashlib.sha256(prompt.encode()).hexdigest(), 16) % 10
 
 

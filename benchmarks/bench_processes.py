@@ -3,7 +3,7 @@
     python benchmarks/bench_processes.py                 all of it, a random Llama of two layers
     python benchmarks/bench_processes.py --quick         a few of each, as the tests run it
     python benchmarks/bench_processes.py memory          memory of a rank, a random Llama of 1.1 B
-    python benchmarks/bench_processes.py --quick --model gemma-3-270m curves     of a real model
+    python benchmarks/bench_processes.py --quick --model gemma-3-270m --learning-rate 1e-5 curves
 
 curves   loss and gradient norm of 1, 2 and 4 processes with the same settings: the largest relative
          difference of the losses from those of one process
@@ -65,6 +65,7 @@ def settings(work: Path, out: str, method: str, engine: str, **train: Any) -> An
     packing, dropout = train.pop("packing", False), train.pop("dropout", 0.0)
     data, lora = train.pop("data", {}), train.pop("lora", {})
     few = {"steps": 30, "batch_size": 7, "learning_rate": 1e-3, "eval_steps": 10, "save_steps": 4}
+    few |= json.loads((work / "train.json").read_text())
     tree = {
         "out": str(work / out),
         "method": method,
@@ -257,6 +258,8 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--model", help="a folder or a built-in model in the place of the tiny one")
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--learning-rate", type=float)
     parser.add_argument("parts", nargs="*", default=["curves", "trained", "resume", "kills"])
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -265,6 +268,9 @@ def main() -> int:
 
         torch.set_num_threads(1)
         write_inputs(work, options.model)
+        chosen = {"steps": options.steps, "learning_rate": options.learning_rate}
+        told = {name: value for name, value in chosen.items() if value is not None}
+        (work / "train.json").write_text(json.dumps(told))
         import graftlm.distributed.joined
         import graftlm.distributed.sharded  # noqa: F401 - imported before the first fork
         from graftlm.training import run  # noqa: F401

@@ -36,7 +36,8 @@ COLUMNS = ("variant", "seed", "rate", "probed", "steps", "before", "after", "sec
 
 def split(source: Path, folder: Path, held: int) -> tuple[Path, Path]:
     """Files of the training rows and of ``held`` rows whose prompts are not trained on."""
-    rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
+    with source.open(encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
     prompts = list(dict.fromkeys(row["prompt"] for row in rows))
     chosen = set(prompts[:: max(1, len(prompts) // held)][:held])
     files = folder / "train.jsonl", folder / "held.jsonl"
