@@ -39,6 +39,8 @@ from random_llama import write_tiny_llama
 # Before torch is imported: a fork keeps no other thread.
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
+CHOSEN: dict[str, Any] = {}
+"""Settings of training that the command line names, in the place of a part's own few."""
 LIMIT = 1e-5
 ENDS_WITHIN = 30.0
 
@@ -65,7 +67,7 @@ def settings(work: Path, out: str, method: str, engine: str, **train: Any) -> An
     packing, dropout = train.pop("packing", False), train.pop("dropout", 0.0)
     data, lora = train.pop("data", {}), train.pop("lora", {})
     few = {"steps": 30, "batch_size": 7, "learning_rate": 1e-3, "eval_steps": 10, "save_steps": 4}
-    few |= json.loads((work / "train.json").read_text())
+    few |= CHOSEN
     tree = {
         "out": str(work / out),
         "method": method,
@@ -269,8 +271,7 @@ def main() -> int:
         torch.set_num_threads(1)
         write_inputs(work, options.model)
         chosen = {"steps": options.steps, "learning_rate": options.learning_rate}
-        told = {name: value for name, value in chosen.items() if value is not None}
-        (work / "train.json").write_text(json.dumps(told))
+        CHOSEN.update({name: value for name, value in chosen.items() if value is not None})
         import graftlm.distributed.joined
         import graftlm.distributed.sharded  # noqa: F401 - imported before the first fork
         from graftlm.training import run  # noqa: F401

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -133,17 +134,24 @@ def held_by_the_server(port: int) -> set[int]:
     return {one.raddr.port for one in every if one.raddr and one.laddr.port == port}
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the sizes of buffers are Linux's")
-def test_a_client_that_takes_nothing_of_its_answer_is_sent_away(serve: Any) -> None:
+@contextlib.contextmanager
+def asked_for_a_stream(port: int) -> Iterator[socket.socket]:
+    """A client with hardly any room, which has asked for 150 tokens as they come."""
     body = json.dumps(CHAT | {"max_tokens": 150, "stream": True}).encode()
-    with serve(Limits(requests=1, send_seconds=0.5)) as port, socket.socket() as deaf:
-        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
-        deaf.settimeout(30)
-        deaf.connect(("127.0.0.1", port))
-        deaf.sendall(
-            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        client.settimeout(30)
+        client.connect(("127.0.0.1", port))
+        client.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
             b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
         )
+        yield client
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the sizes of buffers are Linux's")
+def test_a_client_that_takes_nothing_of_its_answer_is_sent_away(serve: Any) -> None:
+    with serve(Limits(requests=1, send_seconds=0.5)) as port, asked_for_a_stream(port) as deaf:
         address = deaf.getsockname()[1]
         assert within_30_seconds(lambda: ask(port)[0] == 429)
         assert address in held_by_the_server(port)
@@ -152,15 +160,7 @@ def test_a_client_that_takes_nothing_of_its_answer_is_sent_away(serve: Any) -> N
 
 
 def test_a_slow_client_that_takes_something_is_not_sent_away(serve: Any) -> None:
-    body = json.dumps(CHAT | {"max_tokens": 150, "stream": True}).encode()
-    with serve(Limits(send_seconds=0.5)) as port, socket.socket() as slow:
-        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
-        slow.settimeout(30)
-        slow.connect(("127.0.0.1", port))
-        slow.sendall(
-            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
-            b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
-        )
+    with serve(Limits(send_seconds=0.5)) as port, asked_for_a_stream(port) as slow:
         begun, taken = time.monotonic(), b""
         while some := slow.recv(4096):
             taken += some
