@@ -20,9 +20,11 @@ constexpr int64_t kSliceTokens = 64;         // one task where tasks are tokens
 constexpr int64_t kRowsBytes = 512 << 10;    // of W at a time, as prepared, and ...
 constexpr int64_t kTokensBytes = 512 << 10;  // ... of hidden states: together they fit an L2
 constexpr int64_t kGatherRows = 2048;        // gathered from before the next tokens' turn
-// A part that keeps more than an eighth of its logits is full and gives up the tokens that keep more
-// than a quarter. The first partition, the common words of most vocabularies, may keep all.
-constexpr int64_t kFullShare = 8, kFlat = kPartitionRows / 4;
+// A partition gives up a token that keeps more than this share of its logits: that bounds memory, and
+// the exact product is then about as fast. A token's own logits decide, so that its gradient does not
+// depend on the tokens beside it. The first partition, the common words of most vocabularies, keeps
+// several times the share of the others, and tells flat tokens before those are walked.
+constexpr double kMostFirst = 7.0 / 8, kMost = 1.0 / 2;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 // An array that keeps its contents when it grows, and does not initialise.
@@ -71,7 +73,7 @@ class Part {
     sum_.assign(tokens, 0.0f);
     counts_.assign(tokens, 0);
     bound_.assign(bound + token, bound + token_end);
-    const size_t full = tokens * static_cast<size_t>(row_end - row) / (row ? kFullShare : 1);
+    const auto most = static_cast<int64_t>((row ? kMost : kMostFirst) * (row_end - row));
     const WalkState state = {peak_.data() - token, sum_.data() - token, bound_.data() - token,
                              std::log(request.tolerance)};
     const int64_t rows = units(kRowsBytes, kernels.prepared_bytes(kernels.rows, head.dim),
@@ -89,7 +91,7 @@ class Part {
         const size_t room = size_ + static_cast<size_t>((end - row) * (t_end - t) + kWidestVector);
         Candidates found = {keys_.room(size_, room), logits_.room(size_, room), size_};
         kernels.walk({&head, row, end, at, hidden, t, t_end, request.exact_bf16, state}, found);
-        for (; size_ < found.count; size_++) count(size_, full);
+        for (; size_ < found.count; size_++) count(size_, most);
       }
     }
   }
@@ -126,9 +128,9 @@ class Part {
  private:
   int64_t token_of(size_t i) const { return keys_.data[i] / kPartitionRows; }
 
-  void count(size_t i, size_t full) {
+  void count(size_t i, int64_t most) {
     const int64_t at = token_of(i) - first_;
-    if (++counts_[at] > kFlat && i > full) bound_[at] = kInfinity;
+    if (++counts_[at] > most) bound_[at] = kInfinity;
   }
 
   int64_t first_ = 0, row_ = 0;

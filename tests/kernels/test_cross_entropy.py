@@ -162,11 +162,17 @@ def test_a_flat_distribution_is_computed_densely(level: str) -> None:
     )
 
 
-def test_a_position_is_not_changed_by_its_neighbours(level: str) -> None:
-    hidden, weight, targets = confident(100, 9000, 64)
-    together = cross_entropy.forward(hidden, Head(weight), targets)
-    alone = cross_entropy.forward(hidden[83:84], Head(weight), targets[83:84])
-    assert torch.equal(together.grad_hidden[83:84], alone.grad_hidden)
+@pytest.mark.parametrize("beside", [1.0, 0.5, 0.1])
+def test_a_position_is_not_changed_by_its_neighbours(level: str, beside: float) -> None:
+    hidden, weight, targets = confident(100, 13000, 64)
+    own = 0.6 * hidden[:50]  # some keep less than a quarter of their entries, some more
+    alone = cross_entropy.forward(own, Head(weight), targets[:50])
+    together = cross_entropy.forward(torch.cat([own, beside * hidden[50:]]), Head(weight), targets)
+    assert 3 < alone.dense < 47
+    assert torch.equal(together.dropped[:50], alone.dropped)
+    sparse = alone.dropped > 0
+    assert torch.equal(together.grad_hidden[:50][sparse], alone.grad_hidden[sparse])
+    torch.testing.assert_close(together.grad_hidden[:50], alone.grad_hidden, rtol=0, atol=1e-4)
 
 
 def test_not_a_number_is_not_hidden(level: str) -> None:

@@ -22,7 +22,7 @@ __all__ = ["register"]
 
 _CLOSER = 100.0
 """A position that drops too much is computed again with a tolerance lower by this factor."""
-_KEPT_SHARE = 0.08
+_KEPT_SHARE = 0.1
 """Share of the softmax that is kept, for planning: about 1 % in a trained model at the default
 tolerance, 5 to 10 % in one that reads such text for the first time."""
 
