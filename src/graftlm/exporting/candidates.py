@@ -5,8 +5,9 @@
     F-requantized         Q(Q⁻¹Q(W) + Δ)      that, rounded to the format F again
     F-original            Q(W + Δ)            rounded once; after `lora.merge_aware` it is the model
                                               that was trained, to the bit
-    F-feedback            fitted to calibration rows: from F-original towards Q⁻¹Q(W) + Δ, or, if
-                          the adapter was trained on 16 bits, W + Δ by error feedback
+    F-feedback            fitted to calibration rows, towards the live model: from F-original to
+                          Q⁻¹Q(W) + Δ, or, if it was trained on 16 bits, W + Δ by error feedback
+    F-feedback-original   W + Δ by error feedback, if it was trained on F
 
 R rounds to the type of the checkpoint, Q to a weight format. Δ is the adapter's update. What a
 candidate is worth is measured (`measure.py`), not assumed.

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,11 @@ from graftlm.adapters.adapter_folder import base_of
 from graftlm.adapters.adapter_tokenizer import adapter_tokenizer, brings_tokenizer
 from graftlm.adapters.same_base import require_same_base
 from graftlm.errors import ConfigError, GraftLMError
+from graftlm.exporting.calibrated_merge import calibrated_bytes, calibrated_kinds, calibrated_merge
 from graftlm.exporting.candidates import SIXTEEN_BIT, MergeSource, open_source
 from graftlm.exporting.measure import Passed, compare_passes, kept_share, pass_over
 from graftlm.exporting.merge_rows import MergeRows, merge_rows
-from graftlm.exporting.merged_weights import In16Bits, MergedWeights, StoredWeights
+from graftlm.exporting.merged_weights import In16Bits, StoredWeights
 from graftlm.exporting.model_card import card_of_adapter, write_card
 from graftlm.exporting.proof import (
     EffectProof,
@@ -32,23 +33,23 @@ from graftlm.exporting.proof import (
     require_template,
 )
 from graftlm.files import atomic_folder, require_free_space, write_json
-from graftlm.frozen.formats import format_named
 from graftlm.frozen.weight import FrozenWeight
 from graftlm.models import resolve
-from graftlm.models.calibrate import calibrate
 from graftlm.models.load import tokenizer_in
 from graftlm.models.named_weights import named_weights
 from graftlm.models.save import save_tokenizer
-from graftlm.models.stored_folder import storable_layers, stored_bytes, write_folder
+from graftlm.models.stored_folder import stored_bytes, write_folder
 from graftlm.models.streamed import Reader
 from graftlm.system import return_freed_memory
 
-__all__ = ["LEAST_KEPT", "REPORT_NAME", "TooLittleKeptError", "measured_merge"]
+__all__ = ["LEAST_KEPT", "REPORT_NAME", "TooLittleKeptError", "best_of", "measured_merge"]
 
 LEAST_KEPT = 0.9
 REPORT_NAME = "merge_report.json"
 SMALL_FILES_BYTES = 100_000_000
 PROOF_ROWS = 4
+AS_MUCH = 0.01
+"""Shares of a tune that differ by less are not told apart by a few rows."""
 
 
 class TooLittleKeptError(GraftLMError):
@@ -101,9 +102,10 @@ def measured_merge(
     folder, adapter = resolve(name).path, Path(adapter)
     require_same_base(adapter, folder)
     source = open_source(adapter, folder, name, onto, None if to == SIXTEEN_BIT else to)
-    need = stored_bytes(source.weights, to != SIXTEEN_BIT) + SMALL_FILES_BYTES
-    require_free_space(out, need, "Merging")
     fits = to != SIXTEEN_BIT and not source.weights.stored and not source.through_merge
+    need = stored_bytes(source.weights, to != SIXTEEN_BIT) + SMALL_FILES_BYTES
+    need += calibrated_bytes(source) if fits else 0
+    require_free_space(out, need, "Merging")
     size = sum(tensor.numel() for tensor in source.weights.empty.state_dict().values())
     rows = merge_rows(adapter, folder, data, calibration, fits, size)
     with atomic_folder(out) as temporary, tempfile.TemporaryDirectory(dir=temporary) as spill:
@@ -111,10 +113,11 @@ def measured_merge(
         kinds = measuring.kinds()
         for kind in kinds:
             measuring.measure(kind, source.reader(kind))
-        calibrated = None
-        if fits:
-            calibrated = _feedback(source, rows, Path(spill), tell)
-            measuring.measure(f"{to}-feedback", calibrated)
+        calibrated: dict[str, StoredWeights] = {}
+        for kind in calibrated_kinds(source) if fits else ():
+            tell(f"calibrating {kind} on {len(rows.calibration)} rows")
+            calibrated[kind] = calibrated_merge(kind, source, rows, Path(spill))
+            measuring.measure(kind, calibrated[kind])
         chosen = measuring.best(to, onto)
         measuring.forget_live()
         candidate = measuring.report[chosen]
@@ -123,8 +126,7 @@ def measured_merge(
         tell(f"writing {chosen}")
         place = temporary / "model"
         place.mkdir()
-        reader = calibrated if chosen.endswith("-feedback") else source.reader(chosen)
-        assert reader is not None
+        reader = calibrated[chosen] if chosen in calibrated else source.reader(chosen)
         nbytes = _write(source, reader, place)
         tell("opening what was written")
         proof = measuring.prove(reader, place)
@@ -137,7 +139,7 @@ def measured_merge(
             **measuring.losses(),
             "candidates": [{"kind": kind, **one} for kind, one in measuring.report.items()],
             "chosen": chosen,
-            "onto": "original" if chosen.endswith(("-original", "-feedback")) else source.trained,
+            "onto": source.trained if chosen.endswith("quantized") else "original",
             "modules": len(source.updates),
             "left_out": list(source.left_out),
             "untied": source.untied is not None,
@@ -146,7 +148,7 @@ def measured_merge(
             "rows": {
                 "measured": rows.measured_from,
                 "count": len(rows.measured),
-                "calibration": rows.calibration_from if calibrated is not None else None,
+                "calibration": rows.calibration_from if calibrated else None,
             },
             "bytes": nbytes,
             "out": str(out),
@@ -198,7 +200,7 @@ class _Measuring:
         self._live = None
 
     def best(self, to: str, onto: str | None) -> str:
-        """The candidate of the kind ``to`` that is nearest to the live adapter."""
+        """The best candidate of the kind ``to``."""
         kinds = [kind for kind in self.report if kind.startswith(f"{to}-")]
         if onto is not None and to == SIXTEEN_BIT:
             wanted = "original" if onto == "original" else "dequantized"
@@ -208,7 +210,7 @@ class _Measuring:
                 f"this adapter cannot be merged to {to}: the base holds its weights in "
                 f"{self._source.trained} only. Possible: {', '.join(self.report)}"
             )
-        return min(kinds, key=lambda kind: self.report[kind]["kl"])
+        return best_of({kind: self.report[kind] for kind in kinds})
 
     def losses(self) -> dict[str, float]:
         """The losses that all candidates are compared with."""
@@ -237,31 +239,15 @@ class _Measuring:
         return prove(expected, base, found, counted)
 
 
-def _feedback(
-    source: MergeSource, rows: MergeRows, spill: Path, tell: Callable[[str], None]
-) -> StoredWeights:
-    """The merge into a weight format by error feedback.
+def best_of(candidates: Mapping[str, Mapping[str, Any]]) -> str:
+    """The candidate nearest to the live adapter of those that keep most of the tune.
 
-    Its aim is the live model. An adapter that was trained on a base in the format makes up for that
-    base's errors, so the aim is that base plus the update, and plain rounding is the start.
+    These keep as much as the one that keeps most, but for `AS_MUCH`. More than all counts as all.
     """
-    tell(f"calibrating on {len(rows.calibration)} rows")
-    same = source.trained == source.to
-    exact = MergedWeights(source.base() if same else source.original(), source.updates)
-    plain = source.stored(f"{source.to}-original")
-    made = calibrate(
-        source.weights,
-        exact,
-        storable_layers(source.weights),
-        rows.calibration,
-        rows.pad_id,
-        format_named(source.to),
-        source.settings,
-        spill,
-        plain.dtype,
-        plain.stored if same else None,
-    )
-    return dataclasses.replace(plain, made=made)
+    kept = {kind: min(one["kept"], 1.0) for kind, one in candidates.items()}
+    most = max(kept.values())
+    among = [kind for kind in candidates if kept[kind] >= most - AS_MUCH]
+    return min(among, key=lambda kind: candidates[kind]["kl"])
 
 
 def _write(source: MergeSource, reader: Reader, place: Path) -> int:

@@ -22,7 +22,10 @@ from graftlm.models.stored_experts import write_experts
 from graftlm.models.streamed import Reader
 from graftlm.models.streaming import linear_layers, unquantized_names
 
-__all__ = ["storable_experts", "storable_layers", "stored_bytes", "write_folder"]
+__all__ = ["STORED_BYTES", "storable_experts", "storable_layers", "stored_bytes", "write_folder"]
+
+STORED_BYTES = 0.6
+"""Bytes of a weight in 4 bits with its scales, with room."""
 
 
 def storable_layers(weights: NamedWeights) -> dict[str, bool]:
@@ -55,7 +58,7 @@ def stored_bytes(weights: NamedWeights, in_format: bool) -> int:
     total = 0.0
     for name, tensor in weights.empty.state_dict().items():
         if name in layers:
-            total += 0.6 * tensor.numel()
+            total += STORED_BYTES * tensor.numel()
         elif name in weights.keys or name in weights.experts:
             total += weights.dtype(name).itemsize * tensor.numel()
         elif name in weights.joined:
