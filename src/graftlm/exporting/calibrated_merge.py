@@ -5,11 +5,12 @@ the errors of that base. So there are two aims.
 
     F-feedback            the live model, Q⁻¹Q(W) + Δ. Δ is far below a step of the grid, so the
                           codes start from Q(W + Δ) and are refined (`frozen/nf4/refine.py`).
-    F-feedback-original   W + Δ, by error feedback (`frozen/nf4/error_feedback.py`). It needs less
-                          of the grid, and loses what was learned of the base's errors.
+    F-feedback-original   W + Δ, by error feedback (`frozen/nf4/error_feedback.py`). It keeps the
+                          task and loses what was learned of the base's errors, so its answers are
+                          further from the live model's. It is for a tune of which the first one
+                          keeps too little.
 
-Which is better depends on the tune: after a long one the first keeps more, after a short one the
-second. After training on 16 bits both are one, and W + Δ is the live model.
+After training on 16 bits both are one: W + Δ is the live model, and error feedback fits to it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ __all__ = ["calibrated_bytes", "calibrated_kinds", "calibrated_merge"]
 
 
 def calibrated_kinds(source: MergeSource) -> list[str]:
-    """The merges into a weight format that are fitted to calibration rows."""
+    """The merges that are fitted to calibration rows, in the order to try them."""
     kinds = [f"{source.to}-feedback"]
     return kinds if source.trained != source.to else [*kinds, f"{source.to}-feedback-original"]
 

@@ -48,6 +48,8 @@ LEAST_KEPT = 0.9
 REPORT_NAME = "merge_report.json"
 SMALL_FILES_BYTES = 100_000_000
 PROOF_ROWS = 4
+ENOUGH = 0.99
+"""Where a merge that is fitted keeps this share of the tune, no other one is tried."""
 AS_MUCH = 0.01
 """Shares of a tune that differ by less are not told apart by a few rows."""
 
@@ -118,6 +120,8 @@ def measured_merge(
             tell(f"calibrating {kind} on {len(rows.calibration)} rows")
             calibrated[kind] = calibrated_merge(kind, source, rows, Path(spill))
             measuring.measure(kind, calibrated[kind])
+            if measuring.report[kind]["kept"] >= ENOUGH:
+                break  # the next one would take as long again
         chosen = measuring.best(to, onto)
         measuring.forget_live()
         candidate = measuring.report[chosen]

@@ -1,14 +1,20 @@
 """Stores the linear layers of a model one after another, each for the inputs it really gets.
 
-One forward pass over the calibration rows, from the disk. When a linear layer's input X arrives,
+One forward pass from the disk, in which the calibration rows stand twice: as the exact model passes
+them on, with inputs X of a layer, and as the layers stored so far do, with inputs X̂. When they
+arrive at a linear layer, the layer is stored so that its output is that of the exact model
+(asymmetric calibration, GPTAQ, arXiv 2504.02692):
 
-    1. H = Xᵀ X                                  over all tokens of the rows
-    2. Ŵ = the format's `quantize_for(W, H)`
-    3. the pass goes on with Ŵ,
+    Ŵ ≈ argmin ‖X Wᵀ - X̂ Ŵᵀ‖²
+    1. H = X̂ᵀ X̂                                over all tokens of the rows
+    2. T = W + W (X - X̂)ᵀ X̂ (H + λ I)⁻¹        the least squares without rounding
+    3. Ŵ = the format's `quantize_for(T, H)`    which keeps ‖X̂ (T - Ŵ)ᵀ‖ small (GPTQ, 2210.17323)
 
-so each layer is fitted to inputs that contain the errors of the layers before it (GPTQ, arXiv
-2210.17323). A layer whose weight the model reads without calling it is rounded plainly. Memory is
-the activations of the rows and one layer; a stored weight is on the disk as soon as it is made.
+Then the first rows go on with W, and the second with Ŵ. So a layer makes up for the errors of those
+before it, where GPTQ alone passes them on. A layer that gets rows which are not these (a routed
+expert) is fitted to all its inputs, without step 2. A layer whose weight the model reads without
+calling it is rounded plainly. Memory is the activations of the rows, twice, and one layer; a stored
+weight is on the disk as soon as it is made.
 """
 
 from __future__ import annotations
@@ -29,6 +35,9 @@ from graftlm.models.safetensors_file import StoredTensor, read_header, read_tens
 from graftlm.models.streamed import Reader
 
 __all__ = ["CalibratedWeights", "calibrate"]
+
+DAMPING = 0.01
+"""λ as a share of the mean of H's diagonal."""
 
 
 class CalibratedWeights:
@@ -79,7 +88,7 @@ def calibrate(
         weights: of the model's folder.
         read: the exact weights.
         layers: the weights to store, and whether each is held transposed.
-        rows: the calibration rows; they pass together.
+        rows: the calibration rows; they pass together, twice.
         pad_id: any token id.
         format: the format; it defines `quantize_for`.
         settings: its settings.
@@ -93,22 +102,34 @@ def calibrate(
     """
     made = CalibratedWeights(folder)
     batch = collate(rows, pad_id)
+    mask = batch.attention_mask
+    twice = batch.input_ids.repeat(2, 1), None if mask is None else mask.repeat(2, 1)
 
-    def before(name: str, module: nn.Module, x: Tensor) -> None:
+    def before(name: str, module: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor] | None:
         place = f"{name}.weight"
         if place not in layers:
-            return
+            return None
         held: Tensor = module.weight  # type: ignore[assignment]
         weight = held.T.contiguous() if layers[place] else held.detach()
+        exact = _exact_rows(x, twice[0])
         if place not in made:
-            gram = _gram(x, batch.attention_mask)
+            gram, drift = _grams(x, exact, mask)
             kind = dtype or weights.dtype(place)
             known = None if start is None else start(place)
-            made.keep(place, format.quantize_for(weight, settings, gram, kind, known))
+            aim = weight if drift is None else _aim(weight, gram, drift)
+            made.keep(place, format.quantize_for(aim, settings, gram, kind, known))
         dense = made[place].dequantize(torch.float32)
         module.weight = nn.Parameter(dense.T if layers[place] else dense, requires_grad=False)
+        if exact is None:
+            return None
+        lost = x[:exact] @ (weight - dense).T
 
-    weights.streamed(read).run(batch.input_ids, batch.attention_mask, before=before)
+        def restore(y: Tensor) -> Tensor:
+            return torch.cat([y[:exact] + lost, y[exact:]])
+
+        return restore
+
+    weights.streamed(read).run(*twice, before=before)
     unasked = {f"{name}.weight" for names in weights.read_by.values() for name in names}
     for name in [name for name in layers if name in unasked and name not in made]:
         weight = (
@@ -124,9 +145,33 @@ def calibrate(
     return made
 
 
-def _gram(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Xᵀ X over the tokens that are not padding."""
-    flat = x.reshape(-1, x.shape[-1])
-    if mask is not None and x.shape[:-1] == mask.shape:
-        flat = x[mask]
-    return flat.T @ flat
+def _exact_rows(x: Tensor, ids: Tensor) -> int | None:
+    """How many of the first entries of ``x`` belong to the exact model.
+
+    ``x`` is (rows, L, in) or (rows · L, in) for token ids (rows, L); ``None`` if it is neither.
+    """
+    if len(x) == len(ids) or (x.ndim == 2 and len(x) == ids.numel()):
+        return len(x) // 2
+    return None
+
+
+def _grams(x: Tensor, exact: int | None, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """X̂ᵀ X̂ and (X - X̂)ᵀ X̂, over the tokens that are not padding."""
+    if exact is None:
+        flat = x.reshape(-1, x.shape[-1])
+        return flat.T @ flat, None
+    first, second = (part.reshape(-1, x.shape[-1]) for part in (x[:exact], x[exact:]))
+    if mask is not None and len(first) == mask.numel():
+        first, second = first[mask.reshape(-1)], second[mask.reshape(-1)]
+    return second.T @ second, (first - second).T @ second
+
+
+def _aim(weight: Tensor, gram: Tensor, drift: Tensor) -> Tensor:
+    """T, the (out, in) float32 weight whose products with X̂ are nearest to X Wᵀ."""
+    damping = DAMPING * float(gram.diagonal().mean())
+    if not damping > 0:
+        return weight
+    damped = gram.double() + damping * torch.eye(len(gram), dtype=torch.float64)
+    factor = torch.linalg.cholesky(damped)
+    found = torch.cholesky_solve((weight @ drift).double().T, factor).T
+    return weight + found.float()

@@ -37,9 +37,9 @@ __all__ = ["Before", "Reader", "StreamedModel", "decoder_layers"]
 
 Reader = Callable[[str], Tensor]
 """Reads a parameter or buffer by its name in the model, in any floating-point type."""
-Before = Callable[[str, nn.Module, Tensor], None]
+Before = Callable[[str, nn.Module, Tensor], Callable[[Tensor], Tensor] | None]
 """Called with the name of a module, the module and its input, when the module has its weights. It
-may put another parameter in the place of one."""
+may put another parameter in the place of one, and return what changes the module's output."""
 VOCABULARY_ROWS = 2048
 
 
@@ -218,6 +218,7 @@ class StreamedModel:
         if not own and not others:
             return
         stack: list[list[tuple[nn.Module, str, nn.Parameter]]] = []
+        changes: list[Callable[[Tensor], Tensor] | None] = []
 
         def fill(_: nn.Module, args: tuple[Any, ...]) -> None:
             given = []
@@ -228,15 +229,17 @@ class StreamedModel:
                     setattr(holder, key, nn.Parameter(value, requires_grad=False))
                     given.append((holder, key, empty))
             stack.append(given)
-            if before is not None and own and args and args[0].is_floating_point():
-                before(name, module, args[0])
+            asked = before is not None and own and args and args[0].is_floating_point()
+            changes.append(before(name, module, args[0]) if before is not None and asked else None)
 
         def forget(_: nn.Module, __: Any, result: Any) -> Any:
             for holder, key, empty in stack.pop():
                 setattr(holder, key, empty)
             self._release()
-            widen = isinstance(result, Tensor) and result.is_floating_point()
-            return result.float() if widen else None
+            change = changes.pop()
+            if not (isinstance(result, Tensor) and result.is_floating_point()):
+                return None
+            return result.float() if change is None else change(result.float())
 
         hooks.callback(module.register_forward_pre_hook(fill).remove)
         hooks.callback(module.register_forward_hook(forget).remove)
