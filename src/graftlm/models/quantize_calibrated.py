@@ -73,7 +73,7 @@ def quantize_calibrated(
 ) -> dict[str, Any]:
     """Write a model with its linear layers in a format, fitted to rows.
 
-    Peak memory is one layer and the activations of the rows.
+    Peak memory is one layer and the activations of the rows, twice.
 
     Args:
         name: a folder, a Hub id, a `.gguf` file or a built-in name, in 16 or 32 bits.
