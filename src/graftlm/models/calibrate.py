@@ -36,8 +36,9 @@ from graftlm.models.streamed import Reader
 
 __all__ = ["CalibratedWeights", "calibrate"]
 
-DAMPING = 0.01
-"""λ as a share of the mean of H's diagonal."""
+DAMPING = 0.5
+"""λ as a share of the mean of H's diagonal. With little of it, T fits to the errors that the layers
+before it make on the calibration rows only (docs/merge.md)."""
 
 
 class CalibratedWeights:
