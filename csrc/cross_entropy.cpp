@@ -23,7 +23,8 @@ constexpr int64_t kGatherRows = 2048;        // gathered from before the next to
 // A partition gives up a token that keeps more than this share of its logits: that bounds memory, and
 // the exact product is then about as fast. A token's own logits decide, so that its gradient does not
 // depend on the tokens beside it. The first partition, the common words of most vocabularies, keeps
-// several times the share of the others, and tells flat tokens before those are walked.
+// several times the share of the others, and tells flat tokens before those are walked. If it is the
+// only one, it may keep all.
 constexpr double kMostFirst = 7.0 / 8, kMost = 1.0 / 2;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
@@ -73,7 +74,8 @@ class Part {
     sum_.assign(tokens, 0.0f);
     counts_.assign(tokens, 0);
     bound_.assign(bound + token, bound + token_end);
-    const auto most = static_cast<int64_t>((row ? kMost : kMostFirst) * (row_end - row));
+    const double share = row ? kMost : row_end < head.vocabulary ? kMostFirst : 1.0;
+    const auto most = static_cast<int64_t>(share * static_cast<double>(row_end - row));
     const WalkState state = {peak_.data() - token, sum_.data() - token, bound_.data() - token,
                              std::log(request.tolerance)};
     const int64_t rows = units(kRowsBytes, kernels.prepared_bytes(kernels.rows, head.dim),
