@@ -61,9 +61,9 @@ def end(processes: list[int], seconds: float = 300) -> list[int]:
     return [codes[process] for process in processes]
 
 
-def run(world: int, work: Callable[[], object], log: Path, seconds: float = 1800) -> None:
+def run(world: int, work: Callable[[], object], log: Path) -> None:
     """Do ``work`` in ``world`` processes; an error of one is raised with what all have said."""
-    codes = end(start(world, work, log), seconds)
+    codes = end(start(world, work, log), seconds=1800)
     if any(codes):
         said = [log.with_suffix(f".{rank}").read_text()[-1500:] for rank in range(world)]
         raise SystemExit(f"exit codes {codes}\n" + "\n".join(said))

@@ -175,6 +175,13 @@ def test_a_position_is_not_changed_by_its_neighbours(level: str, beside: float) 
     torch.testing.assert_close(together.grad_hidden[:50], alone.grad_hidden, rtol=0, atol=1e-4)
 
 
+def test_a_position_is_the_same_by_itself(level: str) -> None:
+    hidden, weight, targets = confident(100, 9000, 64)
+    together = cross_entropy.forward(hidden, Head(weight), targets)
+    alone = cross_entropy.forward(hidden[83:84], Head(weight), targets[83:84])
+    assert torch.equal(together.grad_hidden[83:84], alone.grad_hidden)
+
+
 def test_not_a_number_is_not_hidden(level: str) -> None:
     hidden, weight, targets = confident(5, 300, 32)
     hidden[3, 7] = torch.nan

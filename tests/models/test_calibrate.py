@@ -34,7 +34,8 @@ def test_the_aim_is_the_damped_least_squares_solution() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "exact"), [((6, 5, 8), 3), ((30, 8), 15), ((7, 8), None), ((12, 5, 8), None)]
+    ("shape", "exact"),
+    [((6, 5, 8), 3), ((30, 8), 15), ((7, 8), None), ((6, 8), None), ((12, 5, 8), None)],
 )
 def test_which_inputs_are_of_the_exact_model(shape: tuple[int, ...], exact: int | None) -> None:
     assert module._exact_rows(torch.zeros(shape), torch.zeros(6, 5)) == exact

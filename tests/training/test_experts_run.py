@@ -108,11 +108,10 @@ def test_the_measured_merge_is_proved_on_experts(
     live, _ = load_model(folders[kind], quantize="nf4")
     before = logits(live)
     load_adapter(live, tmp_path / "run")
-    change = (logits(live) - before).norm()
+    change = (logits(live) - before).abs().max()
     stored = [module for module in merged.modules() if isinstance(module, FrozenExperts)]
     assert bool(stored) == (to == "nf4")
-    # Of all tokens: one that is routed to another expert has other logits altogether.
-    assert (logits(merged) - logits(live)).norm() < (0.4 if stored else 0.01) * change
+    assert (logits(merged) - logits(live)).abs().max() < (0.5 if stored else 0.01) * change
 
 
 def load_adapter_names(folder: Path, adapter: Path) -> list[str]:

@@ -10,11 +10,12 @@ arrive at a linear layer, the layer is stored so that its output is that of the 
     2. T = W + W (X - X̂)ᵀ X̂ (H + λ I)⁻¹        the least squares without rounding
     3. Ŵ = the format's `quantize_for(T, H)`    which keeps ‖X̂ (T - Ŵ)ᵀ‖ small (GPTQ, 2210.17323)
 
-Then the first rows go on with W, and the second with Ŵ. So a layer makes up for the errors of those
-before it, where GPTQ alone passes them on. A layer that gets rows which are not these (a routed
-expert) is fitted to all its inputs, without step 2. A layer whose weight the model reads without
-calling it is rounded plainly. Memory is the activations of the rows, twice, and one layer; a stored
-weight is on the disk as soon as it is made.
+Then the first rows go on with W, and the second with Ŵ. So a layer makes up for the errors of
+those before it, where GPTQ alone passes them on. A mixture of experts is fitted without step 2 (T
+= W): a token that is routed to another expert tells nothing of a layer's error. A layer that gets
+rows which are not these (a routed expert) is fitted to all its inputs, without step 2 too. A layer
+whose weight the model reads without calling it is rounded plainly. Memory is the activations of
+the rows, twice, and one layer; a stored weight is on the disk as soon as it is made.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from graftlm.data.batch import collate
 from graftlm.data.example import Example
 from graftlm.errors import ModelError
 from graftlm.frozen.weight import FrozenWeight, StorageSettings
+from graftlm.models.experts import expert_weights
 from graftlm.models.named_weights import NamedWeights, store
 from graftlm.models.safetensors_file import StoredTensor, read_header, read_tensor
 from graftlm.models.streamed import Reader
@@ -104,6 +106,7 @@ def calibrate(
     made = CalibratedWeights(folder)
     batch = collate(rows, pad_id)
     mask = batch.attention_mask
+    routed = bool(expert_weights(weights.empty))
     twice = batch.input_ids.repeat(2, 1), None if mask is None else mask.repeat(2, 1)
 
     def before(name: str, module: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor] | None:
@@ -117,7 +120,7 @@ def calibrate(
             gram, drift = _grams(x, exact, mask)
             kind = dtype or weights.dtype(place)
             known = None if start is None else start(place)
-            aim = weight if drift is None else _aim(weight, gram, drift)
+            aim = weight if drift is None or routed else _aim(weight, gram, drift)
             made.keep(place, format.quantize_for(aim, settings, gram, kind, known))
         dense = made[place].dequantize(torch.float32)
         module.weight = nn.Parameter(dense.T if layers[place] else dense, requires_grad=False)
@@ -151,7 +154,7 @@ def _exact_rows(x: Tensor, ids: Tensor) -> int | None:
 
     ``x`` is (rows, L, in) or (rows · L, in) for token ids (rows, L); ``None`` if it is neither.
     """
-    if len(x) == len(ids) or (x.ndim == 2 and len(x) == ids.numel()):
+    if len(x) == (ids.numel() if x.ndim == 2 else len(ids)):
         return len(x) // 2
     return None
 
@@ -172,7 +175,7 @@ def _aim(weight: Tensor, gram: Tensor, drift: Tensor) -> Tensor:
     damping = DAMPING * float(gram.diagonal().mean())
     if not damping > 0:
         return weight
-    damped = gram.double() + damping * torch.eye(len(gram), dtype=torch.float64)
+    damped = gram.double() + damping * torch.eye(len(gram), device=gram.device)
     factor = torch.linalg.cholesky(damped)
     found = torch.cholesky_solve((weight @ drift).double().T, factor).T
     return weight + found.float()

@@ -40,6 +40,8 @@ Reader = Callable[[str], Tensor]
 Before = Callable[[str, nn.Module, Tensor], Callable[[Tensor], Tensor] | None]
 """Called with the name of a module, the module and its input, when the module has its weights. It
 may put another parameter in the place of one, and return what changes the module's output."""
+_Given = list[tuple[nn.Module, str, nn.Parameter]]
+"""The parameters that have values for a call: their holder, their name there, what stood there."""
 VOCABULARY_ROWS = 2048
 
 
@@ -217,8 +219,7 @@ class StreamedModel:
         ]
         if not own and not others:
             return
-        stack: list[list[tuple[nn.Module, str, nn.Parameter]]] = []
-        changes: list[Callable[[Tensor], Tensor] | None] = []
+        stack: list[tuple[_Given, Callable[[Tensor], Tensor] | None]] = []
 
         def fill(_: nn.Module, args: tuple[Any, ...]) -> None:
             given = []
@@ -228,15 +229,16 @@ class StreamedModel:
                     value = self._value(place, holder)
                     setattr(holder, key, nn.Parameter(value, requires_grad=False))
                     given.append((holder, key, empty))
-            stack.append(given)
-            asked = before is not None and own and args and args[0].is_floating_point()
-            changes.append(before(name, module, args[0]) if before is not None and asked else None)
+            change = None
+            if before is not None and own and args and args[0].is_floating_point():
+                change = before(name, module, args[0])
+            stack.append((given, change))
 
         def forget(_: nn.Module, __: Any, result: Any) -> Any:
-            for holder, key, empty in stack.pop():
+            given, change = stack.pop()
+            for holder, key, empty in given:
                 setattr(holder, key, empty)
             self._release()
-            change = changes.pop()
             if not (isinstance(result, Tensor) and result.is_floating_point()):
                 return None
             return result.float() if change is None else change(result.float())
